@@ -1,0 +1,46 @@
+// Package api is the tenant-facing HTTP surface that several parts must agree
+// on: paths, header names, content types, and errors in OpenAI's shape.
+//
+// It holds names and one error type, no behaviour of any role. A part that
+// answers a tenant builds an [Error] and calls [Error.Write]; a part that
+// receives one calls [ParseError].
+package api
+
+// Paths of the tenant endpoint (Envoy's port 443).
+const (
+	// PathSealed takes every sealed request; the operation is inside the
+	// envelope, bound to it, because proxies normalise paths.
+	PathSealed = "/v1/sealed"
+	// PathKeys lists the recipients that a request for a model may be sealed to.
+	PathKeys = "/.well-known/mrgc/keys"
+	// PathModels lists the models that are served.
+	PathModels = "/v1/models"
+)
+
+// Request and response headers. Those that the envelope binds are marked; a
+// request carries each of them at most once.
+const (
+	HeaderModel      = "Mrgc-Model"      // bound: the model's name, aliases resolved by the client
+	HeaderTenant     = "Mrgc-Tenant"     // bound: the tenant's name
+	HeaderAffinity   = "Mrgc-Affinity"   // bound: opaque key of a conversation's prefix, may be absent
+	HeaderSize       = "Mrgc-Size"       // bound: bucketed sizes "prompt/output" in tokens, may be absent
+	HeaderRecipients = "Mrgc-Recipients" // bound: key ids in hex, comma separated, in the envelope's order
+	HeaderRequestID  = "Mrgc-Request-Id" // bound: the request id in hex
+	HeaderKeyStatus  = "Mrgc-Key-Status" // response: "stale" when no recipient's key is held any more
+
+	// HeaderDestination and HeaderServed are the names of the Gateway API
+	// inference extension's endpoint picker protocol 1.0.0: the endpoints asked
+	// for, in order of preference, and the one that served.
+	HeaderDestination = "X-Gateway-Destination-Endpoint"
+	HeaderServed      = "X-Gateway-Destination-Endpoint-Served"
+)
+
+// KeyStatusStale is the value of [HeaderKeyStatus] that asks the client to
+// fetch recipients again.
+const KeyStatusStale = "stale"
+
+// Content types of the sealed envelope.
+const (
+	ContentTypeSealedRequest  = "application/mrgc-chunked-req"
+	ContentTypeSealedResponse = "application/mrgc-chunked-res"
+)

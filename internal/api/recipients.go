@@ -1,0 +1,28 @@
+package api
+
+// Recipient is one key that a request may be sealed to, as the keys route and
+// the parents serve it. Whoever passes it on can neither read nor forge it, and
+// is trusted with nothing: the client verifies both fields.
+type Recipient struct {
+	Claims      []byte `json:"claims"`      // deterministic CBOR, hashed as received
+	Attestation []byte `json:"attestation"` // COSE_Sign1 document whose user_data is SHA-256(claims)
+}
+
+// Recipients is the answer of [PathKeys], best candidate first.
+type Recipients struct {
+	Recipients []Recipient `json:"recipients"`
+}
+
+// Model is one entry of [PathModels], in OpenAI's shape.
+type Model struct {
+	ID      string `json:"id"`
+	Object  string `json:"object"` // "model"
+	Created int64  `json:"created"`
+	OwnedBy string `json:"owned_by"`
+}
+
+// Models is the answer of [PathModels].
+type Models struct {
+	Object string  `json:"object"` // "list"
+	Data   []Model `json:"data"`
+}
