@@ -1,0 +1,161 @@
+// Package config is mrgc.yaml: its types, its strict reading, its checks.
+//
+//	cfg, err := config.Load("mrgc.yaml")
+//	if err != nil { … } // every fault at once, a line "mrgc.yaml:12: models[0].name: …" each
+//
+// The field comments below are the reference of the file; mrgc.example.yaml, at
+// the root of the repository, says the same for people who run a cluster. A
+// field that is left out, or null, has its default. What has no default is
+// required. Durations are written "50ms", "15s" or "1m30s"; sizes are in bytes.
+//
+// Reading is strict: an unknown field, a field given twice, a value of another
+// kind, a second document, an anchor or an alias is an error, and a file with an
+// error is refused as a whole. The package reads nothing but the file it is
+// given, and knows no environment variables.
+package config
+
+import (
+	"time"
+
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+// Config is a cluster's configuration. One that Load or Parse returned is valid
+// and complete, and nobody writes to it.
+type Config struct {
+	// Regions of the cluster, at least one.
+	Regions []Region `yaml:"regions"`
+	// Models that the cluster serves, at least one.
+	Models []Model `yaml:"models"`
+	// Tenants that may send requests. Without any, nobody is served.
+	Tenants []Tenant `yaml:"tenants"`
+
+	Limits    Limits    `yaml:"limits"`
+	Picker    Picker    `yaml:"picker"`
+	Fleet     Fleet     `yaml:"fleet"`
+	Listeners Listeners `yaml:"listeners"`
+}
+
+// Region is one region of the cluster.
+type Region struct {
+	// Name in the cluster: 1 to 63 of a-z, 0-9 and '-', no '-' at either end.
+	// Required, unique.
+	Name fleet.Region `yaml:"name"`
+	// AWSRegion is AWS's name of it, such as us-east-1. Required, unique.
+	AWSRegion string `yaml:"aws_region"`
+	// SpillTo lists the regions that take requests when this one has no healthy
+	// instance, first choice first. Default: all others in the file's order. An
+	// empty list: none.
+	SpillTo []fleet.Region `yaml:"spill_to"`
+}
+
+// Model is a model that the cluster serves.
+type Model struct {
+	// Name as tenants ask for it: 1 to 128 of A-Z, a-z, 0-9 and ._/:-.
+	// Required, unique.
+	Name string `yaml:"name"`
+	// ContextTokens is the size of the context, prompt and output together.
+	// Required.
+	ContextTokens int `yaml:"context_tokens"`
+	// MaxOutputTokens is the most that one request may ask for, at most
+	// ContextTokens, which is the default.
+	MaxOutputTokens int `yaml:"max_output_tokens"`
+	// ManifestSHA256 is the SHA-256 of the model's manifest, 64 lower-case hex
+	// digits. Optional; where given, instances with another manifest are not
+	// used.
+	ManifestSHA256 string `yaml:"manifest_sha256"`
+}
+
+// Tenant is someone who may send requests. The file has digests of tokens,
+// never a key.
+type Tenant struct {
+	// Name: 1 to 63 of a-z, 0-9 and '-', no '-' at either end. Required, unique.
+	Name string `yaml:"name"`
+	// EdgeTokenSHA256 has the SHA-256 of each edge token that the tenant may
+	// use, 64 hex digits. At least one; two while a key is replaced.
+	// No two tenants share one.
+	EdgeTokenSHA256 []credential.Digest `yaml:"edge_token_sha256"`
+	// EnclaveTokenSHA256 has the same of the enclave tokens.
+	EnclaveTokenSHA256 []credential.Digest `yaml:"enclave_token_sha256"`
+}
+
+// Limits bound what one request or connection may use.
+type Limits struct {
+	// RequestBodyBytes is the largest body of a request. At least 1024,
+	// default 8 MiB.
+	RequestBodyBytes int `yaml:"request_body_bytes"`
+	// RequestLifetime is how far ahead a sealed request may expire, and so how
+	// long its id is remembered against replay. 1s to 120s, default 60s.
+	RequestLifetime time.Duration `yaml:"request_lifetime"`
+	// ResponseIdleTimeout ends a response that has had no byte for so long. At
+	// least 1s, default 5m.
+	ResponseIdleTimeout time.Duration `yaml:"response_idle_timeout"`
+	// ConcurrentRequestsPerInstance is how many requests an instance has at
+	// once, running and waiting; what comes above gets 429. At least 1, default
+	// 64.
+	ConcurrentRequestsPerInstance int `yaml:"concurrent_requests_per_instance"`
+}
+
+// Picker is how Envoy asks where a request goes.
+type Picker struct {
+	// MessageTimeout is how long Envoy waits for the picker before it chooses by
+	// weight. 1ms to 1s, default 50ms.
+	MessageTimeout time.Duration `yaml:"message_timeout"`
+}
+
+// Fleet is how instances are watched.
+type Fleet struct {
+	// HeartbeatInterval is how often an instance reports. At least 100ms,
+	// default 5s.
+	HeartbeatInterval time.Duration `yaml:"heartbeat_interval"`
+	// StaleAfter is how old a report may be before the instance gets no new
+	// requests. More than twice HeartbeatInterval, so that one lost report costs
+	// nothing. Default 15s.
+	StaleAfter time.Duration `yaml:"stale_after"`
+}
+
+// Listeners are Envoy's ports, 1 to 65535, not the same.
+type Listeners struct {
+	// TenantPort takes tenants' requests over TLS. Default 443.
+	TenantPort int `yaml:"tenant_port"`
+	// HealthPort answers the load balancer's health checks and nothing else.
+	// Default 8080.
+	HealthPort int `yaml:"health_port"`
+}
+
+// defaults is the configuration of an empty file. Defaults that follow from
+// other fields are set by complete.
+func defaults() *Config {
+	return &Config{
+		Limits: Limits{
+			RequestBodyBytes:              8 << 20,
+			RequestLifetime:               time.Minute,
+			ResponseIdleTimeout:           5 * time.Minute,
+			ConcurrentRequestsPerInstance: 64,
+		},
+		Picker:    Picker{MessageTimeout: 50 * time.Millisecond},
+		Fleet:     Fleet{HeartbeatInterval: 5 * time.Second, StaleAfter: 15 * time.Second},
+		Listeners: Listeners{TenantPort: 443, HealthPort: 8080},
+	}
+}
+
+// complete sets the defaults that follow from other fields, where the file says
+// nothing.
+func (c *Config) complete(given places) {
+	for i := range c.Regions {
+		if given.has("regions[%d].spill_to", i) {
+			continue
+		}
+		for j := range c.Regions {
+			if j != i {
+				c.Regions[i].SpillTo = append(c.Regions[i].SpillTo, c.Regions[j].Name)
+			}
+		}
+	}
+	for i := range c.Models {
+		if !given.has("models[%d].max_output_tokens", i) {
+			c.Models[i].MaxOutputTokens = c.Models[i].ContextTokens
+		}
+	}
+}

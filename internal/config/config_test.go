@@ -1,0 +1,156 @@
+package config_test
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/config"
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+const minimal = `
+regions:
+  - {name: use1, aws_region: us-east-1}
+  - {name: use2, aws_region: us-east-2}
+  - {name: usw2, aws_region: us-west-2}
+models:
+  - {name: m, context_tokens: 4096}
+`
+
+var _ = Describe("A configuration", func() {
+	It("has the documented defaults where the file says nothing", func() {
+		Expect(config.Parse("mrgc.yaml", []byte(minimal))).To(Equal(&config.Config{
+			Regions: []config.Region{
+				{Name: "use1", AWSRegion: "us-east-1", SpillTo: []fleet.Region{"use2", "usw2"}},
+				{Name: "use2", AWSRegion: "us-east-2", SpillTo: []fleet.Region{"use1", "usw2"}},
+				{Name: "usw2", AWSRegion: "us-west-2", SpillTo: []fleet.Region{"use1", "use2"}},
+			},
+			Models: []config.Model{{Name: "m", ContextTokens: 4096, MaxOutputTokens: 4096}},
+			Limits: config.Limits{
+				RequestBodyBytes: 8 << 20, RequestLifetime: 60 * time.Second,
+				ResponseIdleTimeout: 5 * time.Minute, ConcurrentRequestsPerInstance: 64,
+			},
+			Picker:    config.Picker{MessageTimeout: 50 * time.Millisecond},
+			Fleet:     config.Fleet{HeartbeatInterval: 5 * time.Second, StaleAfter: 15 * time.Second},
+			Listeners: config.Listeners{TenantPort: 443, HealthPort: 8080},
+		}))
+	})
+
+	It("has the defaults where the file says null", func() {
+		want, err := config.Parse("mrgc.yaml", []byte(minimal))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(config.Parse("mrgc.yaml", []byte(minimal+"tenants:\nlimits: ~\npicker: {message_timeout: null}\n"))).To(Equal(want))
+	})
+
+	DescribeTable("takes what the file says",
+		func(before, after string, got func(*config.Config) any, want any) {
+			text := strings.Replace(minimal, before, after, 1)
+			Expect(text).NotTo(Equal(minimal))
+			cfg, err := config.Parse("mrgc.yaml", []byte(text))
+			Expect(err).NotTo(HaveOccurred())
+			Expect(got(cfg)).To(Equal(want))
+		},
+		Entry("no region to spill to", "us-east-2}", "us-east-2, spill_to: []}",
+			func(c *config.Config) any { return c.Regions[1].SpillTo }, []fleet.Region{}),
+		Entry("regions to spill to, in order", "us-east-2}", "us-east-2, spill_to: [usw2, use1]}",
+			func(c *config.Config) any { return c.Regions[1].SpillTo }, []fleet.Region{"usw2", "use1"}),
+		Entry("a name that looks like a number", "name: m", "name: 0123",
+			func(c *config.Config) any { return c.Models[0].Name }, "0123"),
+		Entry("a name that looks like a truth value", "name: m", "name: yes",
+			func(c *config.Config) any { return c.Models[0].Name }, "yes"),
+		Entry("a digest that looks like a number", "4096}", "4096, manifest_sha256: "+strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)+"}",
+			func(c *config.Config) any { return c.Models[0].ManifestSHA256 }, strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)),
+		Entry("a duration of two units", "models:", "limits: {request_lifetime: 1m30s}\nmodels:",
+			func(c *config.Config) any { return c.Limits.RequestLifetime }, 90*time.Second),
+		Entry("two digests of a tenant", "models:", "tenants: [{name: acme, edge_token_sha256: ["+strings.Repeat("ab", 32)+", "+strings.Repeat("12", 32)+
+			"], enclave_token_sha256: ["+strings.Repeat("ab", 32)+"]}]\nmodels:",
+			func(c *config.Config) any { return c.Tenants[0].EdgeTokenSHA256[1].String() }, strings.Repeat("12", 32)),
+	)
+
+	It("is read from a file, which the errors name", func() {
+		path := filepath.Join(GinkgoT().TempDir(), "mrgc.yaml")
+		Expect(os.WriteFile(path, []byte(minimal), 0o600)).To(Succeed())
+		cfg, err := config.Load(path)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(cfg.Regions).To(HaveLen(3))
+
+		Expect(os.WriteFile(path, []byte(minimal+"bogus: 1\n"), 0o600)).To(Succeed())
+		_, err = config.Load(path)
+		Expect(err).To(MatchError(HavePrefix(path + ":8: unknown field")))
+	})
+
+	It("is not read where there is no file", func() {
+		_, err := config.Load(filepath.Join(GinkgoT().TempDir(), "mrgc.yaml"))
+		Expect(err).To(MatchError(os.ErrNotExist))
+	})
+
+	It("is refused when it is too large, at the limit and not below", func() {
+		const limit = 1 << 20
+		path := filepath.Join(GinkgoT().TempDir(), "mrgc.yaml")
+		for _, size := range []int{limit, limit + 1} {
+			text := minimal + "#" + strings.Repeat("x", size-len(minimal)-1)
+			Expect(os.WriteFile(path, []byte(text), 0o600)).To(Succeed())
+			_, err := config.Load(path)
+			if size <= limit {
+				Expect(err).NotTo(HaveOccurred())
+			} else {
+				Expect(err).To(MatchError(path + ": larger than 1048576 bytes"))
+			}
+		}
+	})
+})
+
+// Each file of testdata/bad ends with the errors that it gives, a comment
+// "# want: …" for each, without the name of the file.
+var _ = Describe("A faulty file", func() {
+	paths, err := filepath.Glob("testdata/bad/*.yaml")
+	if err != nil || len(paths) == 0 {
+		panic("testdata/bad is gone")
+	}
+	for _, path := range paths {
+		It("gives errors that say where: "+filepath.Base(path), func() {
+			text, err := os.ReadFile(path)
+			Expect(err).NotTo(HaveOccurred())
+			var want []string
+			for line := range strings.Lines(string(text)) {
+				if fault, is := strings.CutPrefix(line, "# want: "); is {
+					want = append(want, "mrgc.yaml:"+strings.TrimSuffix(fault, "\n"))
+				}
+			}
+			cfg, err := config.Parse("mrgc.yaml", text)
+			Expect(err).To(HaveOccurred())
+			Expect(strings.Split(err.Error(), "\n")).To(Equal(want))
+			Expect(cfg).To(BeNil())
+		})
+	}
+})
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte(minimal))
+	paths, err := filepath.Glob("testdata/bad/*.yaml")
+	if err != nil {
+		f.Fatal(err)
+	}
+	for _, path := range append(paths, "../../mrgc.example.yaml") {
+		text, err := os.ReadFile(path)
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		cfg, err := config.Parse("mrgc.yaml", data)
+		if (cfg == nil) == (err == nil) {
+			t.Fatalf("want a configuration or an error: %v, %v", cfg, err)
+		}
+		if err != nil && !strings.HasPrefix(err.Error(), "mrgc.yaml:") {
+			t.Fatalf("the error does not say where: %v", err)
+		}
+	})
+}

@@ -1,0 +1,181 @@
+package config
+
+import (
+	"fmt"
+	"regexp"
+	"slices"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+var (
+	tenantName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	awsRegion  = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]+$`)
+	sha256Hex  = regexp.MustCompile(`^[0-9a-f]{64}$`)
+)
+
+// validator checks what the values mean. It says nothing about a value that
+// could not even be read.
+type validator struct {
+	places places
+	broken brokenPaths
+	faults []fault
+}
+
+// check notes a fault at path unless ok.
+func (v *validator) check(ok bool, path, format string, args ...any) {
+	if !ok && !v.broken.at(path) {
+		v.faults = append(v.faults, fault{line: v.places.line(path), path: path, text: fmt.Sprintf(format, args...)})
+	}
+}
+
+func (v *validator) checkErr(err error, path string) {
+	v.check(err == nil, path, "%v", err)
+}
+
+func (v *validator) config(c *Config) {
+	v.check(len(c.Regions) > 0, "regions", "want at least one region")
+	v.check(len(c.Models) > 0, "models", "want at least one model")
+	v.regions(c.Regions)
+	v.models(c.Models)
+	v.tenants(c.Tenants)
+	v.limits(c.Limits)
+	v.check(between(c.Picker.MessageTimeout, time.Millisecond, time.Second), "picker.message_timeout",
+		"%v: want 1ms to 1s", c.Picker.MessageTimeout)
+	v.check(c.Fleet.HeartbeatInterval >= 100*time.Millisecond, "fleet.heartbeat_interval",
+		"%v: want at least 100ms", c.Fleet.HeartbeatInterval)
+	v.check(c.Fleet.StaleAfter > 2*c.Fleet.HeartbeatInterval, "fleet.stale_after",
+		"%v: want more than twice heartbeat_interval (%v)", c.Fleet.StaleAfter, c.Fleet.HeartbeatInterval)
+	v.listeners(c.Listeners)
+}
+
+func (v *validator) regions(regions []Region) {
+	names, awsNames := unique{}, unique{}
+	for i, region := range regions {
+		names.add(string(region.Name), i)
+		awsNames.add(region.AWSRegion, i)
+	}
+	for i, region := range regions {
+		path := fmt.Sprintf("regions[%d]", i)
+		if v.required(region.Name != "", path+".name") {
+			v.checkErr(region.Name.Validate(), path+".name")
+			v.unique(names, string(region.Name), i, "regions", path+".name")
+		}
+		if v.required(region.AWSRegion != "", path+".aws_region") {
+			v.check(awsRegion.MatchString(region.AWSRegion), path+".aws_region",
+				"%q: want AWS's name of a region, such as us-east-1", region.AWSRegion)
+			v.unique(awsNames, region.AWSRegion, i, "regions", path+".aws_region")
+		}
+		if v.places.has("%s.spill_to", path) {
+			v.spillTo(names, region, path+".spill_to")
+		}
+	}
+}
+
+func (v *validator) spillTo(regions unique, region Region, path string) {
+	for i, to := range region.SpillTo {
+		_, known := regions[string(to)]
+		item := fmt.Sprintf("%s[%d]", path, i)
+		switch {
+		case !known:
+			v.check(false, item, "no region is named %q", to)
+		case to == region.Name:
+			v.check(false, item, "%q is the region itself", to)
+		default:
+			v.check(!slices.Contains(region.SpillTo[:i], to), item, "%q is listed twice", to)
+		}
+	}
+}
+
+func (v *validator) models(models []Model) {
+	names := unique{}
+	for i, model := range models {
+		path := fmt.Sprintf("models[%d]", i)
+		names.add(model.Name, i)
+		if v.required(model.Name != "", path+".name") {
+			v.checkErr(fleet.ValidateModel(model.Name), path+".name")
+			v.unique(names, model.Name, i, "models", path+".name")
+		}
+		if v.required(v.places.has("%s.context_tokens", path), path+".context_tokens") {
+			v.check(model.ContextTokens > 0, path+".context_tokens", "%d: want at least 1", model.ContextTokens)
+			v.check(model.ContextTokens < 1 || between(model.MaxOutputTokens, 1, model.ContextTokens), path+".max_output_tokens",
+				"%d: want 1 to context_tokens (%d)", model.MaxOutputTokens, model.ContextTokens)
+		}
+		if v.places.has("%s.manifest_sha256", path) {
+			v.check(sha256Hex.MatchString(model.ManifestSHA256), path+".manifest_sha256",
+				"%q: want 64 lower-case hex digits", model.ManifestSHA256)
+		}
+	}
+}
+
+func (v *validator) tenants(tenants []Tenant) {
+	names, edge, enclave := unique{}, unique{}, unique{}
+	for i, tenant := range tenants {
+		path := fmt.Sprintf("tenants[%d]", i)
+		names.add(tenant.Name, i)
+		if v.required(tenant.Name != "", path+".name") {
+			v.check(tenantName.MatchString(tenant.Name), path+".name",
+				"tenant %q: want 1 to 63 of a-z, 0-9 and '-', no '-' at either end", tenant.Name)
+			v.unique(names, tenant.Name, i, "tenants", path+".name")
+		}
+		v.digests(edge, tenant.EdgeTokenSHA256, i, path+".edge_token_sha256")
+		v.digests(enclave, tenant.EnclaveTokenSHA256, i, path+".enclave_token_sha256")
+	}
+}
+
+// digests checks that a tenant has tokens, and each for itself: one that two
+// tenants share would let either act as the other.
+func (v *validator) digests(seen unique, digests []credential.Digest, tenant int, path string) {
+	if !v.required(len(digests) > 0, path) {
+		return
+	}
+	for i, digest := range digests {
+		item := fmt.Sprintf("%s[%d]", path, i)
+		if v.broken.at(item) {
+			continue
+		}
+		other, twice := seen[digest.String()]
+		v.check(!twice, item, "tenants[%d] has the same", other)
+		seen.add(digest.String(), tenant)
+	}
+}
+
+func (v *validator) limits(l Limits) {
+	v.check(l.RequestBodyBytes >= 1024, "limits.request_body_bytes", "%d: want at least 1024", l.RequestBodyBytes)
+	v.check(between(l.RequestLifetime, time.Second, 2*time.Minute), "limits.request_lifetime",
+		"%v: want 1s to 120s", l.RequestLifetime)
+	v.check(l.ResponseIdleTimeout >= time.Second, "limits.response_idle_timeout",
+		"%v: want at least 1s", l.ResponseIdleTimeout)
+	v.check(l.ConcurrentRequestsPerInstance > 0, "limits.concurrent_requests_per_instance",
+		"%d: want at least 1", l.ConcurrentRequestsPerInstance)
+}
+
+func (v *validator) listeners(l Listeners) {
+	v.check(between(l.TenantPort, 1, 65535), "listeners.tenant_port", "%d: want 1 to 65535", l.TenantPort)
+	v.check(between(l.HealthPort, 1, 65535), "listeners.health_port", "%d: want 1 to 65535", l.HealthPort)
+	v.check(l.TenantPort != l.HealthPort, "listeners.health_port", "%d is tenant_port too", l.HealthPort)
+}
+
+// required notes what is missing. It is false also for what could not be read.
+func (v *validator) required(present bool, path string) bool {
+	v.check(present, path, "is required")
+	return present && !v.broken.at(path)
+}
+
+// unique says at which index of a list each value is first.
+type unique map[string]int
+
+func (u unique) add(value string, i int) {
+	if _, there := u[value]; !there {
+		u[value] = i
+	}
+}
+
+func (v *validator) unique(seen unique, value string, i int, list, path string) {
+	first := seen[value]
+	v.check(first == i, path, "%s[%d] has the same, %q", list, first, value)
+}
+
+func between[T int | time.Duration](value, low, high T) bool { return low <= value && value <= high }

@@ -1,0 +1,101 @@
+// Package fleet is what the cluster knows about its instances: who they are,
+// how they are, and the store that holds it.
+//
+// Instances write themselves into a [Store] (Register, Heartbeat, SetDraining,
+// Deregister); routers read it as a sequence of immutable [Snapshot] values
+// (Watch). Nothing on a request's path touches a store: a router serves from
+// the last snapshot it saw, however old.
+package fleet
+
+import (
+	"context"
+	"errors"
+	"time"
+)
+
+// Region is an AWS region's short name: use1, use2 or usw2.
+type Region string
+
+// Instance is a GPU instance as its parent service registers it.
+// [Instance.Validate] says what each field may hold.
+type Instance struct {
+	ID      string // unique over all regions: "use1-0", "i-0abc…"
+	Region  Region
+	Zone    string // availability zone, "use1-az1"
+	Address string // parent's address as IP:port, what Envoy dials
+	Models  []string
+	// KeyIDs are the key ids (8 bytes in hex) of the sealed-request recipients
+	// that the instance's enclave holds. They change with every enclave start.
+	KeyIDs []string
+
+	Draining bool // set by SetDraining: takes no new requests
+	Health   Health
+	Load     Load
+
+	RegisteredAt time.Time
+	HeartbeatAt  time.Time
+	Version      int64 // counts the writes to this instance
+}
+
+// Health is what the parent sees of its instance. The zero value is unhealthy.
+type Health struct {
+	Enclave bool   // answers, and its recipients' claims are valid
+	Engine  bool   // answers, and the model is loaded
+	Reason  string // why not, for people; empty when healthy
+}
+
+// OK says whether every part is healthy.
+func (h Health) OK() bool { return h.Enclave && h.Engine }
+
+// Load is what an instance is doing.
+type Load struct {
+	Running int           // requests in the engine
+	Queued  int           // requests that wait for a slot
+	Slots   int           // requests that the engine runs at once; 0: not known
+	Latency time.Duration // mean time to first byte over the last minute; 0: not known
+}
+
+// Heartbeat is what an instance reports of itself.
+type Heartbeat struct {
+	ID     string
+	Health Health
+	Load   Load
+}
+
+// ErrNotFound is returned for an instance that is not registered. A parent
+// that gets it from Heartbeat registers again.
+var ErrNotFound = errors.New("instance is not registered")
+
+// RefreshInterval is how often Watch sends a snapshot when nothing changes.
+const RefreshInterval = 5 * time.Second
+
+// Store holds the fleet. Implementations are safe for concurrent use, also by
+// several processes on the same data, and lose no update: two writers of
+// different fields of one instance both take effect.
+//
+// Every method checks what it is given and returns an error that names the
+// field before it writes anything.
+type Store interface {
+	// Register adds an instance or replaces its registration. RegisteredAt,
+	// HeartbeatAt and Version are the store's to set; Draining is kept when the
+	// instance exists already (a restart does not end a drain).
+	Register(ctx context.Context, in Instance) error
+	// Heartbeat updates health and load, and the time of the heartbeat.
+	Heartbeat(ctx context.Context, hb Heartbeat) error
+	// SetDraining starts or ends a drain.
+	SetDraining(ctx context.Context, id string, draining bool) error
+	// Deregister removes an instance; one that is not there is no error.
+	Deregister(ctx context.Context, id string) error
+	// Snapshot reads all instances, strongly consistent within a region.
+	Snapshot(ctx context.Context) (*Snapshot, error)
+	// Watch sends the present snapshot, then one after each change, and one
+	// every [RefreshInterval] without a change, so that Snapshot.At advances as
+	// long as the store can be read. Snapshots are coalesced: a slow reader gets
+	// the newest, never an old one after a newer. It never blocks a writer.
+	// While the store cannot be read it sends nothing and keeps trying; the
+	// channel is closed when ctx ends or the store is closed, and only then.
+	Watch(ctx context.Context) <-chan *Snapshot
+	// Close ends every Watch and waits for it. Other methods return an error
+	// afterwards; closing again does nothing.
+	Close() error
+}

@@ -1,0 +1,66 @@
+package sqlite
+
+import (
+	"context"
+	"database/sql"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+const snapshotSQL = `
+SELECT id, region, zone, address, models, key_ids, draining, enclave_ok, engine_ok, reason,
+	running, queued, slots, latency_ns, registered_at_ns, heartbeat_at_ns, version
+FROM instances`
+
+// queryer is a pool of connections, or one of them.
+type queryer interface {
+	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
+}
+
+// readSnapshot reads all instances in one statement, and so as of one moment.
+func readSnapshot(ctx context.Context, from queryer, at time.Time) (*fleet.Snapshot, error) {
+	rows, err := from.QueryContext(ctx, snapshotSQL)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = rows.Close() }() // a failure to read is in rows.Err
+	var instances []*fleet.Instance
+	for rows.Next() {
+		in, err := scanInstance(rows)
+		if err != nil {
+			return nil, err
+		}
+		instances = append(instances, in)
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return fleet.NewSnapshot(at.Round(0).UTC(), instances), nil
+}
+
+func scanInstance(rows *sql.Rows) (*fleet.Instance, error) {
+	var (
+		in                         fleet.Instance
+		models, keyIDs             []byte
+		latency, registered, heard int64
+	)
+	err := rows.Scan(&in.ID, &in.Region, &in.Zone, &in.Address, &models, &keyIDs, &in.Draining,
+		&in.Health.Enclave, &in.Health.Engine, &in.Health.Reason,
+		&in.Load.Running, &in.Load.Queued, &in.Load.Slots, &latency, &registered, &heard, &in.Version)
+	if err != nil {
+		return nil, err
+	}
+	if err := json.Unmarshal(models, &in.Models); err != nil {
+		return nil, fmt.Errorf("instance %s: models: %w", in.ID, err)
+	}
+	if err := json.Unmarshal(keyIDs, &in.KeyIDs); err != nil {
+		return nil, fmt.Errorf("instance %s: key ids: %w", in.ID, err)
+	}
+	in.Load.Latency = time.Duration(latency)
+	in.RegisteredAt = time.Unix(0, registered).UTC()
+	in.HeartbeatAt = time.Unix(0, heard).UTC()
+	return &in, nil
+}

@@ -1,0 +1,117 @@
+package fleet
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"slices"
+)
+
+var (
+	// A label fits a DNS label (RFC 1123 section 2.1), a segment of a SPIFFE
+	// path and a metric's label alike.
+	label     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
+	modelName = regexp.MustCompile(`^[A-Za-z0-9._/:-]{1,128}$`)
+	keyID     = regexp.MustCompile(`^[0-9a-f]{16}$`)
+)
+
+const labelRule = "want 1 to 63 of a-z, 0-9 and '-', no '-' at either end"
+
+// Validate checks everything that the instance's parent says of it, and
+// nothing that the store sets. The error names the first field at fault.
+func (in *Instance) Validate() error {
+	if err := ValidateID(in.ID); err != nil {
+		return err
+	}
+	if err := in.Region.Validate(); err != nil {
+		return fmt.Errorf("instance %s: %w", in.ID, err)
+	}
+	if in.Zone != "" && !label.MatchString(in.Zone) {
+		return fmt.Errorf("instance %s: zone %q: %s, or nothing", in.ID, in.Zone, labelRule)
+	}
+	if err := validateAddress(in.Address); err != nil {
+		return fmt.Errorf("instance %s: %w", in.ID, err)
+	}
+	for i, model := range in.Models {
+		if err := ValidateModel(model); err != nil {
+			return fmt.Errorf("instance %s: models[%d]: %w", in.ID, i, err)
+		}
+		if slices.Contains(in.Models[:i], model) {
+			return fmt.Errorf("instance %s: models[%d]: %q is listed twice", in.ID, i, model)
+		}
+	}
+	for i, kid := range in.KeyIDs {
+		if !keyID.MatchString(kid) {
+			return fmt.Errorf("instance %s: key ids[%d]: %q: want 16 lower-case hex digits", in.ID, i, kid)
+		}
+		if slices.Contains(in.KeyIDs[:i], kid) {
+			return fmt.Errorf("instance %s: key ids[%d]: %s is listed twice", in.ID, i, kid)
+		}
+	}
+	return in.Load.validate(in.ID)
+}
+
+// Validate checks a heartbeat. The error names the first field at fault.
+func (hb *Heartbeat) Validate() error {
+	if err := ValidateID(hb.ID); err != nil {
+		return err
+	}
+	return hb.Load.validate(hb.ID)
+}
+
+// Validate checks a region's name.
+func (r Region) Validate() error {
+	if !label.MatchString(string(r)) {
+		return fmt.Errorf("region %q: %s", string(r), labelRule)
+	}
+	return nil
+}
+
+// ValidateID checks an instance's ID.
+func ValidateID(id string) error {
+	if !label.MatchString(id) {
+		return fmt.Errorf("instance id %q: %s", id, labelRule)
+	}
+	return nil
+}
+
+// ValidateModel checks a model's name. What passes fits into a header and into
+// the name of an Envoy cluster as it is.
+func ValidateModel(name string) error {
+	if !modelName.MatchString(name) {
+		return fmt.Errorf("model %q: want 1 to 128 of A-Z, a-z, 0-9 and ._/:-", name)
+	}
+	return nil
+}
+
+// validateAddress wants the one way to write an address, because the picker's
+// choice and Envoy's endpoint are compared as text.
+func validateAddress(address string) error {
+	parsed, err := netip.ParseAddrPort(address)
+	switch {
+	case err != nil || parsed.Port() == 0:
+		return fmt.Errorf("address %q: want IP:port", address)
+	case parsed.Addr().IsUnspecified():
+		return fmt.Errorf("address %q: nobody can dial the unspecified address", address)
+	case parsed.Addr().Is4In6() || parsed.Addr().Zone() != "" || parsed.String() != address:
+		return fmt.Errorf("address %q: not in its canonical form, without a zone", address)
+	}
+	return nil
+}
+
+func (l *Load) validate(id string) error {
+	for _, field := range []struct {
+		name  string
+		value int64
+	}{
+		{"running", int64(l.Running)},
+		{"queued", int64(l.Queued)},
+		{"slots", int64(l.Slots)},
+		{"latency", int64(l.Latency)},
+	} {
+		if field.value < 0 {
+			return fmt.Errorf("instance %s: load: %s is negative", id, field.name)
+		}
+	}
+	return nil
+}
