@@ -1,0 +1,226 @@
+package extproc
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"slices"
+	"sync/atomic"
+	"time"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"google.golang.org/grpc"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
+)
+
+// Config is what a [Picker] needs. Fields without a default are required.
+type Config struct {
+	// Region is the picker's own; its instances are preferred.
+	Region fleet.Region
+	// SpillTo lists the regions that take over when no local recipient is ready,
+	// in order of preference. Instances of any other region are never picked.
+	SpillTo []fleet.Region
+	// View gives the latest snapshot of the fleet, or nil while there is none. It
+	// is called once for each request and must not block.
+	View func() *fleet.Snapshot
+	// StaleAfter is the age of a heartbeat from which its instance is not ready;
+	// see fleet.Snapshot.Ready.
+	StaleAfter time.Duration
+	// Authenticate says whether a bearer token is the tenant's. It compares in
+	// constant time, does not block, and does not keep bearer, which is wiped
+	// afterwards.
+	Authenticate func(tenant string, bearer []byte) bool
+	// InFlightTimeout is after what time a request counts as ended although
+	// nobody said so. Default: [DefaultInFlightTimeout].
+	InFlightTimeout time.Duration
+
+	Now     func() time.Time      // default: time.Now
+	Logger  *slog.Logger          // default: none
+	Metrics prometheus.Registerer // default: metrics are kept and not published
+}
+
+// DefaultInFlightTimeout is longer than any request takes that a person waits
+// for. Too short, and a long request stops counting as load; too long, and a
+// lost log entry counts as load.
+const DefaultInFlightTimeout = 10 * time.Minute
+
+// Picker implements Envoy's external processor and access log services. It is
+// safe for concurrent use.
+type Picker struct {
+	extprocv3.UnimplementedExternalProcessorServer
+	accesslogv3.UnimplementedAccessLogServiceServer
+
+	regions      []fleet.Region // own first
+	view         func() *fleet.Snapshot
+	staleAfter   time.Duration
+	authenticate func(string, []byte) bool
+	now          func() time.Time
+	log          *slog.Logger
+	metrics      *metrics
+	inFlight     *InFlight
+
+	latest atomic.Pointer[index] // of the last snapshot seen; nil before the first
+}
+
+// New makes a picker and registers its metrics.
+func New(cfg Config) (*Picker, error) {
+	if err := cfg.check(); err != nil {
+		return nil, fmt.Errorf("extproc: %w", err)
+	}
+	if cfg.InFlightTimeout == 0 {
+		cfg.InFlightTimeout = DefaultInFlightTimeout
+	}
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	p := &Picker{
+		regions:      append([]fleet.Region{cfg.Region}, cfg.SpillTo...),
+		view:         cfg.View,
+		staleAfter:   cfg.StaleAfter,
+		authenticate: cfg.Authenticate,
+		now:          cfg.Now,
+		log:          cfg.Logger,
+		inFlight:     NewInFlight(cfg.InFlightTimeout),
+	}
+	m, err := newMetrics(cfg.Metrics, cfg.Region, p.inFlightByInstance)
+	if err != nil {
+		return nil, fmt.Errorf("extproc: register metrics: %w", err)
+	}
+	p.metrics = m
+	return p, nil
+}
+
+func (cfg *Config) check() error {
+	switch {
+	case cfg.Region == "":
+		return errors.New("config: Region is empty")
+	case cfg.View == nil:
+		return errors.New("config: View is nil")
+	case cfg.Authenticate == nil:
+		return errors.New("config: Authenticate is nil: a picker that lets everyone in is not allowed")
+	case cfg.StaleAfter <= 0:
+		return fmt.Errorf("config: StaleAfter is %v, must be positive", cfg.StaleAfter)
+	case cfg.InFlightTimeout < 0:
+		return fmt.Errorf("config: InFlightTimeout is %v, must not be negative", cfg.InFlightTimeout)
+	}
+	for i, region := range cfg.SpillTo {
+		if region == "" || region == cfg.Region || slices.Contains(cfg.SpillTo[:i], region) {
+			return fmt.Errorf("config: SpillTo[%d] is %q: must be another region, named once", i, region)
+		}
+	}
+	return nil
+}
+
+// Process answers one request of Envoy's: a stream is one HTTP request. Only
+// its headers are asked for; any other message, which a differently configured
+// filter sends, is answered with leave to go on.
+func (p *Picker) Process(stream grpc.BidiStreamingServer[extprocv3.ProcessingRequest, extprocv3.ProcessingResponse]) error {
+	for {
+		message, err := stream.Recv()
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return err // gRPC's own: Envoy has gone, with or without our answer
+		}
+		headers := message.GetRequestHeaders()
+		if headers == nil {
+			if answer := proceed(message); answer != nil {
+				if err := stream.Send(answer); err != nil {
+					return err
+				}
+			}
+			continue
+		}
+		answer, envoyID := p.answer(stream.Context(), headers)
+		if err := stream.Send(answer); err != nil {
+			p.inFlight.Done(envoyID) // Envoy never heard of the pick
+			return err
+		}
+	}
+}
+
+// answer decides over one request. The id is that under which the request is
+// now in flight, empty when it is not.
+func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*extprocv3.ProcessingResponse, string) {
+	start := p.now()
+	req := readHeaders(headers.GetHeaders().GetHeaders())
+	decision, refusal := p.decide(&req)
+	wipe(headers.GetHeaders().GetHeaders())
+	clear(req.bearer)
+	p.metrics.duration.Observe(p.now().Sub(start).Seconds())
+
+	if refusal != nil {
+		p.metrics.picks.WithLabelValues(refusal.Code).Inc()
+		p.log.LogAttrs(ctx, slog.LevelDebug, "request refused",
+			slog.String("code", refusal.Code), slog.String("param", refusal.Param), slog.String("request_id", req.envoyID))
+		return refuse(refusal), ""
+	}
+	p.metrics.picks.WithLabelValues(string(decision.Reason)).Inc()
+	p.inFlight.Add(req.envoyID, decision.Instances[0].ID, start)
+	return steer(decision.Destination()), req.envoyID
+}
+
+// decide checks a request, cheapest and least revealing first, and picks.
+func (p *Picker) decide(req *request) (routing.Decision, *api.Error) {
+	var none routing.Decision
+	switch {
+	case !req.sealed:
+		return none, errNotSealed()
+	case req.fault != "":
+		return none, errInvalidHeader(req.fault)
+	case len(req.bearer) == 0 || !p.authenticate(req.tenant, req.bearer):
+		return none, errInvalidAPIKey()
+	}
+	ix := p.index()
+	switch {
+	case ix == nil:
+		return none, errNotReady()
+	case !ix.serves(req.model):
+		return none, errModelNotFound(req.model)
+	}
+	var buf [8]routing.Candidate // few requests have more recipients: no allocation
+	decision := routing.Pick(routing.Request{
+		ID:         req.id,
+		Model:      req.model,
+		Recipients: req.recipients,
+		Regions:    p.regions,
+	}, ix.candidates(buf[:0], req.recipients, p.inFlight))
+	if len(decision.Instances) > 0 {
+		return decision, nil
+	}
+	if decision.Reason == routing.ReasonNoRecipientReady {
+		return none, errNotReady()
+	}
+	return none, errStaleRecipients() // keys of nobody, or of another model's instances
+}
+
+// InFlight is how many requests this picker has sent to an instance and not
+// seen end.
+func (p *Picker) InFlight(instanceID string) int {
+	p.inFlight.Expire(p.now())
+	return p.inFlight.Count(instanceID)
+}
+
+// inFlightByInstance counts for every instance of the fleet, the idle included,
+// and for those that have left it with requests in flight.
+func (p *Picker) inFlightByInstance() map[string]int {
+	p.inFlight.Expire(p.now())
+	counts := p.inFlight.Counts()
+	if snapshot := p.view(); snapshot != nil {
+		for _, in := range snapshot.Instances {
+			counts[in.ID] += 0
+		}
+	}
+	return counts
+}
