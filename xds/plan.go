@@ -1,0 +1,111 @@
+package xds
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+// plan is what the resources of one region are rendered from: the settings, and
+// for each cluster its endpoints by priority. It holds values alone.
+type plan struct {
+	config   Config
+	region   fleet.Region
+	clusters []clusterPlan // of the models, in the order of Config.Models
+	cert     certificate
+}
+
+// clusterPlan is a model and the regions in which it may run. The hard rule of
+// where a request may go is in the choice of cluster, so that it holds when
+// the picker is away.
+type clusterPlan struct {
+	name      string
+	model     string
+	endpoints [][]endpoint // by priority; the local region's first
+}
+
+// endpoint is an instance as Envoy sees it.
+type endpoint struct {
+	id      string
+	address netip.AddrPort
+	region  fleet.Region
+	zone    string
+	weight  uint32
+}
+
+// maxWeight and weightStep quantise weights: a change of less than a step is
+// not worth the load balancer that Envoy rebuilds for it.
+const (
+	maxWeight  = 100
+	weightStep = 5
+)
+
+// quantise rounds a score to the nearest step. The least is 1: an endpoint that
+// should have no traffic is not in the set, and Envoy does not take weight 0.
+func quantise(score uint32) uint32 {
+	score = min(score, maxWeight)
+	return max(1, (score+weightStep/2)/weightStep*weightStep)
+}
+
+// clusterName names the cluster of a model restricted to a set of regions.
+func clusterName(model string, allowed []fleet.Region) string {
+	names := make([]string, len(allowed))
+	for i, r := range allowed {
+		names[i] = string(r)
+	}
+	slices.Sort(names)
+	return model + "@" + strings.Join(names, "_")
+}
+
+// newPlan chooses the endpoints for the Envoys of a region. The order of
+// allowed is the order of priority.
+func newPlan(config Config, region fleet.Region, allowed []fleet.Region, usable []dialableInstance, cert certificate) plan {
+	p := plan{config: config, region: region, cert: cert}
+	for _, model := range config.Models {
+		c := clusterPlan{name: clusterName(model, allowed), model: model}
+		for _, from := range allowed {
+			var endpoints []endpoint
+			for _, in := range usable {
+				if in.Region == from && slices.Contains(in.Models, model) {
+					endpoints = append(endpoints, endpoint{
+						id: in.ID, address: in.address, region: in.Region, zone: in.Zone, weight: quantise(config.Weight(in.Instance)),
+					})
+				}
+			}
+			c.endpoints = append(c.endpoints, endpoints)
+		}
+		p.clusters = append(p.clusters, c)
+	}
+	return p
+}
+
+// dialableInstance is an instance that Envoy can be sent.
+type dialableInstance struct {
+	*fleet.Instance
+	address netip.AddrPort
+}
+
+// dialable reads the instances' addresses. An instance whose address Envoy
+// could not dial, or that another has taken, is left out and named in the
+// error; one bad registration must not stop the news of all others.
+func dialable(instances []*fleet.Instance) (usable []dialableInstance, err error) {
+	owner := map[netip.AddrPort]string{}
+	for _, in := range instances {
+		address, parseErr := netip.ParseAddrPort(in.Address)
+		if parseErr != nil || address.Port() == 0 || address.Addr().Zone() != "" {
+			err = errors.Join(err, fmt.Errorf("instance %s: address %q is not IP:port", in.ID, in.Address))
+			continue
+		}
+		if other, taken := owner[address]; taken {
+			err = errors.Join(err, fmt.Errorf("instance %s: address %s is that of %s", in.ID, address, other))
+			continue
+		}
+		owner[address] = in.ID
+		usable = append(usable, dialableInstance{in, address})
+	}
+	return usable, err
+}

@@ -1,0 +1,144 @@
+package xds
+
+import (
+	"math"
+	"net/http"
+	"time"
+
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	routev3 "github.com/envoyproxy/go-control-plane/envoy/config/route/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
+	previoushostsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/retry/host/previous_hosts/v3"
+	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/mrgc/mrgc/internal/api"
+)
+
+// tenantRoutes is the name of the tenants' route configuration.
+const tenantRoutes = "tenants"
+
+// routeConfiguration says which request goes where; the first route that
+// matches wins. Only a sealed request for a known model asks the picker: all
+// other answers are the same without it.
+func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
+	unpicked := r.pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
+	var routes []*routev3.Route
+	add := func(name string, match *routev3.RouteMatch) *routev3.Route {
+		route := &routev3.Route{Name: name, Match: match, TypedPerFilterConfig: map[string]*anypb.Any{extProcFilter: unpicked}}
+		routes = append(routes, route)
+		return route
+	}
+	answer := func(name string, match *routev3.RouteMatch, e *api.Error) {
+		add(name, match).Action = directResponse(e)
+	}
+
+	add("keys", exactPath(http.MethodGet, api.PathKeys)).Action = toRouter(p)
+	add("models", exactPath(http.MethodGet, api.PathModels)).Action = toRouter(p)
+	answer("too-large", exactPath(http.MethodPost, api.PathSealed, bodyOver(p.config.MaxBodyBytes)),
+		api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is larger than %d bytes", p.config.MaxBodyBytes))
+	for _, c := range p.clusters {
+		route := add("model/"+c.model, exactPath(http.MethodPost, api.PathSealed, sealed(), exactHeader(api.HeaderModel, c.model)))
+		route.TypedPerFilterConfig = nil
+		route.Action = toCluster(r, c)
+		route.ResponseHeadersToAdd = []*corev3.HeaderValueOption{setHeader(api.HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%")}
+		// What can be sent again is what is kept: by default a body over the
+		// connection's buffer limit would lose its retries.
+		route.RequestBodyBufferLimit = wrapperspb.UInt64(uint64(p.config.MaxBodyBytes)) //nolint:gosec // checked not to be negative
+	}
+	answer("unknown-model", exactPath(http.MethodPost, api.PathSealed, sealed(), present(api.HeaderModel)),
+		api.Errorf(http.StatusNotFound, "model_not_found", "the model that %s names is not served here; GET %s lists those that are", api.HeaderModel, api.PathModels))
+	answer("not-sealed", prefix(http.MethodPost, "/v1/"),
+		api.Errorf(http.StatusBadRequest, "request_not_sealed", "this endpoint takes sealed requests alone (POST %s, Content-Type %s, %s): point your client at `mrgc connect`, or use the Go client",
+			api.PathSealed, api.ContentTypeSealedRequest, api.HeaderModel))
+	answer("not-found", &routev3.RouteMatch{PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: "/"}},
+		api.Errorf(http.StatusNotFound, "not_found", "there is nothing at this path"))
+
+	return &routev3.RouteConfiguration{
+		Name:                    tenantRoutes,
+		ResponseHeadersToRemove: []string{"server"},
+		VirtualHosts:            []*routev3.VirtualHost{{Name: tenantRoutes, Domains: []string{"*"}, Routes: routes}},
+	}
+}
+
+// toCluster sends a request to an instance, and to another one as long as the
+// first has not had it: it could not be reached, refused the stream, or
+// answered 503. There is no time limit but for silence: an answer may be long.
+func toCluster(r *renderer, c clusterPlan) *routev3.Route_Route {
+	return &routev3.Route_Route{Route: &routev3.RouteAction{
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: c.name},
+		Timeout:          durationpb.New(0),
+		IdleTimeout:      durationpb.New(streamIdle),
+		RetryPolicy: &routev3.RetryPolicy{
+			RetryOn:              "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+			RetriableStatusCodes: []uint32{http.StatusServiceUnavailable},
+			NumRetries:           wrapperspb.UInt32(2),
+			// Without it a list of picks that has run out ends where it began.
+			RetryHostPredicate: []*routev3.RetryPolicy_RetryHostPredicate{{
+				Name:       "envoy.retry_host_predicates.previous_hosts",
+				ConfigType: &routev3.RetryPolicy_RetryHostPredicate_TypedConfig{TypedConfig: r.pack(&previoushostsv3.PreviousHostsPredicate{})},
+			}},
+			HostSelectionRetryMaxAttempts: 3,
+		},
+	}}
+}
+
+// toRouter asks the region's routers, any of which knows the answer.
+func toRouter(p plan) *routev3.Route_Route {
+	return &routev3.Route_Route{Route: &routev3.RouteAction{
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: p.config.Names.RouterHTTP},
+		Timeout:          durationpb.New(5 * time.Second),
+		RetryPolicy: &routev3.RetryPolicy{
+			RetryOn:    "connect-failure,refused-stream,reset-before-request",
+			NumRetries: wrapperspb.UInt32(2),
+		},
+	}}
+}
+
+func directResponse(e *api.Error) *routev3.Route_DirectResponse {
+	return &routev3.Route_DirectResponse{DirectResponse: &routev3.DirectResponseAction{
+		Status: uint32(e.Status), //nolint:gosec // an HTTP status
+		Body:   &corev3.DataSource{Specifier: &corev3.DataSource_InlineBytes{InlineBytes: e.Body()}},
+	}}
+}
+
+// exactPath matches a path with or without a query.
+func exactPath(method, path string, also ...*routev3.HeaderMatcher) *routev3.RouteMatch {
+	return &routev3.RouteMatch{
+		PathSpecifier: &routev3.RouteMatch_Path{Path: path},
+		Headers:       append([]*routev3.HeaderMatcher{exactHeader(":method", method)}, also...),
+	}
+}
+
+func prefix(method, path string) *routev3.RouteMatch {
+	return &routev3.RouteMatch{
+		PathSpecifier: &routev3.RouteMatch_Prefix{Prefix: path},
+		Headers:       []*routev3.HeaderMatcher{exactHeader(":method", method)},
+	}
+}
+
+func sealed() *routev3.HeaderMatcher {
+	return exactHeader("content-type", api.ContentTypeSealedRequest)
+}
+
+func exactHeader(name, value string) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{Name: name, HeaderMatchSpecifier: &routev3.HeaderMatcher_StringMatch{
+		StringMatch: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_Exact{Exact: value}},
+	}}
+}
+
+func present(name string) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{Name: name, HeaderMatchSpecifier: &routev3.HeaderMatcher_PresentMatch{PresentMatch: true}}
+}
+
+// bodyOver matches a request that announces more than limit bytes. One that
+// announces nothing is the parent's to limit: Envoy would have to hold the
+// whole body back to count it.
+func bodyOver(limit int64) *routev3.HeaderMatcher {
+	return &routev3.HeaderMatcher{Name: "content-length", HeaderMatchSpecifier: &routev3.HeaderMatcher_RangeMatch{
+		RangeMatch: &typev3.Int64Range{Start: limit + 1, End: math.MaxInt64},
+	}}
+}
