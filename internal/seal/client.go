@@ -1,0 +1,129 @@
+package seal
+
+import (
+	"bytes"
+	"crypto/hpke"
+	"fmt"
+	"io"
+	"slices"
+	"time"
+)
+
+// Request is what a client seals.
+type Request struct {
+	Operation Operation
+	Model     string // as the recipients' claims name it
+	Tenant    string
+	Affinity  string // opaque key of a conversation's prefix; may be empty
+	Size      string // bucketed sizes, for routing; may be empty
+	RequestID RequestID
+	Expiry    time.Time // parts of a second are dropped; at most [MaxLifetime] ahead
+	Payload   Payload   // stays the caller's, to wipe too
+}
+
+// Sealed is a request on its way, with what is needed to open the answer. The
+// same body may be sent more than once, since recipients run it once each.
+type Sealed struct {
+	Body    []byte
+	Headers Headers // to send next to the body, unchanged
+
+	dek        []byte
+	transcript transcript
+}
+
+// Seal seals a request to one to [MaxRecipients] recipients. rand gives the DEK
+// and must be cryptographically secure; the recipients' attestation must have
+// been verified. Errors wrap [ErrMalformed], [ErrTooLarge] or rand's error.
+func Seal(rand io.Reader, req Request, recipients []*Recipient) (*Sealed, error) {
+	b, err := req.bound(recipients)
+	if err != nil {
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	plaintext, err := req.Payload.encode()
+	if err != nil {
+		return nil, fmt.Errorf("seal: payload: %w", err)
+	}
+	defer clear(plaintext)
+
+	sealed := &Sealed{Headers: b.Headers, dek: make([]byte, keySize)}
+	if _, err := io.ReadFull(rand, sealed.dek); err != nil {
+		return nil, fmt.Errorf("seal: draw key: %w", err)
+	}
+	if err := sealed.encrypt(b, recipients, plaintext); err != nil {
+		sealed.Wipe()
+		return nil, fmt.Errorf("seal: %w", err)
+	}
+	return sealed, nil
+}
+
+// bound checks the request against its recipients.
+func (req *Request) bound(recipients []*Recipient) (*bound, error) {
+	b := &bound{
+		Headers: Headers{
+			Model: req.Model, Tenant: req.Tenant, Affinity: req.Affinity, Size: req.Size,
+			RequestID: req.RequestID,
+		},
+		operation: req.Operation,
+	}
+	var err error
+	if b.expiry, err = unixSeconds(req.Expiry); err != nil {
+		return nil, fmt.Errorf("expiry: %w", err)
+	}
+	for _, r := range recipients {
+		if r.claims.Model != req.Model {
+			return nil, malformed("recipient %s serves another model", r.id)
+		}
+		b.KeyIDs = append(b.KeyIDs, r.id)
+	}
+	return b, b.check()
+}
+
+// encrypt writes the body: prologue, commitment, chunks.
+func (s *Sealed) encrypt(b *bound, recipients []*Recipient, plaintext []byte) error {
+	info := b.wrapInfo()
+	stanzas := make([]stanza, len(recipients))
+	for i, r := range recipients {
+		enc, sender, err := hpke.NewSender(r.public, hpke.HKDFSHA256(), hpke.AES256GCM(), info)
+		if err != nil {
+			return fmt.Errorf("recipient %s: %w", r.id, err)
+		}
+		wrapped, err := sender.Seal(nil, s.dek)
+		if err != nil {
+			return fmt.Errorf("recipient %s: %w", r.id, err)
+		}
+		stanzas[i] = stanza{id: r.id, enc: enc, wrapped: wrapped}
+	}
+
+	count := (len(plaintext) + maxChunkPlaintext - 1) / maxChunkPlaintext
+	size := prologueHeadSize + 1 + len(stanzas)*stanzaSize + commitmentSize +
+		len(plaintext) + count*(chunkHeaderSize+tagSize)
+	body := appendPrologue(make([]byte, 0, size), b, stanzas)
+	s.transcript = b.transcript(body)
+	chunks, commitment, err := requestKeys(s.dek, s.transcript)
+	if err != nil {
+		return err
+	}
+	body = append(body, commitment...)
+	for i := range count {
+		chunk := plaintext[i*maxChunkPlaintext:]
+		final := len(chunk) <= maxChunkPlaintext
+		body = chunks.appendChunk(body, chunk[:min(len(chunk), maxChunkPlaintext)], final)
+	}
+	s.Body = body
+	return nil
+}
+
+// OpenResponse opens the answer to the request, which is read off r as the
+// returned reader is read. It may be called again for another attempt's answer.
+func (s *Sealed) OpenResponse(r io.Reader) *ResponseReader {
+	return &ResponseReader{
+		r:          r,
+		dek:        bytes.Clone(s.dek),
+		transcript: s.transcript,
+		keyIDs:     slices.Clone(s.Headers.KeyIDs),
+	}
+}
+
+// Wipe clears the DEK. Answers cannot be opened after it; readers that
+// OpenResponse gave before are not affected.
+func (s *Sealed) Wipe() { clear(s.dek) }
