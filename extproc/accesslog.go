@@ -32,9 +32,6 @@ func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.
 // isEnd says whether an entry marks the end of the tenant's request, and not
 // its start, a moment in between, or the end of one attempt upstream.
 func isEnd(c *accesslogdatav3.AccessLogCommon) bool {
-	if c.GetIntermediateLogEntry() {
-		return false
-	}
 	switch c.GetAccessLogType() {
 	case accesslogdatav3.AccessLogType_NotSet, accesslogdatav3.AccessLogType_DownstreamEnd:
 		return true

@@ -2,6 +2,7 @@ package extproc_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -107,7 +108,7 @@ func BenchmarkProcessGRPC(b *testing.B) {
 		if err := stream.CloseSend(); err != nil {
 			b.Fatal(err)
 		}
-		if _, err := stream.Recv(); err != io.EOF {
+		if _, err := stream.Recv(); !errors.Is(err, io.EOF) {
 			b.Fatal(err)
 		}
 	}

@@ -420,7 +420,6 @@ var _ = Describe("Requests in flight", func() {
 		Entry(nil, logType("DownstreamPeriodic")),
 		Entry(nil, logType("UpstreamPoolReady")),
 		Entry(nil, logType("UpstreamEnd")),
-		Entry("marked as intermediate", func(c *accessLogCommon) { c.IntermediateLogEntry = true }),
 	)
 
 	It("end after the time-out when nobody says so", func(ctx SpecContext) {

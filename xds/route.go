@@ -44,6 +44,7 @@ func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
 		route := add("model/"+c.model, exactPath(http.MethodPost, api.PathSealed, sealed(), exactHeader(api.HeaderModel, c.model)))
 		route.TypedPerFilterConfig = nil
 		route.Action = toCluster(r, c)
+		route.RequestHeadersToRemove = []string{"authorization"} // the picker has seen it; instances have no use for it
 		route.ResponseHeadersToAdd = []*corev3.HeaderValueOption{setHeader(api.HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%")}
 		// What can be sent again is what is kept: by default a body over the
 		// connection's buffer limit would lose its retries.

@@ -8,8 +8,8 @@ import (
 	"sync"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
-	alsv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	. "github.com/onsi/ginkgo/v2"
@@ -72,7 +72,7 @@ func (r *routerDouble) serveGRPC(l net.Listener) {
 	g := grpc.NewServer(grpc.Creds(credentials.NewTLS(r.source.ServerTLS(isEnvoy))))
 	r.server.Register(g)
 	extprocv3.RegisterExternalProcessorServer(g, r.picker)
-	alsv3.RegisterAccessLogServiceServer(g, r.log)
+	accesslogv3.RegisterAccessLogServiceServer(g, r.log)
 	var ended sync.WaitGroup
 	ended.Go(func() { _ = g.Serve(l) })
 	r.stop = func() { g.Stop(); ended.Wait() }
@@ -159,13 +159,13 @@ func (p *pickerDouble) answer(req *extprocv3.ProcessingRequest) *extprocv3.Proce
 
 // logDouble keeps what Envoy reports of its requests.
 type logDouble struct {
-	alsv3.UnimplementedAccessLogServiceServer
+	accesslogv3.UnimplementedAccessLogServiceServer
 
 	mu      sync.Mutex
-	entries []*accesslogv3.HTTPAccessLogEntry // guarded by mu
+	entries []*accesslogdatav3.HTTPAccessLogEntry // guarded by mu
 }
 
-func (l *logDouble) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessLogsServer) error {
+func (l *logDouble) StreamAccessLogs(stream accesslogv3.AccessLogService_StreamAccessLogsServer) error {
 	for {
 		message, err := stream.Recv()
 		if err != nil {
@@ -177,7 +177,7 @@ func (l *logDouble) StreamAccessLogs(stream alsv3.AccessLogService_StreamAccessL
 	}
 }
 
-func (l *logDouble) list() []*accesslogv3.HTTPAccessLogEntry {
+func (l *logDouble) list() []*accesslogdatav3.HTTPAccessLogEntry {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.entries[:len(l.entries):len(l.entries)]

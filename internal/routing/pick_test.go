@@ -33,6 +33,7 @@ func candidate(id string, region fleet.Region, change ...func(*routing.Candidate
 }
 
 func inFlight(n int) func(*routing.Candidate) { return func(c *routing.Candidate) { c.InFlight = n } }
+
 func queued(n int) func(*routing.Candidate) {
 	return func(c *routing.Candidate) { c.Instance.Load.Queued = n }
 }

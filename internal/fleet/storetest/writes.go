@@ -44,8 +44,10 @@ func describeWrites(b *bench) {
 		store := b.store(ctx)
 		Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())
 		now := b.clock.Advance(time.Minute)
-		want := fleet.Instance{ID: "use1-0", Region: "use2", Zone: "use2-az3", Address: "10.0.0.8:8081",
-			Models: []string{"third"}, KeyIDs: []string{"0000000000000001"}}
+		want := fleet.Instance{
+			ID: "use1-0", Region: "use2", Zone: "use2-az3", Address: "10.0.0.8:8081",
+			Models: []string{"third"}, KeyIDs: []string{"0000000000000001"},
+		}
 		Expect(store.Register(ctx, want)).To(Succeed())
 
 		want.Version, want.RegisteredAt, want.HeartbeatAt = 2, now, now

@@ -1,0 +1,62 @@
+# MRGC. `make help` lists the targets.
+
+GO ?= go
+PYTHON ?= python3
+TOOLS := .tools
+GOLANGCI_LINT_VERSION := v2.15.0
+# ARGS are passed on: make up ARGS="--regions use1 --engine sim"
+ARGS ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help up build parts test test-unit test-e2e check lint fmt fuzz bench clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+up: build ## run a whole cluster on this machine; Ctrl-C stops it (ARGS="--regions use1 --engine sim")
+	@bin/mrgc up $(ARGS)
+
+build: ## build the three programs into bin/
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+parts: build ## fetch Envoy, llama.cpp and a small model into .tools/, checksums verified
+	@bin/mrgc parts fetch --tools-dir $(TOOLS)
+
+test: test-unit test-e2e ## run every test: unit, against the real Envoy, end to end with the real model
+
+test-unit: parts ## everything but end to end, with the race detector
+	$(GO) vet ./...
+	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /e2e)
+
+test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the official OpenAI package
+	$(GO) test -count=1 -timeout 15m ./e2e
+
+# The official OpenAI package, pinned with hashes.
+$(TOOLS)/python-e2e/.done: e2e/requirements.txt
+	rm -rf $(@D)
+	$(PYTHON) -m pip install --quiet --require-hashes --no-compile --target $(@D) -r $<
+	touch $@
+
+check: lint test-unit ## what a reviewer runs: lint, vet, unit tests in random order
+
+lint: ## formatting and golangci-lint
+	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
+	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) run ./...
+
+fmt: ## format the code
+	$(GO) run github.com/golangci/golangci-lint/v2/cmd/golangci-lint@$(GOLANGCI_LINT_VERSION) fmt ./...
+
+FUZZTIME ?= 30s
+fuzz: ## fuzz every parser for FUZZTIME each (default 30s)
+	@$(GO) list ./... | while read -r package; do \
+	  $(GO) test -list '^Fuzz' "$$package" | grep '^Fuzz' | while read -r target; do \
+	    echo "$$package $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "$$package" || exit 1; \
+	  done || exit 1; \
+	done
+
+bench: parts ## measure start, idle cost and hot paths; results go to bench/results
+	$(GO) run ./bench/startup
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/... ./extproc
+
+clean: ## remove what was built, not what was fetched
+	rm -rf bin

@@ -1,0 +1,115 @@
+// Package e2e tests a whole cluster as `make up` starts it: built programs, a
+// real Envoy, a real model, the official OpenAI package.
+package e2e_test
+
+import (
+	"bufio"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+	"github.com/onsi/gomega/gexec"
+)
+
+func TestE2E(t *testing.T) {
+	RegisterFailHandler(Fail)
+	RunSpecs(t, "e2e")
+}
+
+const (
+	upTimeout   = 3 * time.Minute
+	stopTimeout = 30 * time.Second
+)
+
+// cluster is a running `mrgc up`.
+type cluster struct {
+	stateDir string
+	session  *gexec.Session
+}
+
+// root is the repository, where bin and .tools lie.
+func root() string {
+	GinkgoHelper()
+	dir, err := filepath.Abs("..")
+	Expect(err).NotTo(HaveOccurred())
+	return dir
+}
+
+// startCluster runs `mrgc up` and waits until a tenant could use it. Whatever
+// the spec does, nothing of it is left afterwards.
+func startCluster(args ...string) *cluster {
+	GinkgoHelper()
+	program := filepath.Join(root(), "bin", "mrgc")
+	Expect(program).To(BeAnExistingFile(), "run `make build` first, or the tests by `make test`")
+	c := &cluster{stateDir: GinkgoT().TempDir()}
+	command := exec.Command(program, append([]string{
+		"up", "--port", "0", "--state-dir", c.stateDir, "--tools-dir", filepath.Join(root(), ".tools"),
+	}, args...)...)
+	session, err := gexec.Start(command, GinkgoWriter, GinkgoWriter)
+	Expect(err).NotTo(HaveOccurred())
+	c.session = session
+	DeferCleanup(func() {
+		if session.ExitCode() < 0 {
+			session.Interrupt()
+			Eventually(session, stopTimeout).Should(gexec.Exit())
+		}
+	})
+	Eventually(func() bool {
+		Expect(session.ExitCode()).To(Equal(-1), "mrgc up ended: %s", session.Err.Contents())
+		_, err := os.Stat(c.envFile())
+		return err == nil
+	}, upTimeout, "100ms").Should(BeTrue(), "the env file appears once all is healthy")
+	return c
+}
+
+func (c *cluster) envFile() string { return filepath.Join(c.stateDir, "env") }
+
+// env reads what `source` would set.
+func (c *cluster) env() map[string]string {
+	GinkgoHelper()
+	file, err := os.Open(c.envFile())
+	Expect(err).NotTo(HaveOccurred())
+	defer file.Close()
+	values := map[string]string{}
+	for lines := bufio.NewScanner(file); lines.Scan(); {
+		name, value, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "export "), "=")
+		Expect(ok).To(BeTrue(), "line %q", lines.Text())
+		values[name] = value
+	}
+	return values
+}
+
+// pids gives the children's process ids by name.
+func (c *cluster) pids() map[string]int {
+	GinkgoHelper()
+	content, err := os.ReadFile(filepath.Join(c.stateDir, "processes.json"))
+	Expect(err).NotTo(HaveOccurred())
+	var pids map[string]int
+	Expect(json.Unmarshal(content, &pids)).To(Succeed())
+	return pids
+}
+
+var envoyURL = regexp.MustCompile(`(use1|use2|usw2)\s+Envoy (https://\S+)`)
+
+// envoys gives each region's tenant URL, as it was printed.
+func (c *cluster) envoys() map[string]string {
+	GinkgoHelper()
+	Eventually(c.session).Should(gbytes.Say("Ctrl-C stops everything"))
+	urls := map[string]string{}
+	for _, match := range envoyURL.FindAllStringSubmatch(string(c.session.Out.Contents()), -1) {
+		urls[match[1]] = match[2]
+	}
+	return urls
+}
+
+// alive says whether a process runs.
+func alive(pid int) bool { return syscall.Kill(pid, 0) == nil }
