@@ -1,0 +1,117 @@
+// Mrgc-enclave runs inside the Nitro Enclave, or as a process on a laptop. It
+// opens sealed requests, has the engine answer them, and seals the answers. Its
+// imports are kept small by a test: all of it is measured and must be trusted.
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"encoding/json"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"syscall"
+	"time"
+
+	"github.com/mrgc/mrgc/enclave"
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/lockdown"
+	"github.com/mrgc/mrgc/internal/nsm"
+	"github.com/mrgc/mrgc/internal/vsock"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "mrgc-enclave:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) error {
+	flags := flag.NewFlagSet("mrgc-enclave", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	listen := flags.String("listen", "vsock://:5000", "where the parent's connections arrive")
+	engine := flags.String("engine", "vsock://3:5001", "what to dial for the engine's guard: the parent's byte relay")
+	module := flags.String("nsm", "", "Nitro Security Module: unix:PATH for the software one")
+	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	tenantsFile := flags.String("tenants", "", "JSON file: tenant names and SHA-256 digests of their enclave tokens")
+	model := flags.String("model", "", "model that the engine serves")
+	mode := flags.String("mode", "", "what protects the plaintext: process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if err := lockdown.NoDumps(); err != nil {
+		return err
+	}
+	logger := slog.New(slog.NewTextHandler(stderr, nil))
+	tenants, err := readTenants(*tenantsFile)
+	if err != nil {
+		return err
+	}
+	security, err := nsm.Dial(*module)
+	if err != nil {
+		return err
+	}
+	self, err := identity.Open(ctx, *identityAt, getenv("MRGC_IDENTITY_TOKEN"))
+	if err != nil {
+		return err
+	}
+	service, err := enclave.New(ctx, enclave.Config{
+		Model: *model, Region: self.ID().Region, Mode: *mode,
+		NSM: security, Tenants: tenants, Engine: engineTransport(self, *engine), Logger: logger,
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := vsock.Listen(*listen)
+	if err != nil {
+		return err
+	}
+	logger.Info("serving", "identity", self.ID(), "mode", *mode, "model", *model)
+	return service.Serve(ctx, listener)
+}
+
+func readTenants(path string) (credential.Set, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("tenants: %w", err)
+	}
+	var tenants credential.Set
+	if err := json.Unmarshal(content, &tenants); err != nil {
+		return nil, fmt.Errorf("tenants in %s: %w", path, err)
+	}
+	return tenants, nil
+}
+
+// engineTransport reaches the guard of this instance through the parent's byte
+// relay, under TLS that ends in the guard.
+func engineTransport(self *identity.Source, address string) http.RoundTripper {
+	guard := identity.ID{Region: self.ID().Region, Instance: self.ID().Instance, Role: identity.RoleGuard}
+	config := self.ClientTLS(func(id identity.ID) bool { return id == guard })
+	config.NextProtos = []string{"http/1.1"}
+	return &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			raw, err := vsock.Dial(ctx, address)
+			if err != nil {
+				return nil, err
+			}
+			conn := tls.Client(raw, config)
+			if err := conn.HandshakeContext(ctx); err != nil {
+				return nil, errors.Join(err, raw.Close())
+			}
+			return conn, nil
+		},
+		MaxIdleConnsPerHost: 64,
+		IdleConnTimeout:     30 * time.Second, // below the guard's own
+		DisableCompression:  true,
+	}
+}

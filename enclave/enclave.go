@@ -1,0 +1,141 @@
+// Package enclave is the service inside the Nitro Enclave: the only place in
+// the cluster where a tenant's request is in clear, beside the engine.
+//
+// It makes a key at its start and has the Nitro Security Module attest it
+// ([Enclave.Recipients]). A request that arrives is opened, checked and recorded
+// against replay; its JSON is written anew and sent to the engine's guard over
+// the enclave's own mutual TLS; the answer is sealed chunk by chunk as it comes.
+//
+// What surrounds the enclave is hostile to it: limits hold before any work is
+// done, everything that cannot be opened gets one and the same answer, and
+// nothing of a request is ever logged.
+//
+// The package is part of the measured image. It imports the protocol, the
+// attestation client and little else; a test of cmd/mrgc-enclave keeps it so.
+package enclave
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/nsm"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+// Config says whom the enclave serves and through what. Every field without a
+// default is required.
+type Config struct {
+	Model          string
+	ManifestSHA256 [32]byte // of the model's manifest; zero: none
+	Region         string
+	Mode           string // one of seal's Mode constants: what protects the plaintext
+
+	NSM     nsm.Module
+	Tenants credential.Set    // stored enclave tokens
+	Engine  http.RoundTripper // reaches the engine's guard over mutual TLS
+
+	RequestBodyBytes   int64         // sealed size; default 8 MiB
+	RequestLifetime    time.Duration // how far ahead an expiry may lie; default [seal.MaxLifetime]
+	ConcurrentRequests int           // default 64: bounds what is held in clear at once
+	ReplayCapacity     int           // requests remembered until they expire; default 1,000,000
+
+	Now    func() time.Time // default: time.Now
+	Rand   io.Reader        // default: crypto/rand
+	Logger *slog.Logger     // default: none
+}
+
+// Enclave is the service. It is made by New.
+type Enclave struct {
+	config  Config
+	keys    *keyring
+	replays *seal.ReplaySet
+	slots   chan struct{}
+}
+
+// New checks the configuration, makes the first key and has it attested.
+func New(ctx context.Context, config Config) (*Enclave, error) {
+	setDefault(&config.RequestBodyBytes, 8<<20)
+	setDefault(&config.RequestLifetime, seal.MaxLifetime)
+	setDefault(&config.ConcurrentRequests, 64)
+	setDefault(&config.ReplayCapacity, 1_000_000)
+	setDefault(&config.Logger, slog.New(slog.DiscardHandler))
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	if config.Rand == nil {
+		config.Rand = rand.Reader
+	}
+	switch {
+	case config.NSM == nil:
+		return nil, errors.New("enclave: no security module")
+	case config.Engine == nil:
+		return nil, errors.New("enclave: no way to reach the engine")
+	case len(config.Tenants) == 0:
+		return nil, errors.New("enclave: no tenants, nobody could be served")
+	}
+	e := &Enclave{
+		config:  config,
+		keys:    newKeyring(&config),
+		replays: seal.NewReplaySet(config.ReplayCapacity),
+		slots:   make(chan struct{}, config.ConcurrentRequests),
+	}
+	if _, err := e.keys.recipients(ctx, config.Now()); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// Serve answers on listener until ctx ends, then cuts what is under way: the
+// parent drains before it stops an enclave.
+func (e *Enclave) Serve(ctx context.Context, listener net.Listener) error {
+	server := &http.Server{
+		Handler:           e.Handler(),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		MaxHeaderBytes:    16 << 10,
+		ErrorLog:          slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // would quote requests
+	}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// Handler serves the enclave's port to the parent.
+func (e *Enclave) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+api.PathSealed, e.serveSealed)
+	mux.HandleFunc("GET /recipients", e.serveRecipients)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+	return mux
+}
+
+// serveRecipients gives claims and attestation documents, newest key first.
+func (e *Enclave) serveRecipients(w http.ResponseWriter, r *http.Request) {
+	recipients, err := e.keys.recipients(r.Context(), e.config.Now())
+	if err != nil {
+		e.config.Logger.Error("no attestation document", "error", err)
+		api.Errorf(http.StatusServiceUnavailable, "attestation_failed", "the security module does not answer").Write(w)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(api.Recipients{Recipients: recipients}) // the parent asks again
+}

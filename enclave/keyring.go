@@ -1,0 +1,117 @@
+package enclave
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/nsm"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+const (
+	// claimsValidity is how long clients may seal to a key once they have
+	// verified it, with no router to ask.
+	claimsValidity = 24 * time.Hour
+	// keyRotation is when a new key takes over; the old one still opens what was
+	// sealed to it until its claims expire.
+	keyRotation = 12 * time.Hour
+	// documentRenewal keeps documents well below the 5 minutes that clients take.
+	documentRenewal = 2 * time.Minute
+	// clockSkew lets a client whose clock is behind use a key at once.
+	clockSkew = time.Minute
+)
+
+// keyring holds the keys that open requests, and their attestation documents.
+type keyring struct {
+	config *Config
+
+	renewing sync.Mutex // held while the security module works, which requests do not wait for
+
+	mu   sync.Mutex
+	keys []attestedKey // guarded by mu: newest first; a slice that was published does not change
+}
+
+type attestedKey struct {
+	key      *seal.RecipientKey
+	made     time.Time
+	document []byte
+	attested time.Time
+}
+
+func newKeyring(config *Config) *keyring { return &keyring{config: config} }
+
+// find gives the key that opens an envelope to these recipients; nil: none.
+func (k *keyring) find(ids []seal.KeyID, now time.Time) *seal.RecipientKey {
+	for _, held := range k.held() {
+		if slices.Contains(ids, held.key.KeyID()) && held.key.Claims().ValidAt(now) {
+			return held.key
+		}
+	}
+	return nil
+}
+
+func (k *keyring) held() []attestedKey {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.keys
+}
+
+// recipients gives claims and documents, newest key first. It makes a new key
+// and renews documents when they are due, and forgets keys that have expired.
+// When it fails, the keys that were held go on opening requests.
+func (k *keyring) recipients(ctx context.Context, now time.Time) ([]api.Recipient, error) {
+	k.renewing.Lock()
+	defer k.renewing.Unlock()
+	keys := slices.Clone(k.held())
+	keys = slices.DeleteFunc(keys, func(held attestedKey) bool { return !held.key.Claims().ValidAt(now) })
+	if len(keys) == 0 || now.Sub(keys[0].made) >= keyRotation {
+		key, err := k.newKey(now)
+		if err != nil {
+			return nil, err
+		}
+		keys = slices.Insert(keys, 0, key)
+	}
+	recipients := make([]api.Recipient, len(keys))
+	for i := range keys {
+		held := &keys[i]
+		if now.Sub(held.attested) >= documentRenewal {
+			if err := k.attest(ctx, held, now); err != nil {
+				return nil, err
+			}
+		}
+		recipients[i] = api.Recipient{Claims: held.key.RawClaims(), Attestation: held.document}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.keys = keys
+	return recipients, nil
+}
+
+func (k *keyring) newKey(now time.Time) (attestedKey, error) {
+	key, err := seal.NewRecipientKey(seal.Claims{
+		Model:          k.config.Model,
+		ManifestSHA256: k.config.ManifestSHA256,
+		Region:         k.config.Region,
+		Mode:           k.config.Mode,
+		NotBefore:      now.Add(-clockSkew),
+		NotAfter:       now.Add(claimsValidity),
+	})
+	if err != nil {
+		return attestedKey{}, fmt.Errorf("enclave: %w", err)
+	}
+	return attestedKey{key: key, made: now}, nil
+}
+
+func (k *keyring) attest(ctx context.Context, held *attestedKey, now time.Time) error {
+	digest := held.key.ClaimsDigest()
+	document, err := k.config.NSM.Attest(ctx, nsm.Request{UserData: digest[:]})
+	if err != nil {
+		return fmt.Errorf("enclave: attest key %s: %w", held.key.KeyID(), err)
+	}
+	held.document, held.attested = document, now
+	return nil
+}

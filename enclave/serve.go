@@ -1,0 +1,298 @@
+package enclave
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"net/http/httptrace"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+// serveSealed opens one request and answers it.
+func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
+	select {
+	case e.slots <- struct{}{}:
+		defer func() { <-e.slots }()
+	default:
+		busy := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
+		busy.RetryAfter = time.Second
+		busy.Write(w)
+		return
+	}
+	opened, refused := e.open(w, r)
+	if refused != nil {
+		if refused.Code == codeStale {
+			w.Header().Set(api.HeaderKeyStatus, api.KeyStatusStale)
+		}
+		refused.Write(w)
+		return
+	}
+	defer opened.Wipe()
+	w.Header().Set("Content-Type", api.ContentTypeSealedResponse)
+	answer, err := opened.Respond(e.config.Rand, &flushWriter{w: w, control: http.NewResponseController(w)})
+	if err != nil {
+		api.Errorf(http.StatusInternalServerError, "internal", "the enclave cannot answer").Write(w)
+		return
+	}
+	defer answer.Wipe()
+	if err := e.answer(r.Context(), opened, answer); err != nil {
+		panic(http.ErrAbortHandler) // whoever reads must see a cut, not an end
+	}
+}
+
+// codeStale says that the client sealed to keys that are not held here.
+const codeStale = "stale_recipients"
+
+// errCannotOpen is the one answer to everything that does not open.
+func errCannotOpen() *api.Error {
+	return api.Errorf(http.StatusBadRequest, "cannot_open", "the sealed request cannot be opened; it was damaged, or made by a client of another version")
+}
+
+// open reads and opens a request, and records it. Until it is recorded the
+// request has had no effect, and may be sent again unchanged.
+func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, *api.Error) {
+	headers, refused := boundHeaders(r)
+	if refused != nil {
+		return nil, refused
+	}
+	now := e.config.Now()
+	key := e.keys.find(headers.KeyIDs, now)
+	if key == nil {
+		return nil, api.Errorf(http.StatusConflict, codeStale, "the request is sealed to keys that are not held here; fetch %s again", api.PathKeys)
+	}
+	// A body that comes slower than requests live has expired. The deadline must
+	// be gone before the answer starts: it would end that too.
+	control := http.NewResponseController(w)
+	_ = control.SetReadDeadline(time.Now().Add(e.config.RequestLifetime)) // the connection's clock is the real one
+	defer func() { _ = control.SetReadDeadline(time.Time{}) }()
+	body := http.MaxBytesReader(w, r.Body, e.config.RequestBodyBytes)
+	prologue, err := seal.ReadPrologue(body)
+	if err != nil {
+		return nil, refusal(err)
+	}
+	opened, err := key.Open(now, prologue, headers, body, seal.Limits{MaxLifetime: e.config.RequestLifetime})
+	if err != nil {
+		return nil, refusal(err)
+	}
+	// The body took its time: whether the request has expired is asked again.
+	if err := e.replays.Add(opened.KeyID, opened.RequestID, opened.Expiry, e.config.Now()); err != nil {
+		opened.Wipe()
+		return nil, refusal(err)
+	}
+	return opened, nil
+}
+
+// refusal is the unsealed answer for an error of package seal.
+func refusal(err error) *api.Error {
+	var tooLarge *http.MaxBytesError
+	switch {
+	case errors.Is(err, seal.ErrTooLarge), errors.As(err, &tooLarge):
+		return api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is larger than the instance takes")
+	case errors.Is(err, seal.ErrExpired):
+		return api.Errorf(http.StatusBadRequest, "request_expired", "the sealed request has expired, or expires too far ahead; is the client's clock right?")
+	case errors.Is(err, seal.ErrReplayed):
+		return api.Errorf(http.StatusConflict, "request_replayed", "this sealed request has been run already")
+	case errors.Is(err, seal.ErrReplaySetFull):
+		full := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance remembers as many requests as it can; try again")
+		full.RetryAfter = time.Second
+		return full
+	default:
+		return errCannotOpen()
+	}
+}
+
+// boundHeaders reads the headers that the envelope binds. Each may occur once.
+func boundHeaders(r *http.Request) (seal.Headers, *api.Error) {
+	if r.URL.RawQuery != "" || r.URL.ForceQuery {
+		return seal.Headers{}, api.Errorf(http.StatusBadRequest, "invalid_request", "a sealed request has no query string")
+	}
+	one := func(name string) (string, bool) {
+		values := r.Header.Values(name)
+		if len(values) == 0 {
+			return "", true
+		}
+		return values[0], len(values) == 1
+	}
+	var texts [6]string
+	for i, name := range []string{
+		api.HeaderModel, api.HeaderTenant, api.HeaderAffinity, api.HeaderSize, api.HeaderRequestID, api.HeaderRecipients,
+	} {
+		text, ok := one(name)
+		if !ok {
+			return seal.Headers{}, api.Errorf(http.StatusBadRequest, "invalid_header", "header %s occurs more than once", name)
+		}
+		texts[i] = text
+	}
+	h := seal.Headers{Model: texts[0], Tenant: texts[1], Affinity: texts[2], Size: texts[3]}
+	var err error
+	if h.RequestID, err = seal.ParseRequestID(texts[4]); err != nil {
+		return seal.Headers{}, api.Errorf(http.StatusBadRequest, "invalid_header", "header %s is not a request id", api.HeaderRequestID)
+	}
+	if h.KeyIDs, err = seal.ParseKeyIDs(texts[5]); err != nil {
+		return seal.Headers{}, api.Errorf(http.StatusBadRequest, "invalid_header", "header %s is not a list of key ids", api.HeaderRecipients)
+	}
+	return h, nil
+}
+
+// answer runs an opened request. Everything from here on is sealed; an error
+// means that the answer could not be completed and the stream must be cut.
+func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.ResponseWriter) error {
+	if !e.config.Tenants.Holds(opened.Tenant, opened.Payload.Credential) {
+		return refuse(answer, api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of the tenant's"))
+	}
+	request, refused := checkRequest(opened.Operation, opened.Model, opened.Payload.Body)
+	opened.Payload.Wipe() // what goes on is in request
+	if refused != nil {
+		return refuse(answer, refused)
+	}
+	var connected atomic.Bool
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	out, err := http.NewRequestWithContext(traced, http.MethodPost, "https://guard"+opened.Operation.Path(), &wipedBody{rest: request.body, all: request.body})
+	if err != nil {
+		return err
+	}
+	out.ContentLength = int64(len(request.body))
+	out.Header.Set("Content-Type", "application/json")
+	resp, err := e.config.Engine.RoundTrip(out)
+	if err != nil {
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if connected.Load() {
+			err = errBroken // the transport's own error may quote what the engine said
+		}
+		e.config.Logger.Warn("engine cannot be reached", "error", err)
+		unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
+		unreachable.RetryAfter = time.Second
+		return refuse(answer, unreachable)
+	}
+	defer resp.Body.Close()
+	if !framed(resp) {
+		return refuse(answer, errStopped())
+	}
+	if err := answer.WriteHead(seal.Head{Status: resp.StatusCode, ContentType: resp.Header.Get("Content-Type")}); err != nil {
+		return err
+	}
+	return copyAnswer(answer, resp.Body, request.stream && resp.StatusCode == http.StatusOK)
+}
+
+// errBroken stands in the log for what happened on a connection that was made.
+var errBroken = errors.New("the connection to the guard broke, or did not carry HTTP")
+
+// framed says whether an answer's end can be told from a cut. A TLS connection
+// that ends at a record's border may have been ended by whoever carries its
+// bytes: crypto/tls reports no error then.
+func framed(resp *http.Response) bool {
+	return resp.ContentLength >= 0 || len(resp.TransferEncoding) > 0 || resp.ProtoMajor >= 2
+}
+
+// errStopped says that the engine's answer is not whole.
+func errStopped() *api.Error {
+	return api.Errorf(http.StatusBadGateway, "engine_stopped", "the engine stopped before its answer was complete")
+}
+
+// refuse answers with a sealed error.
+func refuse(answer *seal.ResponseWriter, e *api.Error) error {
+	err := answer.WriteHead(seal.Head{Status: e.Status, ContentType: "application/json", RetryAfter: e.RetryAfter})
+	if err != nil {
+		return err
+	}
+	if _, err := answer.Write(e.Body()); err != nil {
+		return err
+	}
+	return answer.Close(seal.End{})
+}
+
+// doneMarker ends every complete stream of server-sent events in OpenAI's API.
+// Without it the engine has stopped midway, however orderly its connection ended.
+const doneMarker = "data: [DONE]"
+
+// copyAnswer seals what the engine says as it says it.
+func copyAnswer(answer *seal.ResponseWriter, engine io.Reader, events bool) error {
+	buffer := make([]byte, 16<<10)
+	defer clear(buffer)
+	var tail tailBuffer
+	for {
+		n, err := engine.Read(buffer)
+		if n > 0 {
+			if events {
+				tail.add(buffer[:n])
+			}
+			if _, err := answer.Write(buffer[:n]); err != nil {
+				return err
+			}
+		}
+		switch {
+		case err == io.EOF && (!events || tail.endsWith(doneMarker)):
+			return answer.Close(seal.End{})
+		case err != nil:
+			return answer.Fail(errStopped().Body())
+		}
+	}
+}
+
+// tailBuffer remembers the end of a stream, line ends aside.
+type tailBuffer struct{ last []byte }
+
+func (t *tailBuffer) add(p []byte) {
+	const keep = 2 * len(doneMarker)
+	t.last = append(t.last, p[max(0, len(p)-keep):]...)
+	if extra := len(t.last) - keep; extra > 0 {
+		t.last = append(t.last[:0], t.last[extra:]...)
+	}
+}
+
+func (t *tailBuffer) endsWith(marker string) bool {
+	end := len(t.last)
+	for end > 0 && (t.last[end-1] == '\n' || t.last[end-1] == '\r') {
+		end--
+	}
+	return end >= len(marker) && string(t.last[end-len(marker):end]) == marker
+}
+
+// flushWriter sends each sealed chunk on its way at once.
+type flushWriter struct {
+	w       io.Writer
+	control *http.ResponseController
+}
+
+func (f *flushWriter) Write(p []byte) (int, error) {
+	n, err := f.w.Write(p)
+	if err == nil {
+		err = f.control.Flush()
+	}
+	return n, err
+}
+
+// wipedBody is a request body that is cleared when the transport is done with
+// it, which may be after RoundTrip has returned and on another goroutine.
+type wipedBody struct {
+	mu   sync.Mutex
+	rest []byte // guarded by mu
+	all  []byte // guarded by mu
+}
+
+func (b *wipedBody) Read(p []byte) (int, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if len(b.rest) == 0 {
+		return 0, io.EOF
+	}
+	n := copy(p, b.rest)
+	b.rest = b.rest[n:]
+	return n, nil
+}
+
+func (b *wipedBody) Close() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	clear(b.all)
+	b.rest = nil
+	return nil
+}
