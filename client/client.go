@@ -1,0 +1,374 @@
+// Package client is a tenant's side of MRGC: an [http.RoundTripper] that seals
+// requests of OpenAI's API to attested enclaves.
+//
+// Any Go SDK for OpenAI's API uses it by way of its HTTP client:
+//
+//	c, err := client.New(client.Config{Endpoints: []string{"https://use1.example.com"}, …})
+//	httpClient := &http.Client{Transport: c}
+//	// openai.NewClient(option.WithHTTPClient(httpClient), option.WithAPIKey(key), …)
+//
+// Other languages reach it through [Client.Handler], which `mrgc connect` serves
+// on loopback. In both, the API key that the SDK sends ("Authorization: Bearer
+// mrgc-…") ends here: what leaves this process is derived from it (package
+// credential).
+//
+// The client trusts no server. It fetches recipients, verifies each one's
+// attestation against its own [Policy], seals to those that remain, and opens
+// the answer; an answer that was cut is an error of its Body, never a short
+// answer. An error that comes unsealed could have been forged by anyone on the
+// way: it can make a request fail, and nothing else.
+package client
+
+import (
+	"bytes"
+	"context"
+	"crypto/rand"
+	"crypto/tls"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptrace"
+	"net/url"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+// Config says where the cluster is and what is trusted.
+type Config struct {
+	// Endpoints are the regions' URLs, "https://host[:port]", in order of
+	// preference. The next is tried when one cannot be connected to.
+	Endpoints []string
+	// RootCAs verifies the endpoints' TLS certificates; nil: the system's roots.
+	RootCAs *x509.CertPool
+	// Policy decides which recipients are trusted.
+	Policy Policy
+
+	RequestBodyBytes int64         // largest request in clear; default 4 MiB
+	RequestLifetime  time.Duration // how long a sealed request may take to reach an enclave; default 60 s, at most [seal.MaxLifetime]
+	Recipients       int           // keys that a request is sealed to, 1 to 4; default 3. With 1 it cannot run twice
+
+	Logger *slog.Logger     // default: none
+	Now    func() time.Time // default: time.Now
+}
+
+// Client seals requests. It is safe for concurrent use.
+type Client struct {
+	config     Config
+	endpoints  []*url.URL
+	http       *http.Client
+	recipients *recipientCache
+}
+
+// New checks the configuration. It connects to nothing yet.
+func New(config Config) (*Client, error) {
+	setDefault(&config.RequestBodyBytes, 4<<20)
+	setDefault(&config.RequestLifetime, time.Minute)
+	setDefault(&config.Recipients, 3)
+	setDefault(&config.Logger, slog.New(slog.DiscardHandler))
+	if config.Now == nil {
+		config.Now = time.Now
+	}
+	if config.RequestLifetime < time.Second || config.RequestLifetime > seal.MaxLifetime {
+		return nil, fmt.Errorf("client: request lifetime %s, want 1s to %s", config.RequestLifetime, seal.MaxLifetime)
+	}
+	if config.RequestBodyBytes < 0 {
+		return nil, fmt.Errorf("client: requests of at most %d bytes", config.RequestBodyBytes)
+	}
+	if config.Recipients < 1 || config.Recipients > seal.MaxRecipients {
+		return nil, fmt.Errorf("client: %d recipients per request, want 1 to %d", config.Recipients, seal.MaxRecipients)
+	}
+	if err := config.Policy.check(); err != nil {
+		return nil, err
+	}
+	c := &Client{config: config}
+	if len(config.Endpoints) == 0 {
+		return nil, errors.New("client: no endpoint")
+	}
+	for _, text := range config.Endpoints {
+		u, err := url.Parse(text)
+		if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
+			return nil, fmt.Errorf("client: endpoint %q: want https://host[:port]", text)
+		}
+		c.endpoints = append(c.endpoints, u)
+	}
+	c.http = newHTTPClient(config.RootCAs)
+	c.recipients = newRecipientCache(c)
+	return c, nil
+}
+
+// connectTimeout is how long a region may take to accept a connection before
+// the next one is tried.
+const connectTimeout = 5 * time.Second
+
+func newHTTPClient(roots *x509.CertPool) *http.Client {
+	return &http.Client{
+		Transport: &http.Transport{
+			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots},
+			DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
+			TLSHandshakeTimeout: connectTimeout,
+			ForceAttemptHTTP2:   true,
+			MaxIdleConnsPerHost: 32,
+			IdleConnTimeout:     90 * time.Second,
+			Proxy:               http.ProxyFromEnvironment,
+			DisableCompression:  true, // sealed bytes do not compress
+		},
+		// Requests go to the endpoints that the tenant named, and nowhere else.
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+}
+
+// CloseIdleConnections closes connections that no request uses. [http.Client]'s
+// method of that name calls it.
+func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// operations are the paths that are sealed, by their ends: SDKs put their base
+// URL's path in front.
+var operations = map[string]seal.Operation{
+	"/chat/completions": seal.OpChatCompletions,
+	"/completions":      seal.OpCompletions,
+}
+
+func operationOf(path string) (seal.Operation, bool) {
+	for _, suffix := range []string{"/chat/completions", "/completions"} {
+		if strings.HasSuffix(path, suffix) {
+			return operations[suffix], true
+		}
+	}
+	return 0, false
+}
+
+// RoundTrip answers a request of OpenAI's API. What the tenant did wrong, and
+// what the cluster refuses, is a response with an error in OpenAI's shape; an
+// error is returned only when no endpoint can be reached or ctx has ended.
+func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
+	body := req.Body
+	if body == nil {
+		body = http.NoBody
+	}
+	defer body.Close()
+	resp, err := c.do(req, body)
+	var refused *api.Error
+	if errors.As(err, &refused) {
+		return errorResponse(req, refused), nil
+	}
+	return resp, err
+}
+
+func (c *Client) do(req *http.Request, from io.Reader) (*http.Response, error) {
+	authorization, ok := strings.CutPrefix(req.Header.Get("Authorization"), "Bearer ")
+	if !ok {
+		return nil, api.Errorf(http.StatusUnauthorized, "invalid_api_key", "no API key: send one as \"Authorization: Bearer mrgc-…\" (the SDK's api_key)")
+	}
+	key, err := credential.Parse(authorization)
+	if err != nil {
+		return nil, api.Errorf(http.StatusUnauthorized, "invalid_api_key", "%v", err)
+	}
+	if req.Method == http.MethodGet && strings.HasSuffix(req.URL.Path, "/models") {
+		return c.models(req, &key)
+	}
+	operation, ok := operationOf(req.URL.Path)
+	if !ok || req.Method != http.MethodPost {
+		return nil, api.Errorf(http.StatusNotFound, "unsupported_operation",
+			"%s %s is not offered: POST chat/completions, POST completions and GET models are", req.Method, req.URL.Path)
+	}
+	body, err := io.ReadAll(io.LimitReader(from, c.config.RequestBodyBytes+1))
+	if err != nil {
+		return nil, api.Errorf(http.StatusBadRequest, "invalid_request", "the request's body could not be read")
+	}
+	defer clear(body)
+	if int64(len(body)) > c.config.RequestBodyBytes {
+		return nil, api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is larger than %d bytes", c.config.RequestBodyBytes)
+	}
+	var fields struct {
+		Model string `json:"model"`
+	}
+	if err := json.Unmarshal(body, &fields); err != nil || fields.Model == "" {
+		return nil, api.Errorf(http.StatusBadRequest, "invalid_request", "the request is not a JSON object with a \"model\"")
+	}
+	return c.sealAndSend(req, &key, operation, fields.Model, body)
+}
+
+// sealAndSend seals the request, and once more with new recipients when those
+// it was sealed to have gone.
+func (c *Client) sealAndSend(req *http.Request, key *credential.Key, op seal.Operation, model string, body []byte) (*http.Response, error) {
+	list, err := c.recipients.get(req.Context(), key, model)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := c.send(req, key, op, model, body, list.recipients)
+	if !errors.Is(err, errStaleRecipients) {
+		return resp, err
+	}
+	c.config.Logger.Info("recipients have changed, sealing again", "model", model)
+	if list, err = c.recipients.newer(req.Context(), key, model, list.version); err != nil {
+		return nil, err
+	}
+	resp, err = c.send(req, key, op, model, body, list.recipients)
+	if errors.Is(err, errStaleRecipients) {
+		stale := api.Errorf(http.StatusServiceUnavailable, "recipients_changing", "the cluster's instances are changing faster than requests reach them; try again")
+		stale.RetryAfter = time.Second
+		return nil, stale
+	}
+	return resp, err
+}
+
+// errStaleRecipients is the cluster's hint, forgeable, that a request was
+// sealed to keys that nobody holds any more.
+var errStaleRecipients = errors.New("recipients are stale")
+
+// send seals once, to the first recipients: the server's order is a hint about
+// load, and nothing more.
+func (c *Client) send(req *http.Request, key *credential.Key, op seal.Operation, model string, body []byte, recipients []*seal.Recipient) (*http.Response, error) {
+	request := seal.Request{
+		Operation: op,
+		Model:     model,
+		Tenant:    key.Tenant(),
+		Expiry:    c.config.Now().Add(c.config.RequestLifetime),
+		Payload:   seal.Payload{Credential: key.EnclaveToken(), CacheSecret: key.CacheSecret(), Body: body},
+	}
+	defer clear(request.Payload.Credential)
+	defer clear(request.Payload.CacheSecret)
+	if _, err := rand.Read(request.RequestID[:]); err != nil {
+		return nil, fmt.Errorf("client: draw a request id: %w", err)
+	}
+	sealed, err := seal.Seal(rand.Reader, request, recipients[:min(len(recipients), c.config.Recipients)])
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	defer sealed.Wipe()
+	resp, err := c.post(req.Context(), key, sealed)
+	if err != nil {
+		return nil, err
+	}
+	if resp.Header.Get("Content-Type") != api.ContentTypeSealedResponse || resp.StatusCode != http.StatusOK {
+		return nil, unsealedAnswer(resp)
+	}
+	return openResponse(req, resp, sealed)
+}
+
+// post sends a sealed request to the first endpoint that takes a connection.
+// Once a connection stands the request may have run, and is not sent again.
+func (c *Client) post(ctx context.Context, key *credential.Key, sealed *seal.Sealed) (*http.Response, error) {
+	return c.eachEndpoint(ctx, key, func(endpoint *url.URL) (*http.Request, error) {
+		out, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.JoinPath(api.PathSealed).String(), bytes.NewReader(sealed.Body))
+		if err != nil {
+			return nil, err
+		}
+		h := out.Header
+		h.Set("Content-Type", api.ContentTypeSealedRequest)
+		h.Set(api.HeaderModel, sealed.Headers.Model)
+		h.Set(api.HeaderTenant, sealed.Headers.Tenant)
+		h.Set(api.HeaderRequestID, sealed.Headers.RequestID.String())
+		h.Set(api.HeaderRecipients, seal.FormatKeyIDs(sealed.Headers.KeyIDs))
+		if sealed.Headers.Affinity != "" {
+			h.Set(api.HeaderAffinity, sealed.Headers.Affinity)
+		}
+		if sealed.Headers.Size != "" {
+			h.Set(api.HeaderSize, sealed.Headers.Size)
+		}
+		return out, nil
+	})
+}
+
+// eachEndpoint sends the request that build makes to one endpoint after the
+// other until one can be connected to.
+func (c *Client) eachEndpoint(ctx context.Context, key *credential.Key, build func(*url.URL) (*http.Request, error)) (*http.Response, error) {
+	var failures []error
+	for _, endpoint := range c.endpoints {
+		req, err := build(endpoint)
+		if err != nil {
+			return nil, fmt.Errorf("client: %w", err)
+		}
+		req.Header.Set("Authorization", "Bearer "+string(key.EdgeToken()))
+		req.Header.Set(api.HeaderTenant, key.Tenant())
+		resp, connected, err := c.attempt(req)
+		if err == nil {
+			return resp, nil
+		}
+		failures = append(failures, err)
+		if ctx.Err() != nil || connected {
+			break
+		}
+		c.config.Logger.Warn("endpoint cannot be connected to", "endpoint", endpoint.Host, "error", err)
+	}
+	return nil, fmt.Errorf("client: %w", errors.Join(failures...))
+}
+
+// attempt sends a request, and says whether it had a connection to travel on.
+// Without one it cannot have run, and another endpoint may have it.
+func (c *Client) attempt(req *http.Request) (resp *http.Response, connected bool, err error) {
+	var got atomic.Bool
+	trace := &httptrace.ClientTrace{
+		GetConn: func(string) { got.Store(false) }, // again when an idle connection turned out to be dead
+		GotConn: func(httptrace.GotConnInfo) { got.Store(true) },
+	}
+	resp, err = c.http.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
+	return resp, got.Load(), err
+}
+
+// unsealedAnswer is the error for an answer that came in clear.
+func unsealedAnswer(resp *http.Response) error {
+	defer resp.Body.Close()
+	if resp.Header.Get(api.HeaderKeyStatus) == api.KeyStatusStale {
+		return errStaleRecipients
+	}
+	if resp.StatusCode < http.StatusBadRequest {
+		return api.Errorf(http.StatusBadGateway, "unsealed_answer", "the answer was not sealed and has been refused")
+	}
+	return readError(resp)
+}
+
+const maxErrorBytes = 64 << 10
+
+func readError(resp *http.Response) error {
+	body, err := io.ReadAll(io.LimitReader(resp.Body, maxErrorBytes))
+	if err != nil {
+		body = nil // the status is what is left
+	}
+	e := api.ParseError(resp.StatusCode, body)
+	if seconds, err := time.ParseDuration(resp.Header.Get("Retry-After") + "s"); err == nil {
+		e.RetryAfter = seconds
+	}
+	return e
+}
+
+// models passes the list of models on. It is not sealed: it is not secret, and
+// what it says is checked by attestation when a model is used.
+func (c *Client) models(req *http.Request, key *credential.Key) (*http.Response, error) {
+	resp, err := c.eachEndpoint(req.Context(), key, func(endpoint *url.URL) (*http.Request, error) {
+		return http.NewRequestWithContext(req.Context(), http.MethodGet, endpoint.JoinPath(api.PathModels).String(), nil)
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, readError(resp)
+	}
+	var models api.Models
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxErrorBytes)).Decode(&models); err != nil {
+		return nil, api.Errorf(http.StatusBadGateway, "unexpected_response", "the list of models cannot be read")
+	}
+	body, err := json.Marshal(models)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	return response(req, http.StatusOK, "application/json", io.NopCloser(bytes.NewReader(body))), nil
+}

@@ -1,0 +1,98 @@
+package client
+
+import (
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/attest"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+// Policy is what a tenant demands of the enclaves that get its requests. A
+// server has no say in it.
+type Policy struct {
+	// Releases are the enclave images that are trusted, by their measurements.
+	Releases []attest.Release
+	// MinVersion refuses releases below it.
+	MinVersion uint64
+	// Modes are the modes of isolation that are accepted; default: every mode
+	// with a Nitro Enclave.
+	Modes []string
+	// Regions that requests may go to, by short name; empty: all.
+	Regions []string
+	// DevelopmentRoot, when set, is trusted in place of AWS's root, and the mode
+	// "process" is accepted: nothing is protected from whoever runs the cluster.
+	// It is for a cluster of one's own on one's own machine.
+	DevelopmentRoot *x509.Certificate
+}
+
+// awsRegion gives AWS's name of a region, which the certificates of its
+// security modules carry.
+func awsRegion(short string) string {
+	switch short {
+	case "use1":
+		return "us-east-1"
+	case "use2":
+		return "us-east-2"
+	case "usw2":
+		return "us-west-2"
+	default:
+		return ""
+	}
+}
+
+func (p *Policy) check() error {
+	if len(p.Releases) == 0 {
+		return errors.New("client: no trusted releases: without measurements any program could pose as the enclave")
+	}
+	return nil
+}
+
+func (p *Policy) roots() []*x509.Certificate {
+	if p.DevelopmentRoot != nil {
+		return []*x509.Certificate{p.DevelopmentRoot}
+	}
+	return []*x509.Certificate{attest.AWSRoot()}
+}
+
+func (p *Policy) acceptsMode(mode string) bool {
+	if len(p.Modes) > 0 {
+		return slices.Contains(p.Modes, mode)
+	}
+	return mode != seal.ModeProcess || p.DevelopmentRoot != nil
+}
+
+// verify gives the recipient if its attestation satisfies the policy.
+func (p *Policy) verify(offered api.Recipient, model string, now time.Time) (*seal.Recipient, error) {
+	recipient, err := seal.ParseRecipient(offered.Claims)
+	if err != nil {
+		return nil, err
+	}
+	claims := recipient.Claims()
+	switch {
+	case claims.Model != model:
+		return nil, fmt.Errorf("serves %q", claims.Model)
+	case !claims.ValidAt(now):
+		return nil, errors.New("claims are not valid now")
+	case !p.acceptsMode(claims.Mode):
+		return nil, fmt.Errorf("mode %q is not accepted", claims.Mode)
+	case len(p.Regions) > 0 && !slices.Contains(p.Regions, claims.Region):
+		return nil, fmt.Errorf("region %q is not accepted", claims.Region)
+	}
+	region := awsRegion(claims.Region)
+	if region == "" {
+		return nil, fmt.Errorf("region %q is not known", claims.Region)
+	}
+	digest := recipient.ClaimsDigest()
+	_, err = attest.Verify(offered.Attestation,
+		attest.Policy{Roots: p.roots(), Releases: p.Releases, MinVersion: p.MinVersion},
+		attest.Expected{UserData: digest[:], Region: region}, now)
+	if err != nil {
+		return nil, err
+	}
+	return recipient, nil
+}

@@ -1,0 +1,198 @@
+package client
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/singleflight"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+const (
+	// recipientsRefresh is how old a list of recipients grows before the next
+	// request has it fetched again, beside itself.
+	recipientsRefresh  = 5 * time.Second
+	recipientsTimeout  = 10 * time.Second
+	maxRecipientsBytes = 1 << 20
+)
+
+// recipientCache holds verified recipients by model. Verification does not
+// depend on who asked, so tenants share it.
+type recipientCache struct {
+	client  *Client
+	fetches singleflight.Group
+
+	mu    sync.Mutex
+	lists map[string]recipientList // guarded by mu: by model
+}
+
+// recipientList is one fetch's verified recipients. It does not change.
+type recipientList struct {
+	recipients []*seal.Recipient
+	version    int // counts the model's fetches; 0: none yet
+	fetched    time.Time
+}
+
+func newRecipientCache(c *Client) *recipientCache {
+	return &recipientCache{client: c, lists: map[string]recipientList{}}
+}
+
+// get gives verified recipients, from the cache when it has any whose claims
+// outlast the request. A list that has aged is fetched again in the background:
+// a router that is slow or gone delays nobody whose recipients are still valid.
+func (rc *recipientCache) get(ctx context.Context, key *credential.Key, model string) (recipientList, error) {
+	list := rc.usable(model)
+	if len(list.recipients) == 0 {
+		return rc.newer(ctx, key, model, list.version)
+	}
+	if rc.client.config.Now().Sub(list.fetched) >= recipientsRefresh {
+		_ = rc.fetchNewer(ctx, key, model, list.version) // nobody waits for it
+	}
+	return list, nil
+}
+
+// newer gives a list that was fetched after the one of version seen.
+func (rc *recipientCache) newer(ctx context.Context, key *credential.Key, model string, seen int) (recipientList, error) {
+	select {
+	case result := <-rc.fetchNewer(ctx, key, model, seen):
+		list, _ := result.Val.(recipientList) // empty with an error
+		return list, result.Err
+	case <-ctx.Done():
+		return recipientList{}, ctx.Err()
+	}
+}
+
+// fetchNewer fetches and verifies recipients, unless there is a newer list than
+// the one of version seen by now. Callers with one key who have seen one version
+// share one fetch, which goes on when they leave.
+func (rc *recipientCache) fetchNewer(ctx context.Context, key *credential.Key, model string, seen int) <-chan singleflight.Result {
+	shared := fmt.Sprintf("%s %d %s", credential.DigestOf(key.EdgeToken()), seen, model)
+	return rc.fetches.DoChan(shared, func() (any, error) {
+		if list := rc.usable(model); list.version > seen && len(list.recipients) > 0 {
+			return list, nil
+		}
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recipientsTimeout)
+		defer cancel()
+		offered, err := rc.fetch(ctx, key, model)
+		if err != nil {
+			rc.client.config.Logger.Warn("recipients could not be fetched; those that are known go on", "model", model, "error", err)
+			return recipientList{}, err
+		}
+		verified, err := rc.verify(offered, model)
+		if err != nil {
+			return recipientList{}, err
+		}
+		return rc.store(model, verified), nil
+	})
+}
+
+// usable gives the present list without recipients that a request made now
+// might outlive.
+func (rc *recipientCache) usable(model string) recipientList {
+	list := rc.list(model)
+	now := rc.client.config.Now()
+	var usable []*seal.Recipient
+	for _, r := range list.recipients {
+		if rc.outlasts(r.Claims(), now) {
+			usable = append(usable, r)
+		}
+	}
+	list.recipients = usable
+	return list
+}
+
+// outlasts says whether claims are valid from now until a request made now
+// expires.
+func (rc *recipientCache) outlasts(claims seal.Claims, now time.Time) bool {
+	return claims.ValidAt(now) && claims.ValidAt(now.Add(rc.client.config.RequestLifetime))
+}
+
+func (rc *recipientCache) list(model string) recipientList {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	return rc.lists[model]
+}
+
+func (rc *recipientCache) store(model string, verified []*seal.Recipient) recipientList {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	list := recipientList{recipients: verified, version: rc.lists[model].version + 1, fetched: rc.client.config.Now()}
+	rc.lists[model] = list
+	return list
+}
+
+// verify drops every recipient that the policy refuses. One that has been
+// verified before stays so until its claims expire: its key cannot have changed.
+func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*seal.Recipient, error) {
+	known := map[seal.KeyID]*seal.Recipient{}
+	for _, r := range rc.list(model).recipients {
+		known[r.KeyID()] = r
+	}
+	now := rc.client.config.Now()
+	var verified []*seal.Recipient
+	var refused []error
+	seen := map[seal.KeyID]bool{}
+	for i, o := range offered {
+		recipient, err := rc.verifyOne(o, model, known, now)
+		if err != nil {
+			refused = append(refused, fmt.Errorf("recipient %d: %w", i+1, err))
+			continue
+		}
+		if seen[recipient.KeyID()] {
+			return nil, api.Errorf(http.StatusBadGateway, "invalid_recipients", "the cluster lists a recipient twice")
+		}
+		seen[recipient.KeyID()] = true
+		verified = append(verified, recipient)
+	}
+	if len(refused) > 0 {
+		rc.client.config.Logger.Warn("recipients refused", "model", model, "error", errors.Join(refused...))
+	}
+	if len(verified) == 0 {
+		return nil, api.Errorf(http.StatusBadGateway, "no_trusted_recipient",
+			"none of the cluster's %d enclaves passed verification, so nothing was sent: %v", len(offered), errors.Join(refused...))
+	}
+	return verified, nil
+}
+
+func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known map[seal.KeyID]*seal.Recipient, now time.Time) (*seal.Recipient, error) {
+	parsed, err := seal.ParseRecipient(offered.Claims)
+	if err != nil {
+		return nil, err
+	}
+	if !rc.outlasts(parsed.Claims(), now) {
+		return nil, errors.New("claims are not valid for as long as a request made now")
+	}
+	if r, ok := known[parsed.KeyID()]; ok && parsed.ClaimsDigest() == r.ClaimsDigest() {
+		return r, nil
+	}
+	return rc.client.config.Policy.verify(offered, model, now)
+}
+
+func (rc *recipientCache) fetch(ctx context.Context, key *credential.Key, model string) ([]api.Recipient, error) {
+	query := url.Values{"model": {model}}.Encode()
+	resp, err := rc.client.eachEndpoint(ctx, key, func(endpoint *url.URL) (*http.Request, error) {
+		return http.NewRequestWithContext(ctx, http.MethodGet, endpoint.JoinPath(api.PathKeys).String()+"?"+query, nil)
+	})
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return nil, readError(resp)
+	}
+	var answer api.Recipients
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxRecipientsBytes)).Decode(&answer); err != nil {
+		return nil, api.Errorf(http.StatusBadGateway, "unexpected_response", "the list of recipients cannot be read")
+	}
+	return answer.Recipients, nil
+}

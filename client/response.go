@@ -1,0 +1,71 @@
+package client
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+// response builds what an SDK gets to see.
+func response(req *http.Request, status int, contentType string, body io.ReadCloser) *http.Response {
+	return &http.Response{
+		Status:        strconv.Itoa(status) + " " + http.StatusText(status),
+		StatusCode:    status,
+		Proto:         "HTTP/1.1",
+		ProtoMajor:    1,
+		ProtoMinor:    1,
+		Header:        http.Header{"Content-Type": {contentType}},
+		Body:          body,
+		ContentLength: -1,
+		Request:       req,
+	}
+}
+
+func errorResponse(req *http.Request, e *api.Error) *http.Response {
+	resp := response(req, e.Status, "application/json", io.NopCloser(bytes.NewReader(e.Body())))
+	setRetryAfter(resp, e.RetryAfter)
+	return resp
+}
+
+func setRetryAfter(resp *http.Response, after time.Duration) {
+	if after > 0 {
+		resp.Header.Set("Retry-After", strconv.Itoa(int((after+time.Second-1)/time.Second)))
+	}
+}
+
+// openResponse waits for the sealed head and makes a response whose body opens
+// the rest as it is read.
+func openResponse(req *http.Request, outer *http.Response, sealed *seal.Sealed) (*http.Response, error) {
+	reader := sealed.OpenResponse(outer.Body)
+	head, err := reader.Head()
+	if err != nil {
+		_ = outer.Body.Close() // the first error says it
+		var failed *seal.ResponseError
+		if errors.As(err, &failed) {
+			return nil, api.ParseError(http.StatusBadGateway, failed.Body)
+		}
+		if req.Context().Err() != nil {
+			return nil, req.Context().Err()
+		}
+		return nil, api.Errorf(http.StatusBadGateway, "answer_cut", "the answer was cut off or damaged before it began; try again")
+	}
+	resp := response(req, head.Status, head.ContentType, &sealedBody{reader: reader, outer: outer.Body})
+	setRetryAfter(resp, head.RetryAfter)
+	return resp, nil
+}
+
+// sealedBody is the opened answer. Its Read returns io.EOF only for a complete
+// one.
+type sealedBody struct {
+	reader *seal.ResponseReader
+	outer  io.Closer
+}
+
+func (b *sealedBody) Read(p []byte) (int, error) { return b.reader.Read(p) }
+func (b *sealedBody) Close() error               { return b.outer.Close() }

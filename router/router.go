@@ -1,0 +1,313 @@
+// Package router is the process beside each region's Envoys: it tells them
+// where instances are (package xds), picks an instance for each request
+// (package extproc), and serves the recipients that requests are sealed to.
+//
+// All three look at one immutable view of the fleet, which the router follows
+// in the store. A store that has gone leaves the last view in place; a router
+// that has gone leaves Envoy with its last configuration and weights.
+//
+// A router listens on three ports: gRPC for Envoy (xDS, ext_proc, access log)
+// and HTTPS for Envoy (recipients, models), both mutual TLS, and the operator's
+// admin on loopback.
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+	"golang.org/x/sync/errgroup"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/keepalive"
+
+	"github.com/mrgc/mrgc/extproc"
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/xds"
+)
+
+// Config says what a router serves. Every field without a default is required.
+type Config struct {
+	Region     fleet.Region
+	SpillTo    []fleet.Region // other regions in order of preference
+	Models     []string
+	EdgeTokens credential.Set // stored edge tokens of all tenants
+	XDS        xds.Config     // what the router does not fill in itself: addresses, limits
+	StaleAfter time.Duration  // age of a heartbeat that no longer counts
+
+	Store    fleet.Store
+	Identity *identity.Source
+	// TenantCertificate and TenantKey are PEM files of the certificate that
+	// tenants see. They are read again when they change.
+	TenantCertificate, TenantKey string
+
+	Logger *slog.Logger // default: none
+}
+
+// Listeners are the router's ports.
+type Listeners struct {
+	GRPC, HTTP net.Listener // mutual TLS is added here
+	Admin      net.Listener // plain HTTP: loopback only
+}
+
+// Router is the process. It is made by New and used once.
+type Router struct {
+	config     Config
+	log        *slog.Logger
+	started    time.Time
+	view       atomic.Pointer[fleet.Snapshot]
+	changed    chan struct{} // the view has
+	xds        *xds.Server
+	picker     *extproc.Picker
+	recipients *collector
+	metrics    *prometheus.Registry
+
+	certificatePoll time.Duration
+	loaded          [2]int64 // versions of the tenant certificate's files; of Run, then of the goroutine that watches them
+}
+
+// New checks the configuration and builds the parts.
+func New(config Config) (*Router, error) {
+	if config.Logger == nil {
+		config.Logger = slog.New(slog.DiscardHandler)
+	}
+	if config.Store == nil || config.Identity == nil {
+		return nil, errors.New("router: store and identity are required")
+	}
+	want := identity.ID{Region: string(config.Region), Role: identity.RoleRouter}
+	if self := config.Identity.ID(); self != want {
+		return nil, fmt.Errorf("router: identity is %s, want %s", self, want)
+	}
+	r := &Router{
+		config: config, log: config.Logger.With("region", config.Region), started: time.Now(),
+		changed: make(chan struct{}, 1), metrics: prometheus.NewRegistry(), certificatePoll: certificatePoll,
+	}
+	r.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	r.recipients = newCollector(&http.Client{Transport: &http.Transport{
+		TLSClientConfig:     config.Identity.ClientTLS(func(id identity.ID) bool { return id.Role == identity.RoleParent }),
+		ForceAttemptHTTP2:   true,
+		MaxIdleConnsPerHost: 1,
+		IdleConnTimeout:     2 * documentRefresh,
+	}}, r.log)
+
+	var err error
+	if r.xds, err = xds.New(config.XDS); err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
+	r.picker, err = extproc.New(extproc.Config{
+		Region:       config.Region,
+		SpillTo:      config.SpillTo,
+		View:         r.view.Load,
+		StaleAfter:   config.StaleAfter,
+		Authenticate: config.EdgeTokens.Holds,
+		Logger:       r.log,
+		Metrics:      r.metrics,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
+	return r, nil
+}
+
+func (r *Router) models() []string { return r.config.Models }
+
+// Run serves until ctx ends, and closes the listeners.
+func (r *Router) Run(ctx context.Context, on Listeners) error {
+	if err := errors.Join(requireLoopback(on.Admin), r.loadTenantCertificate()); err != nil {
+		return errors.Join(err, on.GRPC.Close(), on.HTTP.Close(), on.Admin.Close())
+	}
+	defer r.recipients.client.CloseIdleConnections()
+	group, ctx := errgroup.WithContext(ctx)
+	group.Go(func() error { return r.serveGRPC(ctx, on.GRPC) })
+	group.Go(func() error { return r.serveHTTP(ctx, on.HTTP) })
+	group.Go(func() error {
+		return serveUntil(ctx, &http.Server{Handler: r.adminHandler(), ReadHeaderTimeout: 10 * time.Second}, on.Admin, false)
+	})
+	group.Go(func() error { r.follow(ctx); return nil })
+	group.Go(func() error { r.collect(ctx); return nil })
+	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
+	group.Go(func() error { return r.xds.Run(ctx) })
+	return group.Wait()
+}
+
+func requireLoopback(l net.Listener) error {
+	if addr, ok := l.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
+		return fmt.Errorf("router: the admin listens without authentication and so on loopback only, not on %s", l.Addr())
+	}
+	return nil
+}
+
+// follow shows each new snapshot to the picker and to Envoy. It never waits for
+// an instance.
+func (r *Router) follow(ctx context.Context) {
+	for snapshot := range r.config.Store.Watch(ctx) {
+		r.view.Store(snapshot)
+		r.xds.Update(snapshot)
+		select {
+		case r.changed <- struct{}{}:
+		default: // collect has yet to look at the change before
+		}
+	}
+}
+
+// collect keeps the recipients up to date: after each change, and as documents
+// age.
+func (r *Router) collect(ctx context.Context) {
+	tick := time.NewTicker(documentRefresh / 4)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-r.changed:
+		case <-tick.C:
+		}
+		if snapshot := r.view.Load(); snapshot != nil {
+			r.recipients.refresh(ctx, snapshot, time.Now())
+		}
+	}
+}
+
+func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
+	config := r.config.Identity.ServerTLS(r.isEnvoy)
+	config.NextProtos = []string{"h2"}
+	server := grpc.NewServer(
+		grpc.Creds(credentials.NewTLS(config)),
+		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+	)
+	r.xds.Register(server)
+	extprocv3.RegisterExternalProcessorServer(server, r.picker)
+	accesslogv3.RegisterAccessLogServiceServer(server, r.picker)
+	stop := context.AfterFunc(ctx, server.Stop) // streams never end by themselves, and Envoy reconnects
+	defer stop()
+	if err := server.Serve(l); err != nil && ctx.Err() == nil {
+		return fmt.Errorf("router: serve gRPC: %w", err)
+	}
+	return nil
+}
+
+// isEnvoy admits this region's Envoys.
+func (r *Router) isEnvoy(id identity.ID) bool {
+	return id == identity.ID{Region: string(r.config.Region), Role: identity.RoleEnvoy}
+}
+
+func (r *Router) serveHTTP(ctx context.Context, l net.Listener) error {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET "+api.PathKeys, r.serveKeys)
+	mux.HandleFunc("GET "+api.PathModels, r.serveModels)
+	server := &http.Server{
+		Handler:           mux,
+		TLSConfig:         r.config.Identity.ServerTLS(r.isEnvoy),
+		ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog:          slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
+	}
+	return serveUntil(ctx, server, l, true)
+}
+
+// adminHandler is the operator's: package xds's pages, metrics, and a readiness
+// that includes the recipients.
+func (r *Router) adminHandler() http.Handler {
+	mux := http.NewServeMux()
+	xdsAdmin := r.xds.Admin()
+	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, req *http.Request) {
+		if missing := r.missingRecipients(); len(missing) > 0 {
+			writeJSON(w, http.StatusServiceUnavailable, map[string]any{"ready": false, "reason": "no attestation documents yet from " + strings.Join(missing, ", ")})
+			return
+		}
+		xdsAdmin.ServeHTTP(w, req)
+	})
+	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))
+	mux.Handle("/", xdsAdmin)
+	return mux
+}
+
+// missingRecipients lists the ready instances whose documents are not there yet.
+func (r *Router) missingRecipients() []string {
+	var missing []string
+	if snapshot := r.view.Load(); snapshot != nil {
+		for _, in := range snapshot.Ready(r.config.StaleAfter) {
+			if !slices.ContainsFunc(in.KeyIDs, func(kid string) bool { _, ok := r.recipients.get(kid); return ok }) {
+				missing = append(missing, in.ID)
+			}
+		}
+	}
+	return missing
+}
+
+func serveUntil(ctx context.Context, server *http.Server, l net.Listener, useTLS bool) error {
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	serve := func() error { return server.Serve(l) }
+	if useTLS {
+		serve = func() error { return server.ServeTLS(l, "", "") }
+	}
+	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
+		return fmt.Errorf("router: serve on %s: %w", l.Addr(), err)
+	}
+	return nil
+}
+
+// certificatePoll is how soon a renewed tenant certificate is taken up.
+const certificatePoll = 5 * time.Second
+
+// loadTenantCertificate takes the files up as they are now.
+func (r *Router) loadTenantCertificate() error {
+	r.loaded = r.tenantFiles()
+	certPEM, err := os.ReadFile(r.config.TenantCertificate)
+	if err != nil {
+		return fmt.Errorf("router: tenant certificate: %w", err)
+	}
+	keyPEM, err := os.ReadFile(r.config.TenantKey)
+	if err != nil {
+		return fmt.Errorf("router: tenant key: %w", err)
+	}
+	return r.xds.SetTenantCertificate(certPEM, keyPEM)
+}
+
+// watchTenantCertificate pushes a renewed certificate by SDS. One that does not
+// load leaves the present one in place.
+func (r *Router) watchTenantCertificate(ctx context.Context) {
+	ticker := time.NewTicker(r.certificatePoll)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		if r.tenantFiles() == r.loaded {
+			continue
+		}
+		if err := r.loadTenantCertificate(); err != nil {
+			r.log.Error("renewed tenant certificate does not load; the old one stays", "error", err)
+		}
+	}
+}
+
+// tenantFiles says which versions of certificate and key lie there, by their
+// times: either may be written first.
+func (r *Router) tenantFiles() (versions [2]int64) {
+	for i, path := range []string{r.config.TenantCertificate, r.config.TenantKey} {
+		if info, err := os.Stat(path); err == nil {
+			versions[i] = info.ModTime().UnixNano()
+		}
+	}
+	return versions
+}
