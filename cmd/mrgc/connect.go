@@ -1,0 +1,142 @@
+package main
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mrgc/mrgc/client"
+	"github.com/mrgc/mrgc/internal/attest"
+	"github.com/mrgc/mrgc/internal/lockdown"
+)
+
+type connectOptions struct {
+	listen, ca, releases, developmentRoot string
+	endpoints, modes, regions             []string
+	minVersion                            uint64
+	recipients                            int
+}
+
+func connectCommand() *cobra.Command {
+	var o connectOptions
+	cmd := &cobra.Command{
+		Use:   "connect",
+		Short: "Serve OpenAI's API on loopback, sealed from there on",
+		Long: `Connect is the tenant's side. It serves OpenAI's API on loopback; each request is
+sealed to enclaves whose attestation it has verified against --releases, and the
+answer is opened here. Point any OpenAI SDK at it; the API key that the SDK
+sends is the tenant's, and it goes no further than this process.`,
+		Example: `  mrgc connect --endpoint https://use1.example.com --releases releases.json
+  export OPENAI_BASE_URL=http://127.0.0.1:8400/v1`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return connect(cmd.Context(), o, logger(cmd)) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.listen, "listen", "127.0.0.1:8400", "loopback address to serve on")
+	f.StringArrayVar(&o.endpoints, "endpoint", nil, "a region's URL, https://host[:port]; repeat in order of preference")
+	f.StringVar(&o.ca, "ca", "", "PEM file of roots for the endpoints' certificates (default: the system's)")
+	f.StringVar(&o.releases, "releases", "", "JSON file of the enclave releases to trust, with their PCRs")
+	f.Uint64Var(&o.minVersion, "min-version", 0, "refuse releases below this version")
+	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept (default: every mode with a Nitro Enclave)")
+	f.StringSliceVar(&o.regions, "allow-region", nil, "regions that requests may go to (default: all)")
+	f.IntVar(&o.recipients, "recipients", 3, "enclaves that a request is sealed to, 1 to 4; with 1 it cannot run twice")
+	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to trust IN PLACE OF AWS's: protects nothing")
+	required(cmd, "endpoint", "releases")
+	return cmd
+}
+
+func connect(ctx context.Context, o connectOptions, log *slog.Logger) error {
+	if err := errors.Join(lockdown.NoDumps(), lockdown.Untraceable()); err != nil {
+		return err
+	}
+	config := client.Config{
+		Endpoints: o.endpoints, Recipients: o.recipients, Logger: log,
+		Policy: client.Policy{MinVersion: o.minVersion, Modes: o.modes, Regions: o.regions},
+	}
+	if err := o.readFiles(&config); err != nil {
+		return err
+	}
+	if config.Policy.DevelopmentRoot != nil {
+		log.Warn("TRUSTING A DEVELOPMENT ROOT: attestation proves nothing against whoever runs this cluster; never send it anything that matters",
+			"root", config.Policy.DevelopmentRoot.Subject.CommonName)
+	}
+	c, err := client.New(config)
+	if err != nil {
+		return err
+	}
+	listener, err := listenLoopback(o.listen)
+	if err != nil {
+		return err
+	}
+	server := &http.Server{
+		Handler: c.Handler(), ReadHeaderTimeout: 10 * time.Second,
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
+	defer stop()
+	log.Info("serving OpenAI's API", "base_url", "http://"+listener.Addr().String()+"/v1")
+	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
+		return err
+	}
+	return nil
+}
+
+// readFiles reads what the tenant trusts.
+func (o *connectOptions) readFiles(config *client.Config) error {
+	content, err := os.ReadFile(o.releases)
+	if err != nil {
+		return fmt.Errorf("--releases: %w", err)
+	}
+	if config.Policy.Releases, err = attest.ParseReleases(content); err != nil {
+		return fmt.Errorf("--releases %s: %w", o.releases, err)
+	}
+	if o.ca != "" {
+		roots, err := os.ReadFile(o.ca)
+		if err != nil {
+			return fmt.Errorf("--ca: %w", err)
+		}
+		config.RootCAs = x509.NewCertPool()
+		if !config.RootCAs.AppendCertsFromPEM(roots) {
+			return fmt.Errorf("--ca %s: no certificate in it", o.ca)
+		}
+	}
+	if o.developmentRoot != "" {
+		if config.Policy.DevelopmentRoot, err = readCertificate(o.developmentRoot); err != nil {
+			return fmt.Errorf("--trust-development-root: %w", err)
+		}
+	}
+	return nil
+}
+
+func readCertificate(path string) (*x509.Certificate, error) {
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, err
+	}
+	block, _ := pem.Decode(content)
+	if block == nil || block.Type != "CERTIFICATE" {
+		return nil, fmt.Errorf("%s: no certificate in it", path)
+	}
+	return x509.ParseCertificate(block.Bytes)
+}
+
+// listenLoopback refuses every other address: requests arrive in clear.
+func listenLoopback(address string) (net.Listener, error) {
+	resolved, err := net.ResolveTCPAddr("tcp", address)
+	if err != nil {
+		return nil, fmt.Errorf("--listen: %w", err)
+	}
+	if !resolved.IP.IsLoopback() {
+		return nil, fmt.Errorf("--listen %s is not a loopback address, and prompts would cross the network in clear", address)
+	}
+	return net.Listen("tcp", resolved.String())
+}

@@ -1,0 +1,115 @@
+package main
+
+import (
+	"errors"
+	"net"
+	"net/http"
+	"os"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mrgc/mrgc/engine"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/lockdown"
+)
+
+func engineCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "engine",
+		Short: "Run an engine on a Unix socket, and guard it",
+		Long: `An instance has two processes of its own user for the model: the engine on a Unix
+socket, and the guard, which is the only way to it.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.AddCommand(engineServeCommand(), engineGuardCommand())
+	return cmd
+}
+
+func engineServeCommand() *cobra.Command {
+	var config engine.Config
+	var kind string
+	cmd := &cobra.Command{
+		Use:   "serve",
+		Short: "Run an engine on a Unix socket",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := lockdown.NoDumps(); err != nil {
+				return err
+			}
+			config.Kind, config.Logger = engine.Kind(kind), logger(cmd)
+			return engine.Run(cmd.Context(), config, func() { config.Logger.Info("engine answers", "socket", config.Socket) })
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&kind, "kind", string(engine.Llama), "llama or sim")
+	f.StringVar(&config.Socket, "socket", "", "path of the Unix socket")
+	f.StringVar(&config.Model, "model-name", "", "name that the model is served under")
+	f.StringVar(&config.ModelPath, "model", "", "llama: GGUF file")
+	f.StringVar(&config.PythonPath, "python-path", "", "llama: folder that has the xllamacpp module")
+	f.IntVar(&config.Slots, "slots", 4, "requests that run at once")
+	f.IntVar(&config.ContextTokens, "context-tokens", 0, "llama: context of one request (default 2048)")
+	f.IntVar(&config.Threads, "threads", 0, "llama: threads that compute (default: one per core, at most 8)")
+	f.DurationVar(&config.FirstToken, "first-token", 0, "sim: time to the first token")
+	f.DurationVar(&config.PerToken, "per-token", 0, "sim: time to each further token")
+	required(cmd, "socket", "model-name")
+	return cmd
+}
+
+func engineGuardCommand() *cobra.Command {
+	var listen, upstream, identityAt string
+	cmd := &cobra.Command{
+		Use:   "guard",
+		Short: "Guard an engine: mutual TLS, and an allow-list of paths by caller",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := errors.Join(lockdown.NoDumps(), lockdown.Untraceable()); err != nil {
+				return err
+			}
+			ctx := cmd.Context()
+			self, err := identity.Open(ctx, identityAt, os.Getenv("MRGC_IDENTITY_TOKEN"))
+			if err != nil {
+				return err
+			}
+			guard, err := engine.NewGuard(engine.GuardConfig{
+				Upstream: upstream,
+				TLS:      self.ServerTLS(func(id identity.ID) bool { return roleAt(self.ID(), id) != engine.RoleNone }),
+				Role: func(r *http.Request) engine.Role {
+					peer, _ := identity.Peer(r.TLS)
+					return roleAt(self.ID(), peer)
+				},
+				Logger: logger(cmd),
+			})
+			if err != nil {
+				return err
+			}
+			listener, err := net.Listen("tcp", listen)
+			if err != nil {
+				return err
+			}
+			logger(cmd).Info("guarding", "identity", self.ID(), "upstream", upstream)
+			return guard.Serve(ctx, listener)
+		},
+	}
+	f := cmd.Flags()
+	f.StringVar(&listen, "listen", "127.0.0.1:8081", "where parent and enclave connect, by mutual TLS")
+	f.StringVar(&upstream, "upstream", "", "engine: unix:PATH or http://host:port")
+	f.StringVar(&identityAt, "identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	required(cmd, "upstream", "identity")
+	return cmd
+}
+
+// roleAt says what a peer may do at a guard: the enclave and the parent of the
+// guard's own instance have a role, nobody else has.
+func roleAt(guard, peer identity.ID) engine.Role {
+	if peer.Region != guard.Region || peer.Instance != guard.Instance {
+		return engine.RoleNone
+	}
+	switch peer.Role {
+	case identity.RoleEnclave:
+		return engine.RoleEnclave
+	case identity.RoleParent:
+		return engine.RoleParent
+	default:
+		return engine.RoleNone
+	}
+}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mrgc/mrgc/internal/config"
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/fleet/open"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/lockdown"
+	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/router"
+	"github.com/mrgc/mrgc/xds"
+)
+
+type routerOptions struct {
+	config, store, identity   string
+	grpc, http, admin         string
+	tenantAddress, healthAddr string
+	tenantCert, tenantKey     string
+}
+
+func routerCommand() *cobra.Command {
+	var o routerOptions
+	cmd := &cobra.Command{
+		Use:   "router",
+		Short: "Run a region's router: xDS server, picker, recipients, admin",
+		Args:  cobra.NoArgs,
+		RunE:  func(cmd *cobra.Command, _ []string) error { return runRouter(cmd.Context(), o, logger(cmd)) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "mrgc.yaml", "the cluster's configuration")
+	f.StringVar(&o.store, "store", "", "fleet store: sqlite:PATH")
+	f.StringVar(&o.identity, "identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	f.StringVar(&o.grpc, "grpc-listen", ":9001", "xDS, ext_proc and access log, for this region's Envoys by mutual TLS")
+	f.StringVar(&o.http, "http-listen", ":9002", "recipients and models, for this region's Envoys by mutual TLS")
+	f.StringVar(&o.admin, "admin-listen", "127.0.0.1:9003", "operator's admin, loopback only")
+	f.StringVar(&o.tenantAddress, "tenant-address", "", "IP:port that Envoy serves tenants on (default 0.0.0.0 and the configuration's port)")
+	f.StringVar(&o.healthAddr, "health-address", "", "IP:port that Envoy serves health on (default likewise)")
+	f.StringVar(&o.tenantCert, "tenant-cert", "", "PEM file of the certificate that tenants see")
+	f.StringVar(&o.tenantKey, "tenant-key", "", "PEM file of its key")
+	required(cmd, "store", "identity", "tenant-cert", "tenant-key")
+	return cmd
+}
+
+func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err error) {
+	if err := errors.Join(lockdown.NoDumps(), lockdown.Untraceable()); err != nil {
+		return err
+	}
+	cluster, err := config.Load(o.config)
+	if err != nil {
+		return err
+	}
+	self, err := identity.Open(ctx, o.identity, os.Getenv("MRGC_IDENTITY_TOKEN"))
+	if err != nil {
+		return err
+	}
+	store, err := open.Store(ctx, o.store, log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	settings, err := routerConfig(cluster, fleet.Region(self.ID().Region), o)
+	if err != nil {
+		return err
+	}
+	settings.Store, settings.Identity, settings.Logger, settings.XDS.Logger = store, self, log, log
+	r, err := router.New(settings)
+	if err != nil {
+		return err
+	}
+	var on router.Listeners
+	for _, port := range []struct {
+		address string
+		into    *net.Listener
+	}{{o.grpc, &on.GRPC}, {o.http, &on.HTTP}, {o.admin, &on.Admin}} {
+		if *port.into, err = net.Listen("tcp", port.address); err != nil {
+			return err
+		}
+	}
+	log.Info("routing", "identity", self.ID(), "admin", o.admin)
+	return r.Run(ctx, on)
+}
+
+// routerConfig is what mrgc.yaml says to one region's router.
+func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) (router.Config, error) {
+	i := slices.IndexFunc(cluster.Regions, func(r config.Region) bool { return r.Name == region })
+	if i < 0 {
+		return router.Config{}, fmt.Errorf("%s has no region %q, which this router's identity names", o.config, region)
+	}
+	tenantAddress, err := addressOr(o.tenantAddress, cluster.Listeners.TenantPort)
+	if err != nil {
+		return router.Config{}, fmt.Errorf("--tenant-address: %w", err)
+	}
+	healthAddress, err := addressOr(o.healthAddr, cluster.Listeners.HealthPort)
+	if err != nil {
+		return router.Config{}, fmt.Errorf("--health-address: %w", err)
+	}
+	settings := router.Config{
+		Region: region, SpillTo: cluster.Regions[i].SpillTo, StaleAfter: cluster.Fleet.StaleAfter,
+		EdgeTokens:        credential.Set{},
+		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
+		XDS: xds.Config{
+			Region: region, SpillTo: map[fleet.Region][]fleet.Region{region: cluster.Regions[i].SpillTo},
+			TenantAddress: tenantAddress, HealthAddress: healthAddress,
+			MessageTimeout: cluster.Picker.MessageTimeout,
+			MaxBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
+			StaleAfter:     cluster.Fleet.StaleAfter,
+			Weight:         func(in *fleet.Instance) uint32 { return uint32(routing.Score(in.Health, in.Load)) },
+		},
+	}
+	for _, m := range cluster.Models {
+		settings.Models = append(settings.Models, m.Name)
+	}
+	settings.XDS.Models = settings.Models
+	for _, t := range cluster.Tenants {
+		settings.EdgeTokens[t.Name] = t.EdgeTokenSHA256
+	}
+	return settings, nil
+}
+
+// addressOr reads an address, or makes one of every interface and a port.
+func addressOr(text string, port int) (netip.AddrPort, error) {
+	if text == "" {
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), uint16(port)), nil
+	}
+	return netip.ParseAddrPort(text)
+}

@@ -1,0 +1,59 @@
+package main
+
+import (
+	"github.com/spf13/cobra"
+
+	"github.com/mrgc/mrgc/internal/parts"
+	"github.com/mrgc/mrgc/local"
+)
+
+func upCommand() *cobra.Command {
+	options := local.Options{AskOnce: true}
+	cmd := &cobra.Command{
+		Use:   "up",
+		Short: "Run a whole cluster on this machine",
+		Long: `Up runs a whole cluster on this machine: for each region an Envoy, a router, and
+instances of parent, enclave (a process here) and engine guard, around a real
+model. It fetches what is missing, waits until all is healthy, sends one sealed
+request, and prints what an OpenAI client needs; .mrgc/env has the same.
+Ctrl-C stops everything.`,
+		Example: `  mrgc up                                   three regions, two instances each, a small model
+  mrgc up --regions use1 --instances 1      the least that is a cluster
+  mrgc up --engine sim                      no model: an engine simulator
+  mrgc up --model ~/models/qwen3-4b.gguf    a model of your own`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			options.Out = cmd.OutOrStdout()
+			return local.Run(cmd.Context(), options)
+		},
+	}
+	f := cmd.Flags()
+	f.StringSliceVar(&options.Regions, "regions", nil, "regions to run, out of use1, use2, usw2 (default all three)")
+	f.IntVar(&options.Instances, "instances", 2, "instances per region")
+	f.StringVar(&options.Engine, "engine", local.EngineLlama, "llama (llama.cpp with a real model) or sim (engine simulator)")
+	f.StringVar(&options.Model, "model", "", "GGUF file of a model of your own (default: the small model that is fetched)")
+	f.StringVar(&options.EngineURL, "engine-url", "", "OpenAI-compatible engine that runs already, http://host:port")
+	f.StringVar(&options.ModelName, "model-name", "", "name that tenants ask for (default: follows from the model)")
+	f.IntVar(&options.Port, "port", 8400, "port of the tenant endpoint on loopback; 0: any free one")
+	f.StringVar(&options.StateDir, "state-dir", ".mrgc", "directory for logs, state and the env file")
+	f.StringVar(&options.ToolsDir, "tools-dir", ".tools", "directory for fetched parts")
+	f.BoolVar(&options.AskOnce, "ask", true, "send one sealed request when all is healthy")
+	return cmd
+}
+
+func partsCommand() *cobra.Command {
+	cmd := &cobra.Command{Use: "parts", Short: "Manage the programs and the model that are fetched", Args: cobra.NoArgs}
+	var dir string
+	fetch := &cobra.Command{
+		Use:   "fetch",
+		Short: "Fetch Envoy, llama.cpp and a small model, and verify their checksums",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := parts.Fetch(cmd.Context(), parts.Config{Dir: dir, Out: cmd.OutOrStdout()})
+			return err
+		},
+	}
+	fetch.Flags().StringVar(&dir, "tools-dir", ".tools", "directory for fetched parts")
+	cmd.AddCommand(fetch)
+	return cmd
+}

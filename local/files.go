@@ -1,0 +1,160 @@
+package local
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mrgc/mrgc/envoy"
+	"github.com/mrgc/mrgc/internal/attest"
+	"github.com/mrgc/mrgc/internal/config"
+	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/standin/devca"
+	"github.com/mrgc/mrgc/standin/softnsm"
+)
+
+// tenantName is the one tenant of a local cluster.
+const tenantName = "dev"
+
+// contextTokens is what one request can have of prompt and answer: the whole
+// context of the model that is fetched.
+const contextTokens = 2048
+
+// writeFiles writes what the children read, and makes the tenant's API key. The
+// key is new at each start; the cluster's files hold its digests only.
+func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softnsm.Root) (apiKey string, err error) {
+	key, err := credential.New(rand.Reader, tenantName)
+	if err != nil {
+		return "", err
+	}
+	enclaveTokens := credential.Set{tenantName: {credential.DigestOf(key.EnclaveToken())}}
+	tenants, err := json.Marshal(enclaveTokens)
+	if err != nil {
+		return "", err
+	}
+	releases, err := p.release()
+	if err != nil {
+		return "", err
+	}
+	clusterConfig := p.clusterConfig(&key)
+	if _, err := config.Parse(p.config, clusterConfig); err != nil {
+		return "", fmt.Errorf("configuration of the local cluster: %w", err)
+	}
+	for path, content := range map[string][]byte{
+		p.config:   clusterConfig,
+		p.tenants:  tenants,
+		p.caFile:   ca.RootPEM(),
+		p.nsmRoot:  root.PEM(),
+		p.releases: releases,
+	} {
+		if err := os.WriteFile(path, content, 0o600); err != nil {
+			return "", err
+		}
+	}
+	// Instances of an earlier start are not this cluster's, nor is its API key.
+	if err := p.removeEnv(); err != nil {
+		return "", err
+	}
+	for _, suffix := range []string{"", "-wal", "-shm"} {
+		if err := os.Remove(p.store + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return "", err
+		}
+	}
+	logs, err := filepath.Glob(filepath.Join(p.stateDir, "logs", "*.log"))
+	if err != nil {
+		return "", err
+	}
+	for _, log := range logs {
+		if err := os.Remove(log); err != nil {
+			return "", err
+		}
+	}
+	return key.Text(), p.writeEnvoyFiles(ctx, ca)
+}
+
+// release is what the tenant trusts: the measurement of this very build.
+func (p *plan) release() ([]byte, error) {
+	pcrs, err := softnsm.Measure(p.bin("mrgc-enclave"))
+	if err != nil {
+		return nil, err
+	}
+	return json.MarshalIndent([]attest.Release{{Version: 1, Name: "local build", PCRs: pcrs}}, "", "  ")
+}
+
+// clusterConfig is the mrgc.yaml of the local cluster.
+func (p *plan) clusterConfig(key *credential.Key) []byte {
+	var b strings.Builder
+	b.WriteString("# Written by `mrgc up` at each start.\nregions:\n")
+	for _, r := range p.regions {
+		fmt.Fprintf(&b, "  - {name: %s, aws_region: %s}\n", r.name, r.aws)
+	}
+	fmt.Fprintf(&b, "models:\n  - {name: %q, context_tokens: %d}\n", p.options.ModelName, contextTokens)
+	fmt.Fprintf(&b, "tenants:\n  - name: %s\n    edge_token_sha256: [%s]\n    enclave_token_sha256: [%s]\n", key.Tenant(),
+		credential.DigestOf(key.EdgeToken()), credential.DigestOf(key.EnclaveToken()))
+	return []byte(b.String())
+}
+
+// writeEnvoyFiles makes each region's certificates and Envoy's bootstrap, and
+// has Envoy check it.
+func (p *plan) writeEnvoyFiles(ctx context.Context, ca *devca.Authority) error {
+	checks, ctx := errgroup.WithContext(ctx)
+	for _, r := range p.regions {
+		if err := ca.WriteFiles(r.envoyIdentity, identity.ID{Region: r.name, Role: identity.RoleEnvoy}, time.Now()); err != nil {
+			return err
+		}
+		certPEM, keyPEM, err := ca.ServerCertificate(time.Now(), "localhost", r.name+".mrgc.internal")
+		if err != nil {
+			return err
+		}
+		bootstrap, err := envoy.Bootstrap(envoy.Config{
+			NodeID: r.name + "-envoy-0", Region: fleet.Region(r.name),
+			Admin:      netip.MustParseAddrPort(r.envoyAdmin),
+			RouterGRPC: []netip.AddrPort{netip.MustParseAddrPort(r.grpc)},
+			RouterHTTP: []netip.AddrPort{netip.MustParseAddrPort(r.http)},
+
+			CertificateFile: filepath.Join(r.envoyIdentity, identity.CertificateFile),
+			KeyFile:         filepath.Join(r.envoyIdentity, identity.KeyFile),
+			TrustFile:       filepath.Join(r.envoyIdentity, identity.RootsFile),
+		})
+		if err != nil {
+			return err
+		}
+		for path, content := range map[string][]byte{r.tenantCert: certPEM, r.tenantKey: keyPEM, r.envoyConfig: bootstrap} {
+			if err := os.WriteFile(path, content, 0o600); err != nil {
+				return err
+			}
+		}
+		checks.Go(func() error { return envoy.Validate(ctx, p.envoy, r.envoyConfig) })
+	}
+	return checks.Wait()
+}
+
+func (p *plan) envFile() string { return filepath.Join(p.stateDir, "env") }
+
+// writeEnv leaves what a tenant needs for `source`. It appears at once and
+// whole: whoever waits for the file may read it when it is there.
+func (p *plan) writeEnv(apiKey string) error {
+	fresh := p.envFile() + ".new"
+	if err := os.WriteFile(fresh, []byte(strings.Join(p.env(apiKey), "\n")+"\n"), 0o600); err != nil {
+		return err
+	}
+	return os.Rename(fresh, p.envFile())
+}
+
+func (p *plan) removeEnv() error {
+	if err := os.Remove(p.envFile()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}

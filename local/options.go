@@ -1,0 +1,164 @@
+package local
+
+import (
+	"fmt"
+	"io"
+	"net/url"
+	"os"
+	"path/filepath"
+	"regexp"
+	"runtime"
+	"slices"
+	"strings"
+)
+
+// Engines that a local cluster can run.
+const (
+	EngineLlama = "llama" // llama.cpp with a real model
+	EngineSim   = "sim"   // the engine simulator: no model, no memory
+)
+
+// Options are what a person can choose.
+type Options struct {
+	Regions   []string // short names out of use1, use2, usw2; default: all three
+	Instances int      // per region; default 2
+	Engine    string   // EngineLlama (default) or EngineSim
+	Model     string   // GGUF file; default: the small model that is fetched
+	EngineURL string   // an OpenAI-compatible engine that runs already, http://host:port; default: none
+	ModelName string   // as tenants ask for it; default: derived from the model
+	Port      int      // of the tenant endpoint on loopback; 0: any free one
+
+	StateDir string // logs, state, env; default ".mrgc"
+	ToolsDir string // fetched parts; default ".tools"
+	BinDir   string // mrgc, mrgc-parent, mrgc-enclave; default: where this program lies
+
+	// AskOnce has the cluster send one sealed request when it is healthy.
+	AskOnce bool
+	Out     io.Writer // what a person reads
+}
+
+// regionNames are the mission's regions and AWS's names of them.
+var regionNames = []struct{ short, aws string }{
+	{"use1", "us-east-1"}, {"use2", "us-east-2"}, {"usw2", "us-west-2"},
+}
+
+func awsName(short string) string {
+	for _, r := range regionNames {
+		if r.short == short {
+			return r.aws
+		}
+	}
+	return ""
+}
+
+const (
+	maxInstances     = 20
+	defaultModelName = "smollm2-135m-instruct"
+	// fewCores is up to how many cores all instances share one llama.cpp.
+	fewCores = 4
+)
+
+var notInModelName = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
+
+// complete checks the options and fills in their defaults.
+func (o Options) complete() (Options, error) {
+	if len(o.Regions) == 0 {
+		for _, r := range regionNames {
+			o.Regions = append(o.Regions, r.short)
+		}
+	}
+	for i, r := range o.Regions {
+		if awsName(r) == "" || slices.Contains(o.Regions[:i], r) {
+			return o, fmt.Errorf("--regions %s: want some of use1, use2, usw2, each once", strings.Join(o.Regions, ","))
+		}
+	}
+	setDefault(&o.Instances, 2)
+	if o.Instances < 1 || o.Instances > maxInstances {
+		return o, fmt.Errorf("--instances %d: want 1 to %d per region", o.Instances, maxInstances)
+	}
+	setDefault(&o.Engine, EngineLlama)
+	if o.Engine != EngineLlama && o.Engine != EngineSim {
+		return o, fmt.Errorf("--engine %s: want %s or %s", o.Engine, EngineLlama, EngineSim)
+	}
+	if err := o.completeModel(); err != nil {
+		return o, err
+	}
+	if o.Port < 0 || o.Port > 65535 {
+		return o, fmt.Errorf("--port %d: want 0 to 65535", o.Port)
+	}
+	setDefault(&o.StateDir, ".mrgc")
+	setDefault(&o.ToolsDir, ".tools")
+	if o.Out == nil {
+		o.Out = io.Discard
+	}
+	return o, o.completePaths()
+}
+
+func (o *Options) completeModel() error {
+	switch {
+	case o.EngineURL != "" && o.Model != "":
+		return fmt.Errorf("--engine-url and --model exclude each other: the engine at the URL has its model already")
+	case o.EngineURL != "":
+		u, err := url.Parse(o.EngineURL)
+		if err != nil || u.Scheme != "http" || u.Host == "" || strings.Trim(u.Path, "/") != "" {
+			return fmt.Errorf("--engine-url %s: want http://host:port", o.EngineURL)
+		}
+		if o.ModelName == "" {
+			return fmt.Errorf("--engine-url needs --model-name: the name by which the engine knows its model")
+		}
+	case o.Model != "":
+		if o.Engine == EngineSim {
+			return fmt.Errorf("--model has no meaning with --engine sim")
+		}
+		info, err := os.Stat(o.Model)
+		if err != nil {
+			return fmt.Errorf("--model: %w", err)
+		}
+		if !info.Mode().IsRegular() {
+			return fmt.Errorf("--model %s: not a file", o.Model)
+		}
+		base := strings.TrimSuffix(filepath.Base(o.Model), filepath.Ext(o.Model))
+		setDefault(&o.ModelName, strings.ToLower(notInModelName.ReplaceAllString(base, "-")))
+	}
+	setDefault(&o.ModelName, defaultModelName)
+	return nil
+}
+
+func (o *Options) completePaths() error {
+	if o.BinDir == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return fmt.Errorf("where this program lies: %w", err)
+		}
+		o.BinDir = filepath.Dir(self)
+	}
+	for _, path := range []*string{&o.StateDir, &o.ToolsDir, &o.BinDir, &o.Model} {
+		if *path == "" {
+			continue
+		}
+		absolute, err := filepath.Abs(*path)
+		if err != nil {
+			return err
+		}
+		*path = absolute
+	}
+	for _, program := range []string{"mrgc", "mrgc-parent", "mrgc-enclave"} {
+		if _, err := os.Stat(filepath.Join(o.BinDir, program)); err != nil {
+			return fmt.Errorf("%s is not beside mrgc in %s: run `make build`", program, o.BinDir)
+		}
+	}
+	return nil
+}
+
+// sharesEngine says whether all instances use one llama.cpp: two of them on few
+// cores would only slow each other down.
+func (o *Options) sharesEngine() bool {
+	return o.Engine == EngineLlama && runtime.NumCPU() <= fewCores
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}

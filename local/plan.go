@@ -1,0 +1,268 @@
+package local
+
+import (
+	"fmt"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/mrgc/mrgc/envoy"
+	"github.com/mrgc/mrgc/internal/identity"
+)
+
+// Children are stopped from the highest rank down: first what brings requests,
+// last what answers them.
+const (
+	rankEngine = iota
+	rankGuard
+	rankEnclave
+	rankParent
+	rankRouter
+	rankEnvoy
+	rankConnect
+)
+
+// region is one region's part of the plan.
+type region struct {
+	name, aws string
+
+	tenant, health, envoyAdmin string // Envoy's addresses
+	grpc, http, admin          string // the router's
+	envoyIdentity, envoyConfig string // files
+	tenantCert, tenantKey      string
+	instances                  []instance
+}
+
+// instance is one instance's part of the plan.
+type instance struct {
+	id, region, aws, zone string
+
+	parent, guard string // addresses
+	vsock         string // Unix socket that stands for the enclave's vsock
+	nsm           string // Unix socket of its software NSM
+	engine        string // engine's socket or URL
+}
+
+// plan is everything that a start decides before it starts anything.
+type plan struct {
+	options   Options
+	runDir    string // short path: Unix sockets lie there
+	stateDir  string
+	connect   string // tenant endpoint
+	caSocket  string
+	config    string // mrgc.yaml
+	tenants   string // the enclaves' list of tenants
+	caFile    string
+	nsmRoot   string
+	releases  string
+	store     string
+	regions   []region
+	engines   []string // sockets of engines to start
+	draw      func() (string, error)
+	envoy     string // binary
+	llamaPath string // Python path of the engine
+	modelFile string
+}
+
+// newPlan lays the cluster out. The run directory's path must be short: a Unix
+// socket's path holds some 100 bytes.
+func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*plan, error) {
+	p := &plan{
+		options: o, runDir: runDir, stateDir: o.StateDir, connect: connect, draw: draw,
+		caSocket: filepath.Join(runDir, "ca.sock"),
+		config:   filepath.Join(o.StateDir, "mrgc.yaml"),
+		tenants:  filepath.Join(o.StateDir, "tenants.json"),
+		caFile:   filepath.Join(o.StateDir, "ca.pem"),
+		nsmRoot:  filepath.Join(o.StateDir, "development-root.pem"),
+		releases: filepath.Join(o.StateDir, "releases.json"),
+		store:    filepath.Join(o.StateDir, "state.db"),
+	}
+	for _, name := range o.Regions {
+		r, err := p.region(name)
+		if err != nil {
+			return nil, err
+		}
+		p.regions = append(p.regions, r)
+	}
+	return p, nil
+}
+
+func (p *plan) region(name string) (region, error) {
+	r := region{
+		name: name, aws: awsName(name),
+		envoyIdentity: filepath.Join(p.runDir, name+"-envoy"),
+		envoyConfig:   filepath.Join(p.runDir, name+"-envoy.json"),
+		tenantCert:    filepath.Join(p.runDir, name+"-tenant.crt"),
+		tenantKey:     filepath.Join(p.runDir, name+"-tenant.key"),
+	}
+	if err := p.drawAll(&r.tenant, &r.health, &r.envoyAdmin, &r.grpc, &r.http, &r.admin); err != nil {
+		return region{}, err
+	}
+	for i := range p.options.Instances {
+		in, err := p.instance(r, i)
+		if err != nil {
+			return region{}, err
+		}
+		r.instances = append(r.instances, in)
+	}
+	return r, nil
+}
+
+func (p *plan) instance(r region, i int) (instance, error) {
+	id := fmt.Sprintf("%s-%d", r.name, i)
+	in := instance{
+		id: id, region: r.name, aws: r.aws, zone: fmt.Sprintf("%s-az%d", r.name, i%3+1),
+		vsock: filepath.Join(p.runDir, id+".vsock"),
+		nsm:   filepath.Join(p.runDir, id+".nsm"),
+	}
+	if err := p.drawAll(&in.parent, &in.guard); err != nil {
+		return instance{}, err
+	}
+	in.engine = p.engineFor(id)
+	return in, nil
+}
+
+// engineFor gives the engine of an instance, and notes it when it is one to
+// start.
+func (p *plan) engineFor(id string) string {
+	if p.options.EngineURL != "" {
+		return p.options.EngineURL
+	}
+	socket := filepath.Join(p.runDir, id+".engine")
+	if p.options.sharesEngine() {
+		socket = filepath.Join(p.runDir, "shared.engine")
+	}
+	if !slices.Contains(p.engines, socket) {
+		p.engines = append(p.engines, socket)
+	}
+	return "unix:" + socket
+}
+
+func (p *plan) drawAll(into ...*string) error {
+	for _, address := range into {
+		var err error
+		if *address, err = p.draw(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (p *plan) instances() []instance {
+	var all []instance
+	for _, r := range p.regions {
+		all = append(all, r.instances...)
+	}
+	return all
+}
+
+// engineRelay is what the enclave dials to reach the engine's guard: where
+// hybrid vsock puts the guest's connections to port 5001.
+func (in *instance) engineRelay() string { return "unix:" + in.vsock + "_5001" }
+
+// requests is the enclave's port 5000.
+func (in *instance) requests() string { return "unix:" + in.vsock + ":5000" }
+
+func (in *instance) identity(role identity.Role) identity.ID {
+	return identity.ID{Region: in.region, Instance: in.id, Role: role}
+}
+
+// processes are the children, with a certificate token for each that needs one.
+func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, error) {
+	var all []process
+	for i, socket := range p.engines {
+		all = append(all, p.engine(i, socket))
+	}
+	add := func(make func(token string) process, id identity.ID) error {
+		token, err := grant(id)
+		if err != nil {
+			return err
+		}
+		all = append(all, make("MRGC_IDENTITY_TOKEN="+token))
+		return nil
+	}
+	for _, in := range p.instances() {
+		for _, part := range []struct {
+			role identity.Role
+			make func(instance, string) process
+		}{{identity.RoleGuard, p.guard}, {identity.RoleEnclave, p.enclave}, {identity.RoleParent, p.parent}} {
+			if err := add(func(token string) process { return part.make(in, token) }, in.identity(part.role)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for _, r := range p.regions {
+		id := identity.ID{Region: r.name, Role: identity.RoleRouter}
+		if err := add(func(token string) process { return p.router(r, token) }, id); err != nil {
+			return nil, err
+		}
+		all = append(all, process{name: "envoy-" + r.name, rank: rankEnvoy, args: envoy.Command(p.envoy, r.envoyConfig).Args})
+	}
+	return append(all, p.tenant()), nil
+}
+
+func (p *plan) bin(name string) string { return filepath.Join(p.options.BinDir, name) }
+
+func (p *plan) engine(i int, socket string) process {
+	args := []string{p.bin("mrgc"), "engine", "serve", "--kind", p.options.Engine, "--socket", socket, "--model-name", p.options.ModelName}
+	if p.options.Engine == EngineLlama {
+		args = append(args, "--python-path", p.llamaPath, "--model", p.modelFile, "--context-tokens", strconv.Itoa(contextTokens))
+	}
+	return process{name: "engine-" + strconv.Itoa(i), rank: rankEngine, args: args}
+}
+
+func (p *plan) guard(in instance, token string) process {
+	return process{name: "guard-" + in.id, rank: rankGuard, env: []string{token}, args: []string{
+		p.bin("mrgc"), "engine", "guard", "--listen", in.guard, "--upstream", in.engine, "--identity", "unix:" + p.caSocket,
+	}}
+}
+
+func (p *plan) enclave(in instance, token string) process {
+	return process{name: "enclave-" + in.id, rank: rankEnclave, env: []string{token}, args: []string{
+		p.bin("mrgc-enclave"), "-listen", in.requests(), "-engine", in.engineRelay(), "-nsm", "unix:" + in.nsm,
+		"-identity", "unix:" + p.caSocket, "-tenants", p.tenants, "-model", p.options.ModelName, "-mode", "process",
+	}}
+}
+
+func (p *plan) parent(in instance, token string) process {
+	return process{name: "parent-" + in.id, rank: rankParent, env: []string{token}, args: []string{
+		p.bin("mrgc-parent"), "-config", p.config, "-zone", in.zone, "-listen", in.parent, "-enclave", in.requests(),
+		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
+		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName,
+	}}
+}
+
+func (p *plan) router(r region, token string) process {
+	return process{name: "router-" + r.name, rank: rankRouter, env: []string{token}, args: []string{
+		p.bin("mrgc"), "router", "--config", p.config, "--store", "sqlite:" + p.store, "--identity", "unix:" + p.caSocket,
+		"--grpc-listen", r.grpc, "--http-listen", r.http, "--admin-listen", r.admin,
+		"--tenant-address", r.tenant, "--health-address", r.health,
+		"--tenant-cert", r.tenantCert, "--tenant-key", r.tenantKey,
+	}}
+}
+
+// tenant is the tenant's side: it is given what a tenant has, and nothing else.
+func (p *plan) tenant() process {
+	args := []string{
+		p.bin("mrgc"), "connect", "--listen", p.connect, "--ca", p.caFile,
+		"--releases", p.releases, "--trust-development-root", p.nsmRoot,
+	}
+	for _, r := range p.regions {
+		args = append(args, "--endpoint", "https://"+r.tenant)
+	}
+	return process{name: "connect", rank: rankConnect, args: args}
+}
+
+// env is what a person pastes, and what .mrgc/env holds.
+func (p *plan) env(apiKey string) []string {
+	lines := []string{
+		"export OPENAI_BASE_URL=http://" + p.connect + "/v1",
+		"export OPENAI_API_KEY=" + apiKey,
+		"export MRGC_MODEL=" + p.options.ModelName,
+	}
+	for _, r := range p.regions {
+		lines = append(lines, fmt.Sprintf("export MRGC_ADMIN_%s=http://%s", strings.ToUpper(r.name), r.admin))
+	}
+	return lines
+}
