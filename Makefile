@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts test test-unit test-e2e check lint fmt fuzz bench clean
+.PHONY: help up build parts test test-unit test-e2e check lint fmt fuzz bench bench-startup bench-hot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -37,7 +37,7 @@ $(TOOLS)/python-e2e/.done: e2e/requirements.txt
 	$(PYTHON) -m pip install --quiet --require-hashes --no-compile --target $(@D) -r $<
 	touch $@
 
-check: lint test-unit ## what a reviewer runs: lint, vet, unit tests in random order
+check: lint test-unit ## what a reviewer runs: lint, vet, unit tests
 
 lint: ## formatting and golangci-lint
 	@unformatted=$$(gofmt -l $$(git ls-files '*.go')); test -z "$$unformatted" || { echo "gofmt: $$unformatted"; exit 1; }
@@ -54,9 +54,14 @@ fuzz: ## fuzz every parser for FUZZTIME each (default 30s)
 	  done || exit 1; \
 	done
 
-bench: parts ## measure start, idle cost and hot paths; results go to bench/results
+bench: bench-startup bench-hot ## run every benchmark; results go to bench/results and docs/benchmarks.md
+
+bench-startup: parts ## time to the first answer, idle cost
 	$(GO) run ./bench/startup
-	$(GO) test -run '^$$' -bench . -benchmem ./internal/... ./extproc
+	$(GO) run ./bench/report
+
+bench-hot: ## hot paths: seal and open, verify, pick, relay
+	$(GO) test -run '^$$' -bench . -benchmem ./internal/seal ./internal/attest ./internal/routing ./extproc ./parent
 
 clean: ## remove what was built, not what was fetched
 	rm -rf bin

@@ -62,7 +62,7 @@ var _ = Describe("make up", Ordered, func() {
 
 	It("has every Envoy acknowledge what it was sent, and shows it", func(ctx SpecContext) {
 		for _, name := range []string{"MRGC_ADMIN_USE1", "MRGC_ADMIN_USE2", "MRGC_ADMIN_USW2"} {
-			for page, want := range map[string]string{"/envoys": `"synced": true`, "/fleet": `"use2-1"`, "/weights": `"weight"`, "/metrics": "mrgc_picks_total"} {
+			for page, want := range map[string]string{"/envoys": `"synced": true`, "/fleet": `"use2-1"`, "/weights": `"weight"`, "/metrics": "mrgc_in_flight{"} {
 				Expect(get(ctx, c.env()[name]+page)).To(ContainSubstring(want), name+page)
 			}
 		}

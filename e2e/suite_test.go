@@ -16,7 +16,6 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	"github.com/onsi/gomega/gbytes"
 	"github.com/onsi/gomega/gexec"
 )
 
@@ -103,9 +102,10 @@ var envoyURL = regexp.MustCompile(`(use1|use2|usw2)\s+Envoy (https://\S+)`)
 // envoys gives each region's tenant URL, as it was printed.
 func (c *cluster) envoys() map[string]string {
 	GinkgoHelper()
-	Eventually(c.session).Should(gbytes.Say("Ctrl-C stops everything"))
+	printed := func() string { return string(c.session.Out.Contents()) }
+	Eventually(printed).Should(ContainSubstring("Ctrl-C stops everything"))
 	urls := map[string]string{}
-	for _, match := range envoyURL.FindAllStringSubmatch(string(c.session.Out.Contents()), -1) {
+	for _, match := range envoyURL.FindAllStringSubmatch(printed(), -1) {
 		urls[match[1]] = match[2]
 	}
 	return urls
