@@ -1,0 +1,103 @@
+// Mrgc-parent runs on each GPU instance, outside its enclave: it relays sealed
+// requests, reports the instance's health and load, and sees no plaintext.
+package main
+
+import (
+	"context"
+	"errors"
+	"flag"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/mrgc/mrgc/internal/config"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/fleet/open"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/lockdown"
+	"github.com/mrgc/mrgc/internal/vsock"
+	"github.com/mrgc/mrgc/parent"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
+		fmt.Fprintln(os.Stderr, "mrgc-parent:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) (err error) {
+	flags := flag.NewFlagSet("mrgc-parent", flag.ContinueOnError)
+	flags.SetOutput(stderr)
+	configFile := flags.String("config", "mrgc.yaml", "the cluster's configuration")
+	zone := flags.String("zone", "", "availability zone of this instance")
+	listen := flags.String("listen", ":8080", "where Envoy and routers connect, by mutual TLS")
+	advertise := flags.String("advertise", "", "IP:port by which they reach it; default: -listen, when that has an IP")
+	enclaveAt := flags.String("enclave", "vsock://16:5000", "the enclave's request port")
+	engineRelay := flags.String("engine-relay", "vsock://:5001", "where the enclave's connections to the engine arrive")
+	guard := flags.String("guard", "127.0.0.1:8081", "the engine's guard")
+	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
+	store := flags.String("store", "", "fleet store: sqlite:PATH")
+	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	models := flags.String("models", "", "models that the engine serves, comma separated")
+	if err := flags.Parse(args); err != nil {
+		return err
+	}
+	if err := errors.Join(lockdown.NoDumps(), lockdown.Untraceable()); err != nil {
+		return err
+	}
+	logger := slog.New(slog.NewTextHandler(stderr, nil))
+	cluster, err := config.Load(*configFile)
+	if err != nil {
+		return err
+	}
+	self, err := identity.Open(ctx, *identityAt, getenv("MRGC_IDENTITY_TOKEN"))
+	if err != nil {
+		return err
+	}
+	instances, err := open.Store(ctx, *store, logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, instances.Close()) }()
+	relay, err := vsock.Listen(*engineRelay)
+	if err != nil {
+		return err
+	}
+	if *advertise == "" {
+		*advertise = *listen
+	}
+	service, err := parent.New(parent.Config{
+		Instance: fleet.Instance{
+			ID: self.ID().Instance, Region: fleet.Region(self.ID().Region), Zone: *zone,
+			Address: *advertise, Models: strings.Split(*models, ","),
+		},
+		Store: instances, Identity: self,
+		DialEnclave: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) },
+		EngineRelay: relay,
+		DialGuard: func(ctx context.Context) (net.Conn, error) {
+			var dialer net.Dialer
+			return dialer.DialContext(ctx, "tcp", *guard)
+		},
+		HeartbeatInterval:  cluster.Fleet.HeartbeatInterval,
+		RequestBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
+		ConcurrentRequests: cluster.Limits.ConcurrentRequestsPerInstance,
+		EngineSlots:        *slots,
+		Logger:             logger,
+	})
+	if err != nil {
+		return err
+	}
+	listener, err := net.Listen("tcp", *listen)
+	if err != nil {
+		return err
+	}
+	return service.Run(ctx, listener)
+}

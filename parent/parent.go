@@ -1,0 +1,208 @@
+// Package parent is the service on each GPU instance, outside its enclave.
+//
+// It relays sealed requests to the enclave and sealed answers back, byte for
+// byte: it holds no key and sees no plaintext. Beside that it
+//
+//   - carries the enclave's connections to the engine's guard, as bytes under
+//     the enclave's own TLS;
+//   - admits no more requests than the instance can work on;
+//   - registers the instance in the fleet and reports its health and load;
+//   - hands the enclave's claims and attestation documents to the routers.
+//
+// [New] takes a [Config]; [Parent.Run] serves until its context ends, then
+// drains: the instance leaves the fleet, so that no router picks it any more,
+// and requests under way are finished.
+package parent
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
+)
+
+// Config says which instance this is and how its parts are reached. Every
+// field without a default is required.
+type Config struct {
+	// Instance is what is registered: ID, Region, Zone, Address and Models. The
+	// rest of it is the parent's to find out.
+	Instance fleet.Instance
+	Store    fleet.Store
+	Identity *identity.Source
+
+	// DialEnclave connects to the enclave's request port.
+	DialEnclave func(context.Context) (net.Conn, error)
+	// EngineRelay accepts the enclave's connections to the guard; DialGuard
+	// connects them.
+	EngineRelay net.Listener
+	DialGuard   func(context.Context) (net.Conn, error)
+
+	HeartbeatInterval  time.Duration // default 5 s
+	ProbeInterval      time.Duration // how often enclave and engine are asked how they are; default 1 s
+	DrainTimeout       time.Duration // how long requests under way may take after a stop; default 30 s
+	RequestBodyBytes   int64         // default 8 MiB
+	ConcurrentRequests int           // default 64; more are told to go elsewhere
+	EngineSlots        int           // requests that the engine runs at once; 0: not known
+
+	Logger *slog.Logger // default: none
+}
+
+// Parent is the service. It is made by New and used once.
+type Parent struct {
+	config  Config
+	log     *slog.Logger
+	enclave *http.Client
+	guard   *http.Client
+	load    *load
+}
+
+// New checks the configuration and fills in its defaults.
+func New(config Config) (*Parent, error) {
+	setDefault(&config.HeartbeatInterval, 5*time.Second)
+	setDefault(&config.ProbeInterval, time.Second)
+	setDefault(&config.DrainTimeout, 30*time.Second)
+	setDefault(&config.RequestBodyBytes, 8<<20)
+	setDefault(&config.ConcurrentRequests, 64)
+	setDefault(&config.Logger, slog.New(slog.DiscardHandler))
+	switch {
+	case config.Store == nil:
+		return nil, errors.New("parent: no store")
+	case config.Identity == nil:
+		return nil, errors.New("parent: no identity")
+	case config.DialEnclave == nil:
+		return nil, errors.New("parent: no way to dial the enclave")
+	case config.EngineRelay == nil || config.DialGuard == nil:
+		return nil, errors.New("parent: no relay to the engine's guard")
+	}
+	if err := config.Instance.Validate(); err != nil {
+		return nil, fmt.Errorf("parent: %w", err)
+	}
+	self := config.Identity.ID()
+	want := identity.ID{Region: string(config.Instance.Region), Instance: config.Instance.ID, Role: identity.RoleParent}
+	if self != want {
+		return nil, fmt.Errorf("parent: identity is %s, want %s", self, want)
+	}
+	p := &Parent{
+		config:  config,
+		log:     config.Logger.With("instance", config.Instance.ID),
+		enclave: enclaveClient(config.DialEnclave),
+		load:    newLoad(config.ConcurrentRequests),
+	}
+	p.guard = guardClient(config.DialGuard, config.Identity.ClientTLS(func(id identity.ID) bool {
+		return id == identity.ID{Region: self.Region, Instance: self.Instance, Role: identity.RoleGuard}
+	}))
+	return p, nil
+}
+
+func setDefault[T comparable](field *T, value T) {
+	var zero T
+	if *field == zero {
+		*field = value
+	}
+}
+
+// enclaveClient speaks HTTP/1.1 over the vsock, with connections kept open: an
+// enclave's round trip is short, its connections are few.
+func enclaveClient(dial func(context.Context) (net.Conn, error)) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		DialContext:           func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		MaxIdleConnsPerHost:   64,
+		IdleConnTimeout:       time.Minute,
+		DisableCompression:    true,
+		ExpectContinueTimeout: time.Second,
+	}}
+}
+
+func guardClient(dial func(context.Context) (net.Conn, error), config *tls.Config) *http.Client {
+	config.NextProtos = []string{"http/1.1"} // probes are rare and small: one idle connection is enough
+	return &http.Client{Transport: &http.Transport{
+		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			raw, err := dial(ctx)
+			if err != nil {
+				return nil, err
+			}
+			conn := tls.Client(raw, config)
+			if err := conn.HandshakeContext(ctx); err != nil {
+				return nil, errors.Join(err, raw.Close())
+			}
+			return conn, nil
+		},
+		MaxIdleConnsPerHost: 1,
+		IdleConnTimeout:     time.Minute,
+	}}
+}
+
+// Run serves requests on listener until ctx ends, then drains and returns nil.
+// It returns an error when a part of it fails for good.
+func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
+	server := &http.Server{
+		Handler:           p.Handler(),
+		TLSConfig:         p.config.Identity.ServerTLS(p.admits),
+		ReadHeaderTimeout: 10 * time.Second,
+		IdleTimeout:       5 * time.Minute,
+		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+	}
+	defer p.enclave.CloseIdleConnections()
+	defer p.guard.CloseIdleConnections()
+	// What goes on after ctx ends, until requests under way are done.
+	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
+	defer stopServing()
+
+	group, groupCtx := errgroup.WithContext(serving)
+	// What ends with ctx, or when a part fails for good.
+	registering, stopRegistering := context.WithCancel(groupCtx)
+	defer stopRegistering()
+	defer context.AfterFunc(ctx, stopRegistering)()
+	group.Go(func() error {
+		if err := server.ServeTLS(listener, "", ""); !errors.Is(err, http.ErrServerClosed) {
+			return fmt.Errorf("serve requests: %w", err)
+		}
+		return nil
+	})
+	group.Go(func() error { return p.relayEngine(groupCtx) })
+	group.Go(func() error {
+		defer stopServing()
+		p.register(registering)
+		return p.drain(context.WithoutCancel(ctx), server)
+	})
+	return group.Wait()
+}
+
+// admits says who may connect: this region's Envoys and routers, other regions'
+// Envoys (spill), and routers that ask for recipients across regions.
+func (p *Parent) admits(id identity.ID) bool {
+	return id.Role == identity.RoleEnvoy || id.Role == identity.RoleRouter
+}
+
+// deregisterTimeout bounds what a store that hangs takes from a drain.
+const deregisterTimeout = 5 * time.Second
+
+// drain takes the instance out of the fleet in the order that costs no request:
+// first no router picks it, then what runs is finished.
+func (p *Parent) drain(ctx context.Context, server *http.Server) error {
+	p.deregister(ctx)
+	ctx, cancel := context.WithTimeout(ctx, p.config.DrainTimeout)
+	defer cancel()
+	if err := server.Shutdown(ctx); err != nil {
+		p.log.Warn("requests were cut by the drain time-out", "error", err)
+		return server.Close()
+	}
+	return nil
+}
+
+func (p *Parent) deregister(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, deregisterTimeout)
+	defer cancel()
+	if err := p.config.Store.Deregister(ctx, p.config.Instance.ID); err != nil {
+		p.log.Warn("could not deregister; routers will notice by the missing heartbeat", "error", err)
+	}
+}

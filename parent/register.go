@@ -1,0 +1,237 @@
+package parent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/mrgc/mrgc/engine"
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+// pathRecipients is where the enclave serves its recipients, and where the
+// parent serves them to routers.
+const pathRecipients = "/recipients"
+
+// Bounds on what a probe waits for and reads.
+const (
+	probeTimeout       = 3 * time.Second
+	maxRecipientsBytes = 256 << 10
+	maxMetricsBytes    = 1 << 20
+)
+
+// load counts what the instance is working on.
+type load struct {
+	limit int
+
+	mu      sync.Mutex
+	running int           // guarded by mu
+	latency time.Duration // guarded by mu: moving mean of the time to the first byte
+}
+
+// latencyWeight makes the mean follow the last ten requests or so.
+const latencyWeight = 0.1
+
+func newLoad(limit int) *load { return &load{limit: limit} }
+
+// begin admits a request unless the limit is reached.
+func (l *load) begin() (done func(), ok bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.running >= l.limit {
+		return nil, false
+	}
+	l.running++
+	return l.end, true
+}
+
+func (l *load) end() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.running--
+}
+
+func (l *load) observe(firstByte time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.latency == 0 {
+		l.latency = firstByte
+		return
+	}
+	l.latency += time.Duration(latencyWeight * float64(firstByte-l.latency))
+}
+
+func (l *load) read() (running int, latency time.Duration) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.running, l.latency
+}
+
+// observation is what one round of probes found.
+type observation struct {
+	health fleet.Health
+	load   fleet.Load
+	keyIDs []string
+}
+
+// register keeps the instance registered until ctx ends: it probes the parts,
+// registers when the enclave's keys change, and sends a heartbeat at each
+// interval and at once when health changes. It never gives up on the store.
+func (p *Parent) register(ctx context.Context) {
+	ticker := time.NewTicker(p.config.ProbeInterval)
+	defer ticker.Stop()
+	var (
+		last         observation
+		registered   bool
+		lastReported time.Time
+	)
+	for {
+		seen := p.probe(ctx)
+		if ctx.Err() != nil {
+			return // what a probe that was broken off has seen says nothing
+		}
+		changed := !slices.Equal(seen.keyIDs, last.keyIDs) || seen.health != last.health
+		due := time.Since(lastReported) >= p.config.HeartbeatInterval
+		if changed {
+			p.log.Info("instance", "healthy", seen.health.OK(), "reason", seen.health.Reason)
+		}
+		if changed || due {
+			err := p.report(ctx, seen, !registered || !slices.Equal(seen.keyIDs, last.keyIDs))
+			switch {
+			case err == nil:
+				registered, last, lastReported = true, seen, time.Now()
+			case ctx.Err() == nil:
+				registered = false // whatever the store holds, write all of it next time
+				p.log.Warn("could not report to the fleet store; trying again", "error", err)
+			}
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+// report writes an observation to the store.
+func (p *Parent) report(ctx context.Context, seen observation, whole bool) error {
+	if !whole {
+		err := p.config.Store.Heartbeat(ctx, fleet.Heartbeat{ID: p.config.Instance.ID, Health: seen.health, Load: seen.load})
+		if !errors.Is(err, fleet.ErrNotFound) {
+			return err
+		}
+	}
+	instance := p.config.Instance
+	instance.Health, instance.Load, instance.KeyIDs = seen.health, seen.load, seen.keyIDs
+	return p.config.Store.Register(ctx, instance)
+}
+
+// probe asks enclave and guard how they are.
+func (p *Parent) probe(ctx context.Context) observation {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	var seen observation
+	recipients, err := p.recipients(ctx)
+	if err != nil {
+		seen.health.Reason = fmt.Sprintf("enclave: %v", err)
+	} else {
+		seen.health.Enclave = true
+		for _, recipient := range recipients.Recipients {
+			hash := sha256.Sum256(recipient.Claims)
+			seen.keyIDs = append(seen.keyIDs, hex.EncodeToString(hash[:8]))
+		}
+	}
+	metrics, err := p.guardMetrics(ctx)
+	if err != nil {
+		seen.health.Reason = fmt.Sprintf("engine: %v", err)
+	} else {
+		seen.health.Engine = true
+		seen.load = metrics
+	}
+	seen.load.Slots = p.config.EngineSlots
+	_, seen.load.Latency = p.load.read()
+	return seen
+}
+
+// recipients asks the enclave for its claims and attestation documents.
+func (p *Parent) recipients(ctx context.Context) (api.Recipients, error) {
+	body, err := get(ctx, p.enclave, "http://enclave"+pathRecipients, maxRecipientsBytes)
+	if err != nil {
+		return api.Recipients{}, err
+	}
+	var recipients api.Recipients
+	if err := json.Unmarshal(body, &recipients); err != nil {
+		return api.Recipients{}, fmt.Errorf("recipients: %w", err)
+	}
+	if len(recipients.Recipients) == 0 {
+		return api.Recipients{}, errors.New("recipients: none")
+	}
+	return recipients, nil
+}
+
+// guardMetrics says what the engine is doing, which takes a healthy engine.
+func (p *Parent) guardMetrics(ctx context.Context) (fleet.Load, error) {
+	if _, err := get(ctx, p.guard, "https://guard/health", maxMetricsBytes); err != nil {
+		return fleet.Load{}, err
+	}
+	body, err := get(ctx, p.guard, "https://guard/metrics", maxMetricsBytes)
+	if err != nil {
+		return fleet.Load{}, err
+	}
+	return engine.ReadLoad(bytes.NewReader(body))
+}
+
+func get(ctx context.Context, client *http.Client, url string, limit int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := client.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(http.MaxBytesReader(nil, resp.Body, limit))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("%s: status %d", req.URL.Path, resp.StatusCode)
+	}
+	return body, nil
+}
+
+// serveRecipients passes the enclave's recipients to routers.
+func (p *Parent) serveRecipients(w http.ResponseWriter, r *http.Request) {
+	recipients, err := p.recipients(r.Context())
+	if err != nil {
+		p.log.Warn("no recipients", "error", err)
+		api.Errorf(http.StatusServiceUnavailable, "enclave_unreachable", "the instance's enclave does not answer").Write(w)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(recipients) // a router that has gone asks again
+}
+
+// serveHealth answers Envoy's active health check: is the enclave there? The
+// engine's health reaches the routers by heartbeat; an instance whose engine is
+// starting must not be taken for one that is gone.
+func (p *Parent) serveHealth(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), probeTimeout)
+	defer cancel()
+	if _, err := get(ctx, p.enclave, "http://enclave/healthz", 1<<10); err != nil {
+		w.WriteHeader(http.StatusServiceUnavailable)
+		return
+	}
+	w.WriteHeader(http.StatusOK)
+}

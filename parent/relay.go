@@ -1,0 +1,196 @@
+package parent
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/identity"
+)
+
+// toEnclave are the request headers that reach the enclave, all of them bound
+// by the envelope. The tenant's edge token is not among them.
+var toEnclave = []string{
+	"Content-Type", api.HeaderModel, api.HeaderTenant, api.HeaderAffinity, api.HeaderSize,
+	api.HeaderRecipients, api.HeaderRequestID,
+}
+
+// fromEnclave are the response headers that are passed back.
+var fromEnclave = []string{"Content-Type", "Retry-After", api.HeaderKeyStatus}
+
+// relayBufferBytes holds the largest sealed chunk.
+const relayBufferBytes = 17 << 10
+
+var relayBuffers = sync.Pool{New: func() any { return bufio.NewReaderSize(nil, relayBufferBytes) }}
+
+// Handler serves the instance's port. Its requests have passed mutual TLS.
+func (p *Parent) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+api.PathSealed, p.serveSealed)
+	mux.HandleFunc("GET "+pathRecipients, p.serveRecipients)
+	mux.HandleFunc("GET /healthz", p.serveHealth)
+	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		api.Errorf(http.StatusNotFound, "not_found", "no such path on an instance").Write(w)
+	})
+	return mux
+}
+
+// serveSealed relays one request. Response headers wait for the first byte of
+// the sealed answer: until then Envoy may still move the request elsewhere.
+func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
+	if peer, ok := identity.Peer(r.TLS); !ok || peer.Role != identity.RoleEnvoy {
+		api.Errorf(http.StatusForbidden, "not_allowed", "only Envoy sends requests here").Write(w)
+		return
+	}
+	done, ok := p.load.begin()
+	if !ok {
+		overloaded := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
+		overloaded.RetryAfter = time.Second
+		overloaded.Write(w)
+		return
+	}
+	defer done()
+	started := time.Now()
+	resp, err := p.askEnclave(r, http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
+	if err != nil {
+		p.answerFailure(w, r, err)
+		return
+	}
+	defer resp.Body.Close()
+	body := relayBuffers.Get().(*bufio.Reader)
+	body.Reset(resp.Body)
+	defer func() {
+		body.Reset(nil)
+		relayBuffers.Put(body)
+	}()
+	if _, err := body.Peek(1); err != nil && !errors.Is(err, io.EOF) {
+		p.answerFailure(w, r, err)
+		return
+	}
+	p.load.observe(time.Since(started))
+	copyHeaders(w.Header(), resp.Header, fromEnclave)
+	w.WriteHeader(resp.StatusCode)
+	if err := stream(w, body); err != nil {
+		// A cut answer must look cut: closing the stream in good order would
+		// hide it from everyone but the tenant's client.
+		panic(http.ErrAbortHandler)
+	}
+}
+
+// askEnclave sends the request on. The body streams through.
+func (p *Parent) askEnclave(r *http.Request, body io.ReadCloser) (*http.Response, error) {
+	if r.ContentLength > p.config.RequestBodyBytes {
+		return nil, &http.MaxBytesError{Limit: p.config.RequestBodyBytes}
+	}
+	url := "http://enclave" + api.PathSealed
+	if r.URL.RawQuery != "" {
+		url += "?" + r.URL.RawQuery // the enclave refuses it; hiding it would be a second opinion
+	}
+	out, err := http.NewRequestWithContext(r.Context(), http.MethodPost, url, body)
+	if err != nil {
+		return nil, err
+	}
+	out.ContentLength = r.ContentLength
+	copyHeaders(out.Header, r.Header, toEnclave)
+	return p.enclave.Do(out)
+}
+
+func copyHeaders(to, from http.Header, names []string) {
+	for _, name := range names {
+		if values := from[http.CanonicalHeaderKey(name)]; len(values) > 0 {
+			to[http.CanonicalHeaderKey(name)] = values
+		}
+	}
+}
+
+// answerFailure answers a request that got nothing from the enclave.
+func (p *Parent) answerFailure(w http.ResponseWriter, r *http.Request, err error) {
+	if r.Context().Err() != nil {
+		panic(http.ErrAbortHandler) // the client has gone
+	}
+	var tooLarge *http.MaxBytesError
+	if errors.As(err, &tooLarge) {
+		api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large",
+			"the sealed request is larger than %d bytes", tooLarge.Limit).Write(w)
+		return
+	}
+	p.log.Warn("enclave did not answer", "error", err)
+	unreachable := api.Errorf(http.StatusServiceUnavailable, "enclave_unreachable", "the instance's enclave does not answer; try again")
+	unreachable.RetryAfter = time.Second
+	unreachable.Write(w)
+}
+
+// stream copies what the enclave writes as soon as it has written it.
+func stream(w http.ResponseWriter, r *bufio.Reader) error {
+	flusher := http.NewResponseController(w)
+	for {
+		if _, err := r.Peek(1); err != nil {
+			if errors.Is(err, io.EOF) {
+				return nil
+			}
+			return err
+		}
+		chunk, _ := r.Peek(r.Buffered())
+		if _, err := w.Write(chunk); err != nil {
+			return err
+		}
+		if err := flusher.Flush(); err != nil {
+			return err
+		}
+		if _, err := r.Discard(len(chunk)); err != nil {
+			return err
+		}
+	}
+}
+
+// relayEngine carries the enclave's connections to the guard until ctx ends.
+func (p *Parent) relayEngine(ctx context.Context) error {
+	stop := context.AfterFunc(ctx, func() { _ = p.config.EngineRelay.Close() })
+	defer stop()
+	var pipes sync.WaitGroup
+	defer pipes.Wait()
+	for {
+		conn, err := p.config.EngineRelay.Accept()
+		if err != nil {
+			if ctx.Err() != nil {
+				return nil
+			}
+			return fmt.Errorf("accept the enclave's connections to the engine: %w", err)
+		}
+		pipes.Go(func() { p.pipe(ctx, conn) })
+	}
+}
+
+// pipe copies bytes both ways until either side closes or ctx ends.
+func (p *Parent) pipe(ctx context.Context, fromEnclave net.Conn) {
+	defer fromEnclave.Close()
+	toGuard, err := p.config.DialGuard(ctx)
+	if err != nil {
+		p.log.Warn("engine guard cannot be reached", "error", err)
+		return
+	}
+	defer toGuard.Close()
+	stop := context.AfterFunc(ctx, func() {
+		_ = fromEnclave.Close()
+		_ = toGuard.Close()
+	})
+	defer stop()
+	finished := make(chan struct{}, 2)
+	for _, pair := range [2][2]net.Conn{{toGuard, fromEnclave}, {fromEnclave, toGuard}} {
+		go func() {
+			_, _ = io.Copy(pair[0], pair[1]) // either end may hang up at any time; TLS inside notices a cut
+			finished <- struct{}{}
+		}()
+	}
+	<-finished
+	_ = fromEnclave.Close()
+	_ = toGuard.Close()
+	<-finished
+}
