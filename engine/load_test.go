@@ -1,0 +1,61 @@
+package engine_test
+
+import (
+	"strings"
+	"testing"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/engine"
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+const llamaMetrics = `# HELP llamacpp:requests_processing Number of requests processing
+# TYPE llamacpp:requests_processing gauge
+llamacpp:requests_processing 4
+# TYPE llamacpp:requests_deferred gauge
+llamacpp:requests_deferred 24
+`
+
+const vllmMetrics = `# TYPE vllm:num_requests_running gauge
+vllm:num_requests_running{engine="0",model_name="m"} 3.0
+vllm:num_requests_running{engine="1",model_name="m"} 2.0
+# TYPE vllm:num_requests_waiting gauge
+vllm:num_requests_waiting{engine="0",model_name="m"} 7.0
+`
+
+var _ = Describe("ReadLoad", func() {
+	DescribeTable("reads",
+		func(text string, want fleet.Load) {
+			Expect(engine.ReadLoad(strings.NewReader(text))).To(Equal(want))
+		},
+		Entry("llama.cpp", llamaMetrics, fleet.Load{Running: 4, Queued: 24}),
+		Entry("vLLM with two engines", vllmMetrics, fleet.Load{Running: 5, Queued: 7}),
+		Entry("metrics without types", "llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n", fleet.Load{Running: 1, Queued: 2}),
+	)
+	DescribeTable("refuses",
+		func(text, reason string) {
+			_, err := engine.ReadLoad(strings.NewReader(text))
+			Expect(err).To(MatchError(And(ContainSubstring(reason), Not(ContainSubstring("SECRET")))))
+		},
+		Entry("nothing", "", "neither"),
+		Entry("half of it", "llamacpp:requests_processing 1\n", "neither"),
+		Entry("something else", "<html>SECRET {{", "not Prometheus"),
+		Entry("less than none", strings.Replace(llamaMetrics, "processing 4", "processing -4", 1), "requests_processing is not a count"),
+		Entry("no number", strings.Replace(llamaMetrics, "deferred 24", "deferred NaN", 1), "requests_deferred is not a count"),
+		Entry("too many", strings.Replace(llamaMetrics, "processing 4", "processing 1e300", 1), "is not a count"),
+	)
+})
+
+func FuzzReadLoad(f *testing.F) {
+	f.Add(llamaMetrics)
+	f.Add(vllmMetrics)
+	f.Add("vllm:num_requests_running +Inf\nvllm:num_requests_waiting 0\n")
+	f.Fuzz(func(t *testing.T, text string) {
+		load, err := engine.ReadLoad(strings.NewReader(text))
+		if err == nil && (load.Running < 0 || load.Queued < 0) {
+			t.Errorf("negative load %+v", load)
+		}
+	})
+}
