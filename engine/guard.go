@@ -189,6 +189,12 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	resp, err := g.ask(w, r, path)
+	if err == nil && path == "/health" && resp.StatusCode == http.StatusNotFound {
+		// Health is not part of OpenAI's API; an engine that lists its models is
+		// there.
+		_ = resp.Body.Close()
+		resp, err = g.ask(w, r, "/v1/models")
+	}
 	if err != nil {
 		if r.Context().Err() != nil {
 			outcome = "caller gone"

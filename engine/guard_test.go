@@ -346,6 +346,18 @@ var _ = Describe("Guard: what goes through", func() {
 		}
 	})
 
+	DescribeTable("takes an engine without a health page for healthy when it lists its models", func(ctx SpecContext, models, status int) {
+		g := newGuarded(func(w http.ResponseWriter, r *http.Request) {
+			w.WriteHeader(map[string]int{"/health": http.StatusNotFound, "/v1/models": models}[r.URL.Path])
+		}, 0)
+		resp, err := g.do(ctx, parentID, 1, "GET", "/health", nil)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(resp).To(HaveHTTPStatus(status))
+	},
+		Entry("it does", http.StatusOK, http.StatusOK),
+		Entry("it does not", http.StatusNotFound, http.StatusNotFound),
+	)
+
 	It("logs requests, but nothing out of them", func(ctx SpecContext) {
 		g := newGuarded(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "MARKER-4711") }, 0)
 		resp, err := g.do(ctx, enclaveID, 1, "POST", chat, strings.NewReader("MARKER-4711"), "Accept", "MARKER-4711")

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -141,6 +142,24 @@ func (s *Source) ClientTLS(expect func(ID) bool) *tls.Config {
 			return admit(cs, expect)
 		},
 		NextProtos: []string{"h2", "http/1.1"},
+	}
+}
+
+// DialTLS makes of dial, which connects to something that has no host and port,
+// the function that an [http.Transport] of HTTP/1.1 takes as DialTLSContext.
+func (s *Source) DialTLS(dial func(context.Context) (net.Conn, error), expect func(ID) bool) func(ctx context.Context, network, addr string) (net.Conn, error) {
+	config := s.ClientTLS(expect)
+	config.NextProtos = []string{"http/1.1"}
+	return func(ctx context.Context, _, _ string) (net.Conn, error) {
+		raw, err := dial(ctx)
+		if err != nil {
+			return nil, err
+		}
+		conn := tls.Client(raw, config)
+		if err := conn.HandshakeContext(ctx); err != nil {
+			return nil, errors.Join(err, raw.Close())
+		}
+		return conn, nil
 	}
 }
 
