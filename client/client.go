@@ -21,6 +21,7 @@ package client
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -71,10 +72,10 @@ type Client struct {
 
 // New checks the configuration. It connects to nothing yet.
 func New(config Config) (*Client, error) {
-	setDefault(&config.RequestBodyBytes, 4<<20)
-	setDefault(&config.RequestLifetime, time.Minute)
-	setDefault(&config.Recipients, 3)
-	setDefault(&config.Logger, slog.New(slog.DiscardHandler))
+	config.RequestBodyBytes = cmp.Or(config.RequestBodyBytes, 4<<20)
+	config.RequestLifetime = cmp.Or(config.RequestLifetime, time.Minute)
+	config.Recipients = cmp.Or(config.Recipients, 3)
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	if config.Now == nil {
 		config.Now = time.Now
 	}
@@ -130,13 +131,6 @@ func newHTTPClient(roots *x509.CertPool) *http.Client {
 // CloseIdleConnections closes connections that no request uses. [http.Client]'s
 // method of that name calls it.
 func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
-}
 
 // operations are the paths that are sealed, by their ends: SDKs put their base
 // URL's path in front.

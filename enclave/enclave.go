@@ -15,6 +15,7 @@
 package enclave
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -63,11 +64,11 @@ type Enclave struct {
 
 // New checks the configuration, makes the first key and has it attested.
 func New(ctx context.Context, config Config) (*Enclave, error) {
-	setDefault(&config.RequestBodyBytes, 8<<20)
-	setDefault(&config.RequestLifetime, seal.MaxLifetime)
-	setDefault(&config.ConcurrentRequests, 64)
-	setDefault(&config.ReplayCapacity, 1_000_000)
-	setDefault(&config.Logger, slog.New(slog.DiscardHandler))
+	config.RequestBodyBytes = cmp.Or(config.RequestBodyBytes, 8<<20)
+	config.RequestLifetime = cmp.Or(config.RequestLifetime, seal.MaxLifetime)
+	config.ConcurrentRequests = cmp.Or(config.ConcurrentRequests, 64)
+	config.ReplayCapacity = cmp.Or(config.ReplayCapacity, 1_000_000)
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	if config.Now == nil {
 		config.Now = time.Now
 	}
@@ -92,13 +93,6 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 		return nil, err
 	}
 	return e, nil
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // Serve answers on listener until ctx ends, then cuts what is under way: the

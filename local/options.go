@@ -1,6 +1,7 @@
 package local
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"net/url"
@@ -72,11 +73,11 @@ func (o Options) complete() (Options, error) {
 			return o, fmt.Errorf("--regions %s: want some of use1, use2, usw2, each once", strings.Join(o.Regions, ","))
 		}
 	}
-	setDefault(&o.Instances, 2)
+	o.Instances = cmp.Or(o.Instances, 2)
 	if o.Instances < 1 || o.Instances > maxInstances {
 		return o, fmt.Errorf("--instances %d: want 1 to %d per region", o.Instances, maxInstances)
 	}
-	setDefault(&o.Engine, EngineLlama)
+	o.Engine = cmp.Or(o.Engine, EngineLlama)
 	if o.Engine != EngineLlama && o.Engine != EngineSim {
 		return o, fmt.Errorf("--engine %s: want %s or %s", o.Engine, EngineLlama, EngineSim)
 	}
@@ -86,8 +87,8 @@ func (o Options) complete() (Options, error) {
 	if o.Port < 0 || o.Port > 65535 {
 		return o, fmt.Errorf("--port %d: want 0 to 65535", o.Port)
 	}
-	setDefault(&o.StateDir, ".mrgc")
-	setDefault(&o.ToolsDir, ".tools")
+	o.StateDir = cmp.Or(o.StateDir, ".mrgc")
+	o.ToolsDir = cmp.Or(o.ToolsDir, ".tools")
 	if o.Out == nil {
 		o.Out = io.Discard
 	}
@@ -118,9 +119,9 @@ func (o *Options) completeModel() error {
 			return fmt.Errorf("--model %s: not a file", o.Model)
 		}
 		base := strings.TrimSuffix(filepath.Base(o.Model), filepath.Ext(o.Model))
-		setDefault(&o.ModelName, strings.ToLower(notInModelName.ReplaceAllString(base, "-")))
+		o.ModelName = cmp.Or(o.ModelName, strings.ToLower(notInModelName.ReplaceAllString(base, "-")))
 	}
-	setDefault(&o.ModelName, defaultModelName)
+	o.ModelName = cmp.Or(o.ModelName, defaultModelName)
 	return nil
 }
 
@@ -154,11 +155,4 @@ func (o *Options) completePaths() error {
 // cores would only slow each other down.
 func (o *Options) sharesEngine() bool {
 	return o.Engine == EngineLlama && runtime.NumCPU() <= fewCores
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }

@@ -15,8 +15,8 @@
 package parent
 
 import (
+	"cmp"
 	"context"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -67,12 +67,12 @@ type Parent struct {
 
 // New checks the configuration and fills in its defaults.
 func New(config Config) (*Parent, error) {
-	setDefault(&config.HeartbeatInterval, 5*time.Second)
-	setDefault(&config.ProbeInterval, time.Second)
-	setDefault(&config.DrainTimeout, 30*time.Second)
-	setDefault(&config.RequestBodyBytes, 8<<20)
-	setDefault(&config.ConcurrentRequests, 64)
-	setDefault(&config.Logger, slog.New(slog.DiscardHandler))
+	config.HeartbeatInterval = cmp.Or(config.HeartbeatInterval, 5*time.Second)
+	config.ProbeInterval = cmp.Or(config.ProbeInterval, time.Second)
+	config.DrainTimeout = cmp.Or(config.DrainTimeout, 30*time.Second)
+	config.RequestBodyBytes = cmp.Or(config.RequestBodyBytes, 8<<20)
+	config.ConcurrentRequests = cmp.Or(config.ConcurrentRequests, 64)
+	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	switch {
 	case config.Store == nil:
 		return nil, errors.New("parent: no store")
@@ -95,19 +95,10 @@ func New(config Config) (*Parent, error) {
 		config:  config,
 		log:     config.Logger.With("instance", config.Instance.ID),
 		enclave: enclaveClient(config.DialEnclave),
+		guard:   guardClient(&config),
 		load:    newLoad(config.ConcurrentRequests),
 	}
-	p.guard = guardClient(config.DialGuard, config.Identity.ClientTLS(func(id identity.ID) bool {
-		return id == identity.ID{Region: self.Region, Instance: self.Instance, Role: identity.RoleGuard}
-	}))
 	return p, nil
-}
-
-func setDefault[T comparable](field *T, value T) {
-	var zero T
-	if *field == zero {
-		*field = value
-	}
 }
 
 // enclaveClient speaks HTTP/1.1 over the vsock, with connections kept open: an
@@ -122,20 +113,13 @@ func enclaveClient(dial func(context.Context) (net.Conn, error)) *http.Client {
 	}}
 }
 
-func guardClient(dial func(context.Context) (net.Conn, error), config *tls.Config) *http.Client {
-	config.NextProtos = []string{"http/1.1"} // probes are rare and small: one idle connection is enough
+// guardClient is for probes, which are rare and small: one idle connection is
+// enough.
+func guardClient(config *Config) *http.Client {
+	self := config.Identity.ID()
+	guard := identity.ID{Region: self.Region, Instance: self.Instance, Role: identity.RoleGuard}
 	return &http.Client{Transport: &http.Transport{
-		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			raw, err := dial(ctx)
-			if err != nil {
-				return nil, err
-			}
-			conn := tls.Client(raw, config)
-			if err := conn.HandshakeContext(ctx); err != nil {
-				return nil, errors.Join(err, raw.Close())
-			}
-			return conn, nil
-		},
+		DialTLSContext:      config.Identity.DialTLS(config.DialGuard, func(id identity.ID) bool { return id == guard }),
 		MaxIdleConnsPerHost: 1,
 		IdleConnTimeout:     time.Minute,
 	}}

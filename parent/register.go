@@ -11,6 +11,7 @@ import (
 	"io"
 	"net/http"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -151,15 +152,26 @@ func (p *Parent) probe(ctx context.Context) observation {
 			seen.keyIDs = append(seen.keyIDs, hex.EncodeToString(hash[:8]))
 		}
 	}
-	metrics, err := p.guardMetrics(ctx)
-	if err != nil {
-		seen.health.Reason = fmt.Sprintf("engine: %v", err)
+	if _, err := get(ctx, p.guard, "https://guard/health", maxMetricsBytes); err != nil {
+		seen.health.Reason = strings.TrimPrefix(fmt.Sprintf("%s; engine: %v", seen.health.Reason, err), "; ")
 	} else {
 		seen.health.Engine = true
-		seen.load = metrics
 	}
-	seen.load.Slots = p.config.EngineSlots
-	_, seen.load.Latency = p.load.read()
+	seen.load = p.engineLoad(ctx)
+	return seen
+}
+
+// engineLoad is what the engine's metrics say; of an engine without metrics, or
+// one that does not answer, it is what this parent has under way.
+func (p *Parent) engineLoad(ctx context.Context) fleet.Load {
+	running, latency := p.load.read()
+	seen := fleet.Load{Running: running}
+	if body, err := get(ctx, p.guard, "https://guard/metrics", maxMetricsBytes); err == nil {
+		if metrics, err := engine.ReadLoad(bytes.NewReader(body)); err == nil {
+			seen = metrics
+		}
+	}
+	seen.Slots, seen.Latency = p.config.EngineSlots, latency
 	return seen
 }
 
@@ -177,18 +189,6 @@ func (p *Parent) recipients(ctx context.Context) (api.Recipients, error) {
 		return api.Recipients{}, errors.New("recipients: none")
 	}
 	return recipients, nil
-}
-
-// guardMetrics says what the engine is doing, which takes a healthy engine.
-func (p *Parent) guardMetrics(ctx context.Context) (fleet.Load, error) {
-	if _, err := get(ctx, p.guard, "https://guard/health", maxMetricsBytes); err != nil {
-		return fleet.Load{}, err
-	}
-	body, err := get(ctx, p.guard, "https://guard/metrics", maxMetricsBytes)
-	if err != nil {
-		return fleet.Load{}, err
-	}
-	return engine.ReadLoad(bytes.NewReader(body))
 }
 
 func get(ctx context.Context, client *http.Client, url string, limit int64) ([]byte, error) {

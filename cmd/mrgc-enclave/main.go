@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"flag"
@@ -96,20 +95,9 @@ func readTenants(path string) (credential.Set, error) {
 // relay, under TLS that ends in the guard.
 func engineTransport(self *identity.Source, address string) http.RoundTripper {
 	guard := identity.ID{Region: self.ID().Region, Instance: self.ID().Instance, Role: identity.RoleGuard}
-	config := self.ClientTLS(func(id identity.ID) bool { return id == guard })
-	config.NextProtos = []string{"http/1.1"}
+	dial := func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, address) }
 	return &http.Transport{
-		DialTLSContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			raw, err := vsock.Dial(ctx, address)
-			if err != nil {
-				return nil, err
-			}
-			conn := tls.Client(raw, config)
-			if err := conn.HandshakeContext(ctx); err != nil {
-				return nil, errors.Join(err, raw.Close())
-			}
-			return conn, nil
-		},
+		DialTLSContext:      self.DialTLS(dial, func(id identity.ID) bool { return id == guard }),
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     30 * time.Second, // below the guard's own
 		DisableCompression:  true,
