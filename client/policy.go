@@ -12,11 +12,19 @@ import (
 	"github.com/mrgc/mrgc/internal/seal"
 )
 
+// Release is an enclave image that is trusted, by its measurements.
+type Release = attest.Release
+
+// ParseReleases reads a JSON array of releases, strictly:
+//
+//	[{"version": 7, "name": "2026-11", "pcrs": {"0": "f4d4…", "1": "bcdf…", "2": "d8f1…"}}]
+func ParseReleases(data []byte) ([]Release, error) { return attest.ParseReleases(data) }
+
 // Policy is what a tenant demands of the enclaves that get its requests. A
 // server has no say in it.
 type Policy struct {
 	// Releases are the enclave images that are trusted, by their measurements.
-	Releases []attest.Release
+	Releases []Release
 	// MinVersion refuses releases below it.
 	MinVersion uint64
 	// Modes are the modes of isolation that are accepted; default: every mode

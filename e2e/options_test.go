@@ -4,7 +4,6 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
-	"strings"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -31,7 +30,7 @@ var _ = Describe("mrgc up with options", func() {
 		Expect(c.env()).To(HaveKeyWithValue("MRGC_MODEL", "mine"))
 		Expect(c.env()).To(HaveKey("MRGC_ADMIN_USE2"))
 		Expect(c.env()).NotTo(HaveKey("MRGC_ADMIN_USE1"))
-		status, body := c.chat(ctx, http.DefaultClient, strings.TrimSuffix(c.env()["OPENAI_BASE_URL"], "/v1"), "over here")
+		status, body := c.chat(ctx, http.DefaultClient, c.base(), "over here")
 		Expect(status).To(Equal(http.StatusOK), body)
 		Expect(body).To(ContainSubstring("over here"))
 		Expect(path).To(Equal("/v1/chat/completions"))
@@ -39,7 +38,7 @@ var _ = Describe("mrgc up with options", func() {
 
 	It("runs without a model, on the simulator", func(ctx SpecContext) {
 		c := startCluster("--regions", "usw2", "--engine", "sim")
-		status, body := c.chat(ctx, http.DefaultClient, strings.TrimSuffix(c.env()["OPENAI_BASE_URL"], "/v1"), "hello")
+		status, body := c.chat(ctx, http.DefaultClient, c.base(), "hello")
 		Expect(status).To(Equal(http.StatusOK), body)
 	})
 })

@@ -82,9 +82,15 @@ func (c *cluster) env() map[string]string {
 	for lines := bufio.NewScanner(file); lines.Scan(); {
 		name, value, ok := strings.Cut(strings.TrimPrefix(lines.Text(), "export "), "=")
 		Expect(ok).To(BeTrue(), "line %q", lines.Text())
-		values[name] = value
+		values[name] = strings.Trim(value, "'")
 	}
 	return values
+}
+
+// base is the tenant endpoint without its path.
+func (c *cluster) base() string {
+	GinkgoHelper()
+	return strings.TrimSuffix(c.env()["OPENAI_BASE_URL"], "/v1")
 }
 
 // pids gives the children's process ids by name.

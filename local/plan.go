@@ -248,13 +248,24 @@ func (p *plan) tenant() process {
 		p.bin("mrgc"), "connect", "--listen", p.connect, "--ca", p.caFile,
 		"--releases", p.releases, "--trust-development-root", p.nsmRoot,
 	}
-	for _, r := range p.regions {
-		args = append(args, "--endpoint", "https://"+r.tenant)
+	for _, endpoint := range p.endpoints() {
+		args = append(args, "--endpoint", endpoint)
 	}
 	return process{name: "connect", rank: rankConnect, args: args}
 }
 
-// env is what a person pastes, and what .mrgc/env holds.
+// endpoints are the regions' tenant URLs, the first preferred.
+func (p *plan) endpoints() []string {
+	var urls []string
+	for _, r := range p.regions {
+		urls = append(urls, "https://"+r.tenant)
+	}
+	return urls
+}
+
+// env is what .mrgc/env holds, and its first three lines what a person pastes
+// for an OpenAI client. The last four are for programs with a client of their
+// own: whom it talks to, and what it trusts.
 func (p *plan) env(apiKey string) []string {
 	lines := []string{
 		"export OPENAI_BASE_URL=http://" + p.connect + "/v1",
@@ -264,5 +275,13 @@ func (p *plan) env(apiKey string) []string {
 	for _, r := range p.regions {
 		lines = append(lines, fmt.Sprintf("export MRGC_ADMIN_%s=http://%s", strings.ToUpper(r.name), r.admin))
 	}
-	return lines
+	return append(lines,
+		"export MRGC_ENDPOINTS="+strings.Join(p.endpoints(), ","),
+		"export MRGC_CA="+shellQuote(p.caFile),
+		"export MRGC_RELEASES="+shellQuote(p.releases),
+		"export MRGC_DEVELOPMENT_ROOT="+shellQuote(p.nsmRoot),
+	)
 }
+
+// shellQuote keeps a path one word for a POSIX shell, whatever it holds.
+func shellQuote(path string) string { return "'" + strings.ReplaceAll(path, "'", `'\''`) + "'" }
