@@ -17,7 +17,8 @@ up: build ## run a whole cluster on this machine; Ctrl-C stops it (ARGS="--regio
 	@bin/mrgc up $(ARGS)
 
 build: ## build the three programs into bin/
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+	@test -x bin/mrgc || echo "building; the first time takes a minute or two"
+	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
 
 parts: build ## fetch Envoy, llama.cpp and a small model into .tools/, checksums verified
 	@bin/mrgc parts fetch --tools-dir $(TOOLS)
