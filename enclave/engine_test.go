@@ -1,0 +1,160 @@
+package enclave_test
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/enclave"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+const okLine = "HTTP/1.1 200 OK\r\n"
+
+// expectBrokenOff wants an answer that began and that the enclave gave up on.
+func expectBrokenOff(a answer) {
+	GinkgoHelper()
+	var failed *seal.ResponseError
+	Expect(errors.As(a.err, &failed)).To(BeTrue(), "%v, after %q", a.err, a.body)
+	expectCode(string(failed.Body), http.StatusBadGateway, "engine_stopped")
+}
+
+var _ = Describe("An engine's error", func() {
+	It("reaches the tenant as it is, sealed", func() {
+		r := start(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusInternalServerError)
+			_, _ = io.WriteString(w, `{"error":{"message":"out of memory","code":"oom"}}`)
+		})
+		for _, body := range []string{chat, stream} {
+			r.expectSealedRefusal(r.ask(body), http.StatusInternalServerError, "oom")
+		}
+	})
+})
+
+var _ = Describe("An engine that cannot be reached", func() {
+	It("is a sealed 503 that says when to try again, and its reason is logged", func() {
+		r := start(says(`{}`))
+		r.engine.server.Close()
+		a := r.ask(chat)
+		r.expectSealedRefusal(a, http.StatusServiceUnavailable, "engine_unreachable")
+		Expect(a.head.RetryAfter.Seconds()).To(BeEquivalentTo(1))
+		Expect(r.logs.String()).To(ContainSubstring("connection refused"))
+	})
+
+	DescribeTable("because it breaks off is a sealed 503, and what it said is not logged",
+		func(text string) {
+			r := start(writesRaw(text, true))
+			r.expectSealedRefusal(r.ask(chat), http.StatusServiceUnavailable, "engine_unreachable")
+			Expect(r.logs.String()).To(ContainSubstring("broke"))
+		},
+		Entry("without a word", ""),
+		Entry("with something else than HTTP", marker+"\r\n\r\n"),
+		Entry("within a header", okLine+marker+"\r\n\r\n"),
+	)
+})
+
+var _ = Describe("An answer that is not whole", func() {
+	DescribeTable("is never taken for a short one",
+		func(request string, engine http.HandlerFunc, want string) {
+			r := start(engine)
+			a := r.ask(request)
+			expectBrokenOff(a)
+			Expect(a.body).To(Equal(want))
+		},
+		Entry("shorter than it says", chat, writesRaw(okLine+"Content-Length: 100\r\n\r\n{\"part\"", false), `{"part"`),
+		Entry("shorter than it says, in good order", chat, writesRaw(okLine+"Content-Length: 100\r\n\r\n{\"part\"", true), `{"part"`),
+		Entry("cut between chunks", chat, writesRaw(okLine+"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n", false), `{}`),
+		Entry("a stream cut between chunks", stream,
+			writesRaw(okLine+"Transfer-Encoding: chunked\r\n\r\n8\r\ndata: {}\r\n", false), `data: {}`),
+		Entry("a stream that ends in good order, but before its end", stream, says("data: {}\n\n"), "data: {}\n\n"),
+		Entry("a stream in which the tenant's text looks like its end", stream,
+			says("data: {\"x\":\"data: [DONE]\"}\n\n"), "data: {\"x\":\"data: [DONE]\"}\n\n"),
+		Entry("a stream that is cut within its end", stream, says("data: {}\n\ndata: [DON"), "data: {}\n\ndata: [DON"),
+		Entry("a stream without a word", stream, says(""), ""),
+	)
+
+	It("is not given at all when nothing tells its end from a cut", func() {
+		r := start(writesRaw(okLine+"Connection: close\r\n\r\n{\"part\"", true))
+		r.expectSealedRefusal(r.ask(chat), http.StatusBadGateway, "engine_stopped")
+	})
+
+	DescribeTable("does not include a stream that ends as streams do",
+		func(body string) {
+			r := start(says(body))
+			a := r.ask(stream)
+			Expect(a.err).NotTo(HaveOccurred())
+			Expect(a.body).To(Equal(body))
+		},
+		Entry("with an empty line", "data: {}\n\ndata: [DONE]\n\n"),
+		Entry("with one line end", "data: {}\n\ndata: [DONE]\n"),
+		Entry("with CRLF", "data: {}\r\n\r\ndata: [DONE]\r\n\r\n"),
+		Entry("at once", "data: [DONE]"),
+		Entry("after much", strings.Repeat("data: {}\n\n", 10_000)+"data: [DONE]\n\n"),
+	)
+
+	It("does not include a stream whose end comes byte by byte", func() {
+		r := start(func(w http.ResponseWriter, _ *http.Request) {
+			for _, c := range "data: {}\n\ndata: [DONE]\n\n" {
+				_, _ = io.WriteString(w, string(c))
+				_ = http.NewResponseController(w).Flush()
+			}
+		})
+		Expect(r.ask(stream).err).NotTo(HaveOccurred())
+	})
+
+	It("is cut for everyone on the way, too, when its head cannot be sealed", func() {
+		r := start(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", strings.Repeat("x", 300))
+			_, _ = io.WriteString(w, "{}")
+		})
+		resp, err := r.client.Do(r.post(r.seal(chat)))
+		if err == nil { // else the cut came before the response
+			defer resp.Body.Close()
+			_, err = io.ReadAll(resp.Body)
+		}
+		Expect(err).To(HaveOccurred())
+	})
+})
+
+// transportFunc is an [http.RoundTripper] of one function.
+type transportFunc func(*http.Request) (*http.Response, error)
+
+func (f transportFunc) RoundTrip(req *http.Request) (*http.Response, error) { return f(req) }
+
+var _ = Describe("The body that goes to the engine", func() {
+	It("is cleared when the transport is done with it, and empty from then on", func() {
+		content := []byte("secret")
+		body := enclave.NewWipedBody(content)
+		read := make([]byte, 3)
+		Expect(body.Read(read)).To(Equal(3))
+		Expect(body.Close()).To(Succeed())
+		Expect(content).To(Equal(make([]byte, 6)))
+		Expect(read).To(BeEquivalentTo("sec"))
+		_, err := body.Read(read)
+		Expect(err).To(MatchError(io.EOF))
+		Expect(body.Close()).To(Succeed())
+	})
+
+	It("is read as often and as little as the transport wants", func() {
+		got, err := io.ReadAll(io.MultiReader(enclave.NewWipedBody([]byte("one")), enclave.NewWipedBody(nil)))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(got).To(BeEquivalentTo("one"))
+	})
+
+	It("cannot be replayed by the transport: an error is final", func() {
+		var getBody bool
+		r := start(says(`{}`), func(c *enclave.Config) {
+			c.Engine = transportFunc(func(req *http.Request) (*http.Response, error) {
+				getBody = req.GetBody != nil
+				return nil, errors.Join(errors.New("no engine"), req.Body.Close())
+			})
+		})
+		r.expectSealedRefusal(r.ask(chat), http.StatusServiceUnavailable, "engine_unreachable")
+		Expect(getBody).To(BeFalse())
+	})
+})

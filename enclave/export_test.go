@@ -1,0 +1,29 @@
+package enclave
+
+import (
+	"io"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/seal"
+)
+
+// CheckRequest is checkRequest for the fuzz test: what the engine would get.
+func CheckRequest(op seal.Operation, model string, body []byte) ([]byte, *api.Error) {
+	request, refused := checkRequest(op, model, body)
+	return request.body, refused
+}
+
+// AllowedFields are the fields that reach the engine.
+func AllowedFields(op seal.Operation) map[string]bool {
+	allowed := map[string]bool{}
+	for name := range fieldsOf[op] {
+		allowed[name] = true
+	}
+	for _, name := range unforwarded {
+		delete(allowed, name)
+	}
+	return allowed
+}
+
+// NewWipedBody is a request body over content, which Close clears.
+func NewWipedBody(content []byte) io.ReadCloser { return &wipedBody{rest: content, all: content} }

@@ -1,0 +1,218 @@
+package parent_test
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"sync"
+	"sync/atomic"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/vsock"
+)
+
+// serve runs handler until the returned function is called, or the test ends.
+func serve(listener net.Listener, server *http.Server) (stop func()) {
+	server.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.Serve(listener)
+	}()
+	stop = sync.OnceFunc(func() {
+		_ = server.Close()
+		<-served
+	})
+	DeferCleanup(stop)
+	return stop
+}
+
+// fakeEnclave answers on a Unix socket with the vsock handshake.
+type fakeEnclave struct {
+	address string
+	stop    func()
+	open    atomic.Int64
+
+	mu     sync.Mutex
+	claims []string         // guarded by mu
+	answer http.HandlerFunc // guarded by mu: to sealed requests
+}
+
+func newFakeEnclave(address string) *fakeEnclave {
+	GinkgoHelper()
+	e := &fakeEnclave{address: address, claims: []string{"first claims"}, answer: func(w http.ResponseWriter, r *http.Request) {
+		_, _ = io.Copy(io.Discard, r.Body)
+		_, _ = io.WriteString(w, "sealed answer")
+	}}
+	e.start()
+	return e
+}
+
+func (e *fakeEnclave) start() {
+	GinkgoHelper()
+	mux := http.NewServeMux()
+	mux.HandleFunc("POST "+api.PathSealed, func(w http.ResponseWriter, r *http.Request) {
+		e.mu.Lock()
+		answer := e.answer
+		e.mu.Unlock()
+		answer(w, r)
+	})
+	mux.HandleFunc("GET /recipients", func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(e.recipients())
+	})
+	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
+	listener, err := vsock.Listen(e.address)
+	Expect(err).NotTo(HaveOccurred())
+	e.stop = serve(listener, &http.Server{Handler: mux})
+}
+
+func (e *fakeEnclave) answers(answer http.HandlerFunc) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.answer = answer
+}
+
+// dial is the parent's way to the enclave; connections that are open are counted.
+func (e *fakeEnclave) dial(ctx context.Context) (net.Conn, error) {
+	conn, err := vsock.Dial(ctx, e.address)
+	return counted(conn, err, &e.open)
+}
+
+// holds replaces the enclave's keys, as a restart does.
+func (e *fakeEnclave) holds(claims ...string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.claims = claims
+}
+
+func (e *fakeEnclave) recipients() api.Recipients {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	var recipients api.Recipients
+	for _, claims := range e.claims {
+		recipients.Recipients = append(recipients.Recipients, api.Recipient{Claims: []byte(claims), Attestation: []byte("document")})
+	}
+	return recipients
+}
+
+// keyID is what claims are called.
+func keyID(claims string) string {
+	hash := sha256.Sum256([]byte(claims))
+	return hex.EncodeToString(hash[:8])
+}
+
+const metrics = "llamacpp:requests_processing 2\nllamacpp:requests_deferred 3\n"
+
+// fakeGuard is an engine behind mutual TLS, as enclave and parent reach it.
+type fakeGuard struct {
+	address string
+	stop    func()
+	sick    atomic.Bool
+	away    atomic.Bool // cannot be dialled
+	open    atomic.Int64
+}
+
+func newFakeGuard(source *identity.Source) *fakeGuard {
+	GinkgoHelper()
+	g := &fakeGuard{}
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
+		if g.sick.Load() {
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}
+	})
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, metrics) })
+	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	Expect(err).NotTo(HaveOccurred())
+	g.address = listener.Addr().String()
+	config := source.ServerTLS(func(id identity.ID) bool { return id == parentID || id == enclaveID })
+	server := &http.Server{Handler: mux, TLSConfig: config, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		_ = server.ServeTLS(listener, "", "")
+	}()
+	g.stop = sync.OnceFunc(func() {
+		_ = server.Close()
+		<-served
+	})
+	DeferCleanup(g.stop)
+	return g
+}
+
+// dial is the parent's way to the guard; connections that are open are counted.
+func (g *fakeGuard) dial(ctx context.Context) (net.Conn, error) {
+	if g.away.Load() {
+		return nil, net.ErrClosed
+	}
+	conn, err := (&net.Dialer{}).DialContext(ctx, "tcp", g.address)
+	return counted(conn, err, &g.open)
+}
+
+// counted counts a connection in open until it is closed.
+func counted(conn net.Conn, err error, open *atomic.Int64) (net.Conn, error) {
+	if err != nil {
+		return nil, err
+	}
+	open.Add(1)
+	return &countedConn{Conn: conn, closed: sync.OnceFunc(func() { open.Add(-1) })}, nil
+}
+
+type countedConn struct {
+	net.Conn
+	closed func()
+}
+
+func (c *countedConn) Close() error {
+	defer c.closed()
+	return c.Conn.Close()
+}
+
+// flakyStore is a fleet store that can be away.
+type flakyStore struct {
+	fleet.Store
+	away          atomic.Bool
+	refused       atomic.Int64
+	registrations atomic.Int64
+}
+
+func (s *flakyStore) try() error {
+	if s.away.Load() {
+		s.refused.Add(1)
+		return errStore
+	}
+	return nil
+}
+
+func (s *flakyStore) Register(ctx context.Context, in fleet.Instance) error {
+	if err := s.try(); err != nil {
+		return err
+	}
+	s.registrations.Add(1)
+	return s.Store.Register(ctx, in)
+}
+
+func (s *flakyStore) Heartbeat(ctx context.Context, hb fleet.Heartbeat) error {
+	if err := s.try(); err != nil {
+		return err
+	}
+	return s.Store.Heartbeat(ctx, hb)
+}
+
+func (s *flakyStore) Deregister(ctx context.Context, id string) error {
+	if err := s.try(); err != nil {
+		return err
+	}
+	return s.Store.Deregister(ctx, id)
+}

@@ -1,0 +1,139 @@
+package parent_test
+
+import (
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/parent"
+)
+
+// health matches an instance whose reason contains each text.
+func health(enclave, engine bool, reason ...string) OmegaMatcher {
+	matchers := []OmegaMatcher{HaveField("Health.Enclave", enclave), HaveField("Health.Engine", engine)}
+	for _, text := range reason {
+		matchers = append(matchers, HaveField("Health.Reason", ContainSubstring(text)))
+	}
+	return And(matchers...)
+}
+
+func healthy() OmegaMatcher { return And(health(true, true), HaveField("Health.Reason", BeEmpty())) }
+
+var _ = Describe("An instance", func() {
+	It("registers itself with what it is, the enclave's keys and the engine's load", func(ctx SpecContext) {
+		in := start()
+		in.eventuallyRegistered(ctx, healthy())
+		got := in.registered(ctx)
+		Expect(got.Address).To(Equal(in.listener.Addr().String()))
+		Expect(got.Region).To(BeEquivalentTo(region))
+		Expect(got.Zone).To(Equal("use1-az1"))
+		Expect(got.Models).To(Equal([]string{"m"}))
+		Expect(got.KeyIDs).To(Equal([]string{keyID("first claims")}))
+		Expect(got.Load).To(Equal(fleet.Load{Running: 2, Queued: 3, Slots: 4}))
+	}, NodeTimeout(specTimeout))
+
+	It("says again and again that it lives, without registering again", func(ctx SpecContext) {
+		in := start()
+		in.eventuallyRegistered(ctx, healthy())
+		first := in.registered(ctx)
+		in.eventuallyRegistered(ctx, And(
+			HaveField("HeartbeatAt", BeTemporally(">", first.HeartbeatAt.Add(100*time.Millisecond))),
+			HaveField("RegisteredAt", first.RegisteredAt),
+		))
+		Expect(in.store.registrations.Load()).To(BeEquivalentTo(1))
+	}, NodeTimeout(specTimeout))
+
+	It("tells how long answers take to begin", func(ctx SpecContext) {
+		in := start()
+		Expect(readAll(in.send(in.sealed(ctx, "request")))).To(Equal("sealed answer"))
+		in.eventuallyRegistered(ctx, HaveField("Load.Latency", BeNumerically(">", 0)))
+	}, NodeTimeout(specTimeout))
+
+	It("registers again when the enclave's keys change", func(ctx SpecContext) {
+		in := start()
+		in.eventuallyRegistered(ctx, healthy())
+		in.enclave.holds("new claims", "first claims")
+		in.eventuallyRegistered(ctx, HaveField("KeyIDs", []string{keyID("new claims"), keyID("first claims")}))
+	}, NodeTimeout(specTimeout))
+
+	It("reports a change at once, not at the next heartbeat", func(ctx SpecContext) {
+		in := start(func(c *parent.Config) { c.HeartbeatInterval = time.Hour })
+		in.eventuallyRegistered(ctx, healthy())
+		in.guard.sick.Store(true)
+		in.eventuallyRegistered(ctx, health(true, false))
+	}, NodeTimeout(specTimeout))
+
+	It("is unhealthy while its engine is, says why, and recovers", func(ctx SpecContext) {
+		in := start()
+		in.eventuallyRegistered(ctx, healthy())
+		in.guard.sick.Store(true)
+		in.eventuallyRegistered(ctx, health(true, false, "engine:", "status 503"))
+		in.guard.sick.Store(false)
+		in.eventuallyRegistered(ctx, healthy())
+	}, NodeTimeout(specTimeout))
+
+	It("is unhealthy when its guard has died", func(ctx SpecContext) {
+		in := start()
+		in.eventuallyRegistered(ctx, healthy())
+		in.guard.stop()
+		in.eventuallyRegistered(ctx, health(true, false, "connection refused"))
+	}, NodeTimeout(specTimeout))
+
+	It("is unhealthy when somebody else answers as its guard", func(ctx SpecContext) {
+		in := surroundings()
+		in.guard.stop()
+		in.guard = newFakeGuard(in.source(enclaveID))
+		in.run(in.config())
+		in.eventuallyRegistered(ctx, health(true, false, "not admitted"))
+	}, NodeTimeout(specTimeout))
+
+	It("is unhealthy and without keys while its enclave is down, and comes back with new ones", func(ctx SpecContext) {
+		in := start()
+		in.eventuallyRegistered(ctx, healthy())
+		in.enclave.stop()
+		in.eventuallyRegistered(ctx, And(health(false, true, "enclave:"), HaveField("KeyIDs", BeEmpty())))
+		in.enclave.holds("other claims")
+		in.enclave.start()
+		in.eventuallyRegistered(ctx, And(healthy(), HaveField("KeyIDs", []string{keyID("other claims")})))
+	}, NodeTimeout(specTimeout))
+
+	It("says what is wrong with both of its parts", func(ctx SpecContext) {
+		in := start()
+		in.enclave.stop()
+		in.guard.sick.Store(true)
+		in.eventuallyRegistered(ctx, health(false, false, "enclave:", "engine:"))
+	}, NodeTimeout(specTimeout))
+})
+
+var _ = Describe("The fleet's store", func() {
+	It("may be away: requests are served, and the instance registers when it is back", func(ctx SpecContext) {
+		in := surroundings()
+		in.store.away.Store(true)
+		in.run(in.config())
+		Eventually(ctx, in.store.refused.Load).Should(BeNumerically(">=", 3))
+		Expect(readAll(in.send(in.sealed(ctx, "request")))).To(Equal("sealed answer"))
+		in.store.away.Store(false)
+		in.eventuallyRegistered(ctx, healthy())
+	}, NodeTimeout(specTimeout))
+
+	It("may go away later: what changed meanwhile is there when it is back", func(ctx SpecContext) {
+		in := start()
+		in.eventuallyRegistered(ctx, healthy())
+		in.store.away.Store(true)
+		in.enclave.holds("new claims")
+		refused := in.store.refused.Load()
+		Eventually(ctx, in.store.refused.Load).Should(BeNumerically(">", refused))
+		Expect(readAll(in.send(in.sealed(ctx, "request")))).To(Equal("sealed answer"))
+		in.store.away.Store(false)
+		in.eventuallyRegistered(ctx, And(healthy(), HaveField("KeyIDs", []string{keyID("new claims")})))
+	}, NodeTimeout(specTimeout))
+
+	It("may forget the instance, which registers again", func(ctx SpecContext) {
+		in := start()
+		in.eventuallyRegistered(ctx, healthy())
+		Expect(in.store.Store.Deregister(ctx, instanceID)).To(Succeed())
+		in.eventuallyRegistered(ctx, And(healthy(), HaveField("KeyIDs", []string{keyID("first claims")})))
+	}, NodeTimeout(specTimeout))
+})
