@@ -25,5 +25,8 @@ func AllowedFields(op seal.Operation) map[string]bool {
 	return allowed
 }
 
-// NewWipedBody is a request body over content, which Close clears.
-func NewWipedBody(content []byte) io.ReadCloser { return &wipedBody{rest: content, all: content} }
+// NewSecretBody is a request body over content, and what wipes it.
+func NewSecretBody(content []byte) (open func() (io.ReadCloser, error), wipe func()) {
+	b := &secretBody{bytes: content}
+	return b.open, b.wipe
+}

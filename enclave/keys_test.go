@@ -102,11 +102,14 @@ var _ = Describe("A security module", func() {
 		Eventually(ctx, asked).Should(BeClosed())
 	}, NodeTimeout(specTimeout))
 
-	It("that fails is a 503 for routers, while requests go on, and then is asked again", func() {
+	It("that fails leaves the last document in use until it is old, then is a 503 for routers, while requests go on", func() {
 		r := start(says(`{}`))
-		keys, _ := r.recipients()
-		r.clock.Advance(documentAge)
+		keys, documents := r.recipients()
 		r.module.failWith(errModule)
+		r.clock.Advance(2*documentAge - time.Second)
+		_, unrenewed := r.recipients()
+		Expect(unrenewed).To(Equal(documents))
+		r.clock.Advance(time.Second)
 		resp, err := r.client.Get(r.url + "/recipients")
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(resp.Body.Close)

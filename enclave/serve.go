@@ -151,21 +151,10 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.
 	if refused != nil {
 		return refuse(answer, refused)
 	}
-	var connected atomic.Bool
-	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
-	out, err := http.NewRequestWithContext(traced, http.MethodPost, "https://guard"+opened.Operation.Path(), &wipedBody{rest: request.body, all: request.body})
-	if err != nil {
-		return err
-	}
-	out.ContentLength = int64(len(request.body))
-	out.Header.Set("Content-Type", "application/json")
-	resp, err := e.config.Engine.RoundTrip(out)
+	resp, err := e.askEngine(ctx, opened.Operation, request.body)
 	if err != nil {
 		if ctx.Err() != nil {
 			return ctx.Err()
-		}
-		if connected.Load() {
-			err = errBroken // the transport's own error may quote what the engine said
 		}
 		e.config.Logger.Warn("engine cannot be reached", "error", err)
 		unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
@@ -180,6 +169,27 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.
 		return err
 	}
 	return copyAnswer(answer, resp.Body, request.stream && resp.StatusCode == http.StatusOK)
+}
+
+// askEngine sends a request to the engine and waits for the head of its answer.
+// body is wiped when it returns: the engine has it then, or never will.
+func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body []byte) (*http.Response, error) {
+	secret := &secretBody{bytes: body}
+	defer secret.wipe()
+	var connected atomic.Bool
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	reader, _ := secret.open()
+	req, err := http.NewRequestWithContext(traced, http.MethodPost, "https://guard"+operation.Path(), reader)
+	if err != nil {
+		return nil, err
+	}
+	req.ContentLength, req.GetBody = int64(len(body)), secret.open
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := e.config.Engine.RoundTrip(req)
+	if err != nil && connected.Load() {
+		return nil, errBroken // the transport's own error may quote what the engine said
+	}
+	return resp, err
 }
 
 // errBroken stands in the log for what happened on a connection that was made.
@@ -270,29 +280,38 @@ func (f *flushWriter) Write(p []byte) (int, error) {
 	return n, err
 }
 
-// wipedBody is a request body that is cleared when the transport is done with
-// it, which may be after RoundTrip has returned and on another goroutine.
-type wipedBody struct {
-	mu   sync.Mutex
-	rest []byte // guarded by mu
-	all  []byte // guarded by mu
+// secretBody is a request body that can be wiped while a transport may still be
+// reading it on a goroutine of its own.
+type secretBody struct {
+	mu    sync.Mutex
+	bytes []byte // guarded by mu; nil once wiped
 }
 
-func (b *wipedBody) Read(p []byte) (int, error) {
+// open gives a reader of the whole body: net/http asks for a second one when a
+// connection turns out to have been closed before the request was on it.
+func (b *secretBody) open() (io.ReadCloser, error) { return &secretReader{body: b}, nil }
+
+func (b *secretBody) wipe() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if len(b.rest) == 0 {
+	clear(b.bytes)
+	b.bytes = nil
+}
+
+type secretReader struct {
+	body   *secretBody
+	offset int
+}
+
+func (r *secretReader) Read(p []byte) (int, error) {
+	r.body.mu.Lock()
+	defer r.body.mu.Unlock()
+	if r.offset >= len(r.body.bytes) {
 		return 0, io.EOF
 	}
-	n := copy(p, b.rest)
-	b.rest = b.rest[n:]
+	n := copy(p, r.body.bytes[r.offset:])
+	r.offset += n
 	return n, nil
 }
 
-func (b *wipedBody) Close() error {
-	b.mu.Lock()
-	defer b.mu.Unlock()
-	clear(b.all)
-	b.rest = nil
-	return nil
-}
+func (r *secretReader) Close() error { return nil }
