@@ -22,6 +22,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -47,6 +48,7 @@ type Config struct {
 	DialGuard   func(context.Context) (net.Conn, error)
 
 	HeartbeatInterval  time.Duration // default 5 s
+	StaleAfter         time.Duration // age of another instance's heartbeat that no longer counts; default 15 s
 	ProbeInterval      time.Duration // how often enclave and engine are asked how they are; default 1 s
 	DrainTimeout       time.Duration // how long requests under way may take after a stop; default 30 s
 	RequestBodyBytes   int64         // default 8 MiB
@@ -62,12 +64,17 @@ type Parent struct {
 	log     *slog.Logger
 	enclave *http.Client
 	guard   *http.Client
+	peers   *http.Client // other instances' parents
 	load    *load
+
+	keyIDs atomic.Pointer[[]string]       // of the enclave's recipients, as last seen
+	view   atomic.Pointer[fleet.Snapshot] // who holds which keys elsewhere
 }
 
 // New checks the configuration and fills in its defaults.
 func New(config Config) (*Parent, error) {
 	config.HeartbeatInterval = cmp.Or(config.HeartbeatInterval, 5*time.Second)
+	config.StaleAfter = cmp.Or(config.StaleAfter, 15*time.Second)
 	config.ProbeInterval = cmp.Or(config.ProbeInterval, time.Second)
 	config.DrainTimeout = cmp.Or(config.DrainTimeout, 30*time.Second)
 	config.RequestBodyBytes = cmp.Or(config.RequestBodyBytes, 8<<20)
@@ -96,6 +103,7 @@ func New(config Config) (*Parent, error) {
 		log:     config.Logger.With("instance", config.Instance.ID),
 		enclave: enclaveClient(config.DialEnclave),
 		guard:   guardClient(&config),
+		peers:   peerClient(config.Identity),
 		load:    newLoad(config.ConcurrentRequests),
 	}
 	return p, nil
@@ -125,6 +133,15 @@ func guardClient(config *Config) *http.Client {
 	}}
 }
 
+func peerClient(self *identity.Source) *http.Client {
+	return &http.Client{Transport: &http.Transport{
+		TLSClientConfig:    self.ClientTLS(func(id identity.ID) bool { return id.Role == identity.RoleParent }),
+		ForceAttemptHTTP2:  true,
+		IdleConnTimeout:    time.Minute,
+		DisableCompression: true,
+	}}
+}
+
 // Run serves requests on listener until ctx ends, then drains and returns nil.
 // It returns an error when a part of it fails for good.
 func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
@@ -137,6 +154,7 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 	}
 	defer p.enclave.CloseIdleConnections()
 	defer p.guard.CloseIdleConnections()
+	defer p.peers.CloseIdleConnections()
 	// What goes on after ctx ends, until requests under way are done.
 	serving, stopServing := context.WithCancel(context.WithoutCancel(ctx))
 	defer stopServing()
@@ -154,6 +172,12 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 	})
 	group.Go(func() error { return p.relayEngine(groupCtx) })
 	group.Go(func() error {
+		for snapshot := range p.config.Store.Watch(registering) {
+			p.view.Store(snapshot)
+		}
+		return nil
+	})
+	group.Go(func() error {
 		defer stopServing()
 		p.register(registering)
 		return p.drain(context.WithoutCancel(ctx), server)
@@ -161,10 +185,10 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 	return group.Wait()
 }
 
-// admits says who may connect: this region's Envoys and routers, other regions'
-// Envoys (spill), and routers that ask for recipients across regions.
+// admits says who may connect, from any region: Envoys, routers that ask for
+// recipients, and parents that forward what is sealed to this enclave.
 func (p *Parent) admits(id identity.ID) bool {
-	return id.Role == identity.RoleEnvoy || id.Role == identity.RoleRouter
+	return id.Role == identity.RoleEnvoy || id.Role == identity.RoleRouter || id.Role == identity.RoleParent
 }
 
 // deregisterTimeout bounds what a store that hangs takes from a drain.

@@ -101,6 +101,7 @@ func (p *Parent) register(ctx context.Context) {
 		if ctx.Err() != nil {
 			return // what a probe that was broken off has seen says nothing
 		}
+		p.keyIDs.Store(&seen.keyIDs)
 		changed := !slices.Equal(seen.keyIDs, last.keyIDs) || seen.health != last.health
 		due := time.Since(lastReported) >= p.config.HeartbeatInterval
 		if changed {

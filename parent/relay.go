@@ -15,9 +15,9 @@ import (
 	"github.com/mrgc/mrgc/internal/identity"
 )
 
-// toEnclave are the request headers that reach the enclave, all of them bound
-// by the envelope. The tenant's edge token is not among them.
-var toEnclave = []string{
+// bound are the request headers that go on, all of them bound by the envelope.
+// The tenant's edge token is not among them.
+var bound = []string{
 	"Content-Type", api.HeaderModel, api.HeaderTenant, api.HeaderAffinity, api.HeaderSize,
 	api.HeaderRecipients, api.HeaderRequestID,
 }
@@ -45,8 +45,9 @@ func (p *Parent) Handler() http.Handler {
 // serveSealed relays one request. Response headers wait for the first byte of
 // the sealed answer: until then Envoy may still move the request elsewhere.
 func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
-	if peer, ok := identity.Peer(r.TLS); !ok || peer.Role != identity.RoleEnvoy {
-		api.Errorf(http.StatusForbidden, "not_allowed", "only Envoy sends requests here").Write(w)
+	peer, _ := identity.Peer(r.TLS)
+	if peer.Role != identity.RoleEnvoy && peer.Role != identity.RoleParent {
+		api.Errorf(http.StatusForbidden, "not_allowed", "only Envoy and other parents send requests here").Write(w)
 		return
 	}
 	done, ok := p.load.begin()
@@ -58,7 +59,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	defer done()
 	started := time.Now()
-	resp, err := p.askEnclave(r, http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
+	resp, err := p.send(r, p.next(r, peer.Role), http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
 	if err != nil {
 		p.answerFailure(w, r, err)
 		return
@@ -84,12 +85,12 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// askEnclave sends the request on. The body streams through.
-func (p *Parent) askEnclave(r *http.Request, body io.ReadCloser) (*http.Response, error) {
+// send sends the request on. The body streams through.
+func (p *Parent) send(r *http.Request, to hop, body io.ReadCloser) (*http.Response, error) {
 	if r.ContentLength > p.config.RequestBodyBytes {
 		return nil, &http.MaxBytesError{Limit: p.config.RequestBodyBytes}
 	}
-	url := "http://enclave" + api.PathSealed
+	url := to.url
 	if r.URL.RawQuery != "" {
 		url += "?" + r.URL.RawQuery // the enclave refuses it; hiding it would be a second opinion
 	}
@@ -98,8 +99,8 @@ func (p *Parent) askEnclave(r *http.Request, body io.ReadCloser) (*http.Response
 		return nil, err
 	}
 	out.ContentLength = r.ContentLength
-	copyHeaders(out.Header, r.Header, toEnclave)
-	return p.enclave.Do(out)
+	copyHeaders(out.Header, r.Header, bound)
+	return to.client.Do(out)
 }
 
 func copyHeaders(to, from http.Header, names []string) {
@@ -121,7 +122,7 @@ func (p *Parent) answerFailure(w http.ResponseWriter, r *http.Request, err error
 			"the sealed request is larger than %d bytes", tooLarge.Limit).Write(w)
 		return
 	}
-	p.log.Warn("enclave did not answer", "error", err)
+	p.log.Warn("no enclave answered", "error", err)
 	unreachable := api.Errorf(http.StatusServiceUnavailable, "enclave_unreachable", "the instance's enclave does not answer; try again")
 	unreachable.RetryAfter = time.Second
 	unreachable.Write(w)

@@ -246,7 +246,6 @@ var _ = Describe("Who is not Envoy", func() {
 		},
 		Entry("the guard", NodeTimeout(specTimeout), guardID),
 		Entry("the enclave", NodeTimeout(specTimeout), enclaveID),
-		Entry("another parent", NodeTimeout(specTimeout), identity.ID{Region: region, Instance: "use1-1", Role: identity.RoleParent}),
 	)
 
 	It("cannot connect as Envoy of another cluster", func(ctx SpecContext) {

@@ -87,6 +87,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			return dialer.DialContext(ctx, "tcp", *guard)
 		},
 		HeartbeatInterval:  cluster.Fleet.HeartbeatInterval,
+		StaleAfter:         cluster.Fleet.StaleAfter,
 		RequestBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
 		ConcurrentRequests: cluster.Limits.ConcurrentRequestsPerInstance,
 		EngineSlots:        *slots,

@@ -1,0 +1,57 @@
+package parent
+
+import (
+	"cmp"
+	"net/http"
+	"slices"
+	"strings"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
+)
+
+// hop is where a sealed request goes next.
+type hop struct {
+	client *http.Client
+	url    string
+}
+
+// next decides it. A request that is sealed to this instance's enclave goes
+// there. Envoy's weights know nothing of recipients, so when the picker is
+// silent a request can arrive that is not: it goes to the parent of one that it
+// is sealed to, as ciphertext, and from there no further. A request whose
+// recipients nobody knows goes to the enclave too, which says so.
+func (p *Parent) next(r *http.Request, from identity.Role) hop {
+	own := hop{client: p.enclave, url: "http://enclave" + api.PathSealed}
+	if from == identity.RoleParent {
+		return own
+	}
+	recipients := strings.Split(r.Header.Get(api.HeaderRecipients), ",")
+	if held := p.keyIDs.Load(); held != nil && slices.ContainsFunc(recipients, func(kid string) bool { return slices.Contains(*held, kid) }) {
+		return own
+	}
+	snapshot := p.view.Load()
+	if snapshot == nil {
+		return own
+	}
+	other := leastLoaded(snapshot.Ready(p.config.StaleAfter), recipients)
+	if other == nil || other.ID == p.config.Instance.ID {
+		return own
+	}
+	return hop{client: p.peers, url: "https://" + other.Address + api.PathSealed}
+}
+
+// leastLoaded gives the instance with the least to do among those that hold one
+// of the keys; nil when none does.
+func leastLoaded(ready []*fleet.Instance, keyIDs []string) *fleet.Instance {
+	holders := slices.DeleteFunc(slices.Clone(ready), func(in *fleet.Instance) bool {
+		return !slices.ContainsFunc(in.KeyIDs, func(kid string) bool { return slices.Contains(keyIDs, kid) })
+	})
+	if len(holders) == 0 {
+		return nil
+	}
+	return slices.MinFunc(holders, func(a, b *fleet.Instance) int {
+		return cmp.Or(cmp.Compare(a.Load.Running+a.Load.Queued, b.Load.Running+b.Load.Queued), cmp.Compare(a.ID, b.ID))
+	})
+}

@@ -1,0 +1,139 @@
+package parent_test
+
+import (
+	"context"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"strings"
+	"sync/atomic"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
+)
+
+const (
+	elsewhere = "00000000000000aa" // key ids that other instances hold
+	further   = "00000000000000bb"
+	nowhere   = "00000000000000cc"
+)
+
+// peer is another instance's parent, with an enclave that says its name.
+type peer struct {
+	id    string
+	asked atomic.Int64
+	from  atomic.Value // role of who asked last
+	fails atomic.Bool  // breaks connections off
+}
+
+// peer starts one and registers it.
+func (in *instance) peer(ctx context.Context, id string, load fleet.Load, healthy bool, keyIDs ...string) *peer {
+	GinkgoHelper()
+	p := &peer{id: id}
+	source := in.source(identity.ID{Region: region, Instance: id, Role: identity.RoleParent})
+	server := &http.Server{
+		TLSConfig: source.ServerTLS(func(identity.ID) bool { return true }),
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			who, _ := identity.Peer(r.TLS)
+			p.from.Store(who.Role)
+			p.asked.Add(1)
+			if p.fails.Load() {
+				panic(http.ErrAbortHandler)
+			}
+			body, _ := io.ReadAll(r.Body)
+			w.Header().Set(api.HeaderKeyStatus, "passes")
+			_, _ = io.WriteString(w, id+" got "+string(body)+r.Header.Get("Authorization"))
+		}),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	Expect(err).NotTo(HaveOccurred())
+	go func() { _ = server.ServeTLS(listener, "", "") }()
+	DeferCleanup(server.Close)
+	Expect(in.store.Store.Register(ctx, fleet.Instance{
+		ID: id, Region: region, Address: listener.Addr().String(), Models: []string{"m"}, KeyIDs: keyIDs, Load: load,
+		Health: fleet.Health{Enclave: healthy, Engine: healthy},
+	})).To(Succeed())
+	return p
+}
+
+// sealedTo is a request for recipients that may be elsewhere.
+func (in *instance) sealedTo(ctx context.Context, keyIDs ...string) *http.Request {
+	GinkgoHelper()
+	req := in.sealed(ctx, "sealed")
+	req.Header.Set(api.HeaderRecipients, strings.Join(keyIDs, ","))
+	req.Header.Set("Authorization", "Bearer edge token")
+	return req
+}
+
+// eventuallyAnswered sends the request until someone else than the own enclave answers:
+// the parent learns of its peers in the background.
+func (in *instance) eventuallyAnswered(ctx context.Context, want string, keyIDs ...string) *http.Response {
+	GinkgoHelper()
+	var resp *http.Response
+	Eventually(ctx, func() string {
+		resp = in.send(in.sealedTo(ctx, keyIDs...))
+		body, err := io.ReadAll(resp.Body)
+		Expect(err).NotTo(HaveOccurred())
+		return string(body)
+	}).Should(Equal(want))
+	return resp
+}
+
+var _ = Describe("A request that is sealed to others", func() {
+	var in *instance
+	BeforeEach(func() {
+		in = start()
+		in.enclave.answers(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "own") })
+	})
+
+	It("goes to the parent of one of them, as it is and without the edge token", func(ctx SpecContext) {
+		other := in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+		resp := in.eventuallyAnswered(ctx, "use1-1 got sealed", nowhere, elsewhere)
+		Expect(resp.Header.Get(api.HeaderKeyStatus)).To(Equal("passes"))
+		Expect(other.from.Load()).To(Equal(identity.RoleParent))
+	}, NodeTimeout(specTimeout))
+
+	It("goes to the least loaded of them, and not to one that is not ready", func(ctx SpecContext) {
+		in.peer(ctx, "use1-1", fleet.Load{Running: 3}, true, elsewhere)
+		in.peer(ctx, "use1-2", fleet.Load{Running: 1, Queued: 1}, true, further)
+		in.peer(ctx, "use1-3", fleet.Load{}, false, nowhere)
+		in.eventuallyAnswered(ctx, "use1-2 got sealed", elsewhere, further, nowhere)
+	}, NodeTimeout(specTimeout))
+
+	It("stays here when the own enclave is one of them", func(ctx SpecContext) {
+		other := in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere)
+		asked := other.asked.Load()
+		own := in.registered(ctx).KeyIDs[0]
+		in.eventuallyAnswered(ctx, "own", elsewhere, own)
+		Expect(other.asked.Load()).To(Equal(asked))
+	}, NodeTimeout(specTimeout))
+
+	It("goes to the own enclave when nobody holds their keys, which says that they are stale", func(ctx SpecContext) {
+		in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere)
+		in.eventuallyAnswered(ctx, "own", nowhere)
+	}, NodeTimeout(specTimeout))
+
+	It("goes one hop at most: what a parent sends is for the own enclave", func(ctx SpecContext) {
+		in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere)
+		in.envoy = in.client(identity.ID{Region: region, Instance: "use1-9", Role: identity.RoleParent})
+		in.eventuallyAnswered(ctx, "own", elsewhere)
+	}, NodeTimeout(specTimeout))
+
+	It("is a 503 that Envoy sends again when the other parent breaks it off", func(ctx SpecContext) {
+		other := in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere)
+		other.fails.Store(true)
+		resp := in.send(in.sealedTo(ctx, elsewhere))
+		Expect(resp.StatusCode).To(Equal(http.StatusServiceUnavailable))
+		Expect(resp.Header.Get("Retry-After")).To(Equal("1"))
+	}, NodeTimeout(specTimeout))
+})
