@@ -280,6 +280,27 @@ var _ = Describe("With the real Envoy", func() {
 		Expect(r.many(200, 8)).To(Equal(map[string]int{"use1-1": 200}))
 	})
 
+	It("moves a request whose instance dies with it, but not once there is a byte of the answer", func() {
+		r := startRegion(nil, "use1", "use1").serving()
+		r.router.picker.picks(r.parents[0].Address.String() + "," + r.parents[1].Address.String())
+		r.parents[0].Handle(func(_ http.ResponseWriter, req *http.Request) {
+			_, _ = io.Copy(io.Discard, req.Body)
+			panic(http.ErrAbortHandler)
+		})
+		Expect(r.many(40, 8)).To(Equal(map[string]int{"use1-1": 40}))
+
+		r.parents[0].Handle(func(w http.ResponseWriter, req *http.Request) {
+			_, _ = io.Copy(io.Discard, req.Body)
+			w.WriteHeader(http.StatusOK)
+			_, _ = io.WriteString(w, "half")
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		})
+		before := r.parents[1].Served()
+		Expect(r.sealed().body).To(Or(ContainSubstring("INTERNAL_ERROR"), ContainSubstring("unexpected EOF")))
+		Expect(r.parents[1].Served()).To(Equal(before))
+	})
+
 	It("sends a large request again, too", func() {
 		r := startRegion(nil, "use1", "use1").serving()
 		busy := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {

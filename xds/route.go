@@ -65,16 +65,18 @@ func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
 	}
 }
 
-// toCluster sends a request to an instance, and to another one as long as the
-// first has not had it: it could not be reached, refused the stream, or
-// answered 503. There is no time limit but for silence: an answer may be long.
+// toCluster sends a request to an instance, and to another one as long as there
+// is no byte of an answer: the first could not be reached, refused the stream,
+// answered 503, or died with the request (which may then have run: a request
+// runs once per recipient at most, and a tenant who wants it once in all seals
+// to one). There is no time limit but for silence: an answer may be long.
 func toCluster(r *renderer, c clusterPlan) *routev3.Route_Route {
 	return &routev3.Route_Route{Route: &routev3.RouteAction{
 		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: c.name},
 		Timeout:          durationpb.New(0),
 		IdleTimeout:      durationpb.New(streamIdle),
 		RetryPolicy: &routev3.RetryPolicy{
-			RetryOn:              "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+			RetryOn:              "connect-failure,refused-stream,reset-before-request,reset,retriable-status-codes",
 			RetriableStatusCodes: []uint32{http.StatusServiceUnavailable},
 			NumRetries:           wrapperspb.UInt32(2),
 			// Without it a list of picks that has run out ends where it began.
