@@ -2,6 +2,8 @@ package parent_test
 
 import (
 	"context"
+	"crypto/rand"
+	"encoding/json"
 	"io"
 	"log/slog"
 	"net"
@@ -13,8 +15,10 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/parent"
 )
 
 const (
@@ -136,4 +140,39 @@ var _ = Describe("A request that is sealed to others", func() {
 		Expect(resp.StatusCode).To(Equal(http.StatusServiceUnavailable))
 		Expect(resp.Header.Get("Retry-After")).To(Equal("1"))
 	}, NodeTimeout(specTimeout))
+})
+
+var _ = Describe("A tenant who asks a parent for recipients, while no router answers", func() {
+	key, err := credential.New(rand.Reader, "acme")
+	if err != nil {
+		panic(err)
+	}
+	ask := func(ctx context.Context, in *instance, model string, token []byte) *http.Response {
+		GinkgoHelper()
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, in.url(api.PathKeys)+"?model="+model, nil)
+		Expect(err).NotTo(HaveOccurred())
+		req.Header.Set(api.HeaderTenant, "acme")
+		req.Header.Set("Authorization", "Bearer "+string(token))
+		return in.send(req)
+	}
+	withTenant := func(c *parent.Config) {
+		c.EdgeTokens = credential.Set{"acme": {credential.DigestOf(key.EdgeToken())}}
+	}
+
+	It("gets those of its enclave", func(ctx SpecContext) {
+		in := start(withTenant)
+		resp := ask(ctx, in, "m", key.EdgeToken())
+		Expect(resp.StatusCode).To(Equal(http.StatusOK))
+		var answer api.Recipients
+		Expect(json.NewDecoder(resp.Body).Decode(&answer)).To(Succeed())
+		Expect(answer.Recipients).NotTo(BeEmpty())
+	}, NodeTimeout(specTimeout))
+
+	DescribeTable("is refused", func(ctx SpecContext, model string, token []byte, status int) {
+		in := start(withTenant)
+		Expect(ask(ctx, in, model, token).StatusCode).To(Equal(status))
+	},
+		Entry("with another token", NodeTimeout(specTimeout), "m", []byte("other"), http.StatusUnauthorized),
+		Entry("for a model of other instances, of which Envoy asks one then", NodeTimeout(specTimeout), "n", key.EdgeToken(), http.StatusServiceUnavailable),
+	)
 })

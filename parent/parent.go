@@ -27,6 +27,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 )
@@ -39,6 +40,9 @@ type Config struct {
 	Instance fleet.Instance
 	Store    fleet.Store
 	Identity *identity.Source
+	// EdgeTokens are the stored edge tokens of all tenants, for when tenants ask
+	// this parent for recipients because no router answers.
+	EdgeTokens credential.Set
 
 	// DialEnclave connects to the enclave's request port.
 	DialEnclave func(context.Context) (net.Conn, error)

@@ -224,6 +224,21 @@ func (p *Parent) serveRecipients(w http.ResponseWriter, r *http.Request) {
 	_ = json.NewEncoder(w).Encode(recipients) // a router that has gone asks again
 }
 
+// serveKeys answers tenants in the routers' place, as Envoy asks while no
+// router does: with the one instance that this parent knows the keys of.
+func (p *Parent) serveKeys(w http.ResponseWriter, r *http.Request) {
+	if !p.config.EdgeTokens.HoldsBearer(r.Header.Values(api.HeaderTenant), r.Header.Values("Authorization")) {
+		api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of this cluster's").Write(w)
+		return
+	}
+	if !slices.Contains(p.config.Instance.Models, r.URL.Query().Get("model")) {
+		// Whether the model exists at all is the routers' to know.
+		api.Errorf(http.StatusServiceUnavailable, "no_instance_ready", "no instance of the model was found; try again").Write(w)
+		return
+	}
+	p.serveRecipients(w, r)
+}
+
 // serveHealth answers Envoy's active health check: is the enclave there? The
 // engine's health reaches the routers by heartbeat; an instance whose engine is
 // starting must not be taken for one that is gone.

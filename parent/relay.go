@@ -35,6 +35,7 @@ func (p *Parent) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+api.PathSealed, p.serveSealed)
 	mux.HandleFunc("GET "+pathRecipients, p.serveRecipients)
+	mux.HandleFunc("GET "+api.PathKeys, p.serveKeys)
 	mux.HandleFunc("GET /healthz", p.serveHealth)
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		api.Errorf(http.StatusNotFound, "not_found", "no such path on an instance").Write(w)

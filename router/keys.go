@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"net/http"
 	"slices"
-	"strings"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -88,12 +87,7 @@ func (r *Router) serveModels(w http.ResponseWriter, req *http.Request) {
 
 // authenticated checks the tenant's edge token.
 func (r *Router) authenticated(req *http.Request) bool {
-	tenants, authorizations := req.Header.Values(api.HeaderTenant), req.Header.Values("Authorization")
-	if len(tenants) != 1 || len(authorizations) != 1 {
-		return false
-	}
-	token, ok := strings.CutPrefix(authorizations[0], "Bearer ")
-	return ok && r.config.EdgeTokens.Holds(tenants[0], []byte(token))
+	return r.config.EdgeTokens.HoldsBearer(req.Header.Values(api.HeaderTenant), req.Header.Values("Authorization"))
 }
 
 func unauthorized() *api.Error {

@@ -212,6 +212,7 @@ func (r *Router) serveHTTP(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+api.PathKeys, r.serveKeys)
 	mux.HandleFunc("GET "+api.PathModels, r.serveModels)
+	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	server := &http.Server{
 		Handler:           mux,
 		TLSConfig:         r.config.Identity.ServerTLS(r.isEnvoy),

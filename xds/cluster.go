@@ -6,6 +6,7 @@ import (
 
 	clusterv3 "github.com/envoyproxy/go-control-plane/envoy/config/cluster/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	aggregatev3 "github.com/envoyproxy/go-control-plane/envoy/extensions/clusters/aggregate/v3"
 	overridehostv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/override_host/v3"
 	roundrobinv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/load_balancing_policies/round_robin/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
@@ -100,6 +101,24 @@ func instanceCluster(r *renderer, p plan, name string) *clusterv3.Cluster {
 		IgnoreHealthOnHostRemoval: true,
 		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
 			KeepaliveProbes: wrapperspb.UInt32(3), KeepaliveTime: wrapperspb.UInt32(10), KeepaliveInterval: wrapperspb.UInt32(5),
+		}},
+	}
+}
+
+// keysCluster serves the recipients.
+const keysCluster = "keys"
+
+// recipientsCluster is the routers, and after them every instance: one failed
+// connection ejects a router (package envoy), and a cluster without hosts that
+// take requests yields to the next.
+func recipientsCluster(r *renderer, p plan) *clusterv3.Cluster {
+	return &clusterv3.Cluster{
+		Name:           keysCluster,
+		ConnectTimeout: durationpb.New(time.Second),
+		LbPolicy:       clusterv3.Cluster_CLUSTER_PROVIDED,
+		ClusterDiscoveryType: &clusterv3.Cluster_ClusterType{ClusterType: &clusterv3.Cluster_CustomClusterType{
+			Name:        "envoy.clusters.aggregate",
+			TypedConfig: r.pack(&aggregatev3.ClusterConfig{Clusters: []string{p.config.Names.RouterHTTP, healthClusterName}}),
 		}},
 	}
 }

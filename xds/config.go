@@ -33,6 +33,10 @@ type Config struct {
 	// MessageTimeout is how long a request waits for the picker before the
 	// weights decide; default 50 ms.
 	MessageTimeout time.Duration
+	// ResponseIdleTimeout is how long a request may be silent in both
+	// directions before Envoy ends it: the queue of a busy instance and a long
+	// prompt, both before the first token, must fit; default 5 min.
+	ResponseIdleTimeout time.Duration
 	// MaxBodyBytes is the largest request: one that announces more gets a 413,
 	// and Envoy keeps that much of a request to be able to send it again;
 	// default 16 MiB.
@@ -64,6 +68,7 @@ type Names struct {
 
 func (c Config) withDefaults() Config {
 	c.MessageTimeout = cmp.Or(c.MessageTimeout, 50*time.Millisecond)
+	c.ResponseIdleTimeout = cmp.Or(c.ResponseIdleTimeout, 5*time.Minute)
 	c.MaxBodyBytes = cmp.Or(c.MaxBodyBytes, 16<<20)
 	c.StaleAfter = cmp.Or(c.StaleAfter, 10*time.Second)
 	c.MinPushInterval = cmp.Or(c.MinPushInterval, 100*time.Millisecond)
@@ -97,7 +102,7 @@ func (c Config) check() error {
 		return errors.New("xds config: TenantAddress is not set")
 	case !c.HealthAddress.IsValid():
 		return errors.New("xds config: HealthAddress is not set")
-	case c.MessageTimeout < 0, c.StaleAfter < 0, c.MinPushInterval < 0, c.MaxBodyBytes < 0:
+	case c.MessageTimeout < 0, c.ResponseIdleTimeout < 0, c.StaleAfter < 0, c.MinPushInterval < 0, c.MaxBodyBytes < 0:
 		return errors.New("xds config: a duration or MaxBodyBytes is negative")
 	}
 	for region, spill := range c.SpillTo {

@@ -352,6 +352,19 @@ var _ = Describe("With the real Envoy", func() {
 		Expect(r.many(20, 4)).To(Equal(map[string]int{"use1-0": 20}))
 	})
 
+	It("asks instances for recipients while no router answers, another when one cannot tell", func() {
+		r := startRegion(nil, "use1", "use1").serving()
+		r.parents[0].Handle(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+		keys := func() string { return r.get(r.url + api.PathKeys + "?model=m").body }
+		Expect(keys()).To(Equal("router says " + api.PathKeys + "?model=m"))
+		r.router.stopHTTP()
+		for range 10 {
+			Expect(keys()).To(Equal("use1-1"))
+		}
+		r.router.serveHTTP(listen(r.router.http.String()))
+		Eventually(keys).WithTimeout(10 * time.Second).Should(HavePrefix("router says"))
+	})
+
 	It("shows tenants a new certificate without closing their connections", func() {
 		r := startRegion(nil, "use1").serving()
 		seen := func() string {

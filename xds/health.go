@@ -18,10 +18,11 @@ const healthPath = "/healthz"
 
 const (
 	healthListenerName = "health"
-	// healthClusterName is the union of all models' endpoints. It takes no
-	// requests: Envoy's health_check filter demands healthy hosts of every
-	// cluster that it is given, and one model without hosts is no reason to
-	// take the region's front door out of service.
+	// healthClusterName is the union of all models' endpoints. Envoy's
+	// health_check filter demands healthy hosts of every cluster that it is
+	// given, and one model without hosts is no reason to take the region's
+	// front door out of service. It serves the recipients, too, while no router
+	// does.
 	healthClusterName = "health"
 )
 
@@ -55,7 +56,7 @@ func healthCluster(r *renderer, p plan, union clusterPlan) *clusterv3.Cluster {
 // healthListener answers the load balancer in front: GET /healthz is 200 while
 // any endpoint is healthy, else 503. There is nothing else on its port.
 func healthListener(r *renderer, p plan) *listenerv3.Listener {
-	manager := connectionManager(healthListenerName)
+	manager := connectionManager(p, healthListenerName)
 	manager.RouteSpecifier = &hcmv3.HttpConnectionManager_RouteConfig{RouteConfig: &routev3.RouteConfiguration{
 		Name: healthListenerName,
 		VirtualHosts: []*routev3.VirtualHost{{

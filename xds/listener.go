@@ -23,15 +23,11 @@ import (
 const (
 	tenantListener = "tenants"
 	extProcFilter  = "envoy.filters.http.ext_proc"
-
-	// streamIdle is how long a request may be silent in both directions: the
-	// queue of a busy instance and a long prompt, both before the first token.
-	streamIdle = 5 * time.Minute
 )
 
 // tenantsListener is what tenants connect to.
 func tenantsListener(r *renderer, p plan) *listenerv3.Listener {
-	manager := connectionManager(tenantListener)
+	manager := connectionManager(p, tenantListener)
 	manager.RouteSpecifier = &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{ConfigSource: overADS(), RouteConfigName: tenantRoutes}}
 	manager.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{withoutSteering(r)}
 	manager.AccessLog = []*accesslogv3.AccessLog{accessLog(r, p)}
@@ -72,7 +68,7 @@ func tenantTLS(r *renderer) *corev3.TransportSocket {
 
 // connectionManager has the limits that hold at every port, as Envoy's own
 // advice for an edge proxy says, spelled out where the default differs.
-func connectionManager(name string) *hcmv3.HttpConnectionManager {
+func connectionManager(p plan, name string) *hcmv3.HttpConnectionManager {
 	return &hcmv3.HttpConnectionManager{
 		StatPrefix:                   name,
 		UseRemoteAddress:             wrapperspb.Bool(true),
@@ -80,7 +76,7 @@ func connectionManager(name string) *hcmv3.HttpConnectionManager {
 		MergeSlashes:                 true,
 		PathWithEscapedSlashesAction: hcmv3.HttpConnectionManager_REJECT_REQUEST,
 		ServerHeaderTransformation:   hcmv3.HttpConnectionManager_PASS_THROUGH,
-		StreamIdleTimeout:            durationpb.New(streamIdle),
+		StreamIdleTimeout:            durationpb.New(p.config.ResponseIdleTimeout),
 		RequestHeadersTimeout:        durationpb.New(10 * time.Second),
 		MaxRequestHeadersKb:          wrapperspb.UInt32(60),
 		CommonHttpProtocolOptions: &corev3.HttpProtocolOptions{

@@ -56,6 +56,7 @@ func render(p plan) (resourceSet, error) {
 	union := unionOf(p)
 	r.add(union.name, healthCluster(r, p, union))
 	r.add(union.name, loadAssignment(union.name, union.endpoints))
+	r.add(keysCluster, recipientsCluster(r, p))
 	r.add(tenantSecret, p.cert.secret())
 	r.add(tenantListener, tenantsListener(r, p))
 	r.add(healthListenerName, healthListener(r, p))

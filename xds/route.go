@@ -36,14 +36,14 @@ func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
 		add(name, match).Action = directResponse(e)
 	}
 
-	add("keys", exactPath(http.MethodGet, api.PathKeys)).Action = toRouter(p)
+	add("keys", exactPath(http.MethodGet, api.PathKeys)).Action = toKeys()
 	add("models", exactPath(http.MethodGet, api.PathModels)).Action = toRouter(p)
 	answer("too-large", exactPath(http.MethodPost, api.PathSealed, bodyOver(p.config.MaxBodyBytes)),
 		api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is larger than %d bytes", p.config.MaxBodyBytes))
 	for _, c := range p.clusters {
 		route := add("model/"+c.model, exactPath(http.MethodPost, api.PathSealed, sealed(), exactHeader(api.HeaderModel, c.model)))
 		route.TypedPerFilterConfig = nil
-		route.Action = toCluster(r, c)
+		route.Action = toCluster(r, p, c)
 		route.RequestHeadersToRemove = []string{"authorization"} // the picker has seen it; instances have no use for it
 		route.ResponseHeadersToAdd = []*corev3.HeaderValueOption{setHeader(api.HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%")}
 		// What can be sent again is what is kept: by default a body over the
@@ -70,11 +70,11 @@ func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
 // answered 503, or died with the request (which may then have run: a request
 // runs once per recipient at most, and a tenant who wants it once in all seals
 // to one). There is no time limit but for silence: an answer may be long.
-func toCluster(r *renderer, c clusterPlan) *routev3.Route_Route {
+func toCluster(r *renderer, p plan, c clusterPlan) *routev3.Route_Route {
 	return &routev3.Route_Route{Route: &routev3.RouteAction{
 		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: c.name},
 		Timeout:          durationpb.New(0),
-		IdleTimeout:      durationpb.New(streamIdle),
+		IdleTimeout:      durationpb.New(p.config.ResponseIdleTimeout),
 		RetryPolicy: &routev3.RetryPolicy{
 			RetryOn:              "connect-failure,refused-stream,reset-before-request,reset,retriable-status-codes",
 			RetriableStatusCodes: []uint32{http.StatusServiceUnavailable},
@@ -97,6 +97,21 @@ func toRouter(p plan) *routev3.Route_Route {
 		RetryPolicy: &routev3.RetryPolicy{
 			RetryOn:    "connect-failure,refused-stream,reset-before-request",
 			NumRetries: wrapperspb.UInt32(2),
+		},
+	}}
+}
+
+// toKeys asks the region's routers, and when they are gone its instances, each
+// of which knows its own recipients. One that does not serve the model answers
+// 503, and another is asked.
+func toKeys() *routev3.Route_Route {
+	return &routev3.Route_Route{Route: &routev3.RouteAction{
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: keysCluster},
+		Timeout:          durationpb.New(5 * time.Second),
+		RetryPolicy: &routev3.RetryPolicy{
+			RetryOn:              "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+			RetriableStatusCodes: []uint32{http.StatusServiceUnavailable},
+			NumRetries:           wrapperspb.UInt32(3),
 		},
 	}}
 }

@@ -27,11 +27,12 @@ import (
 // routerDouble is a router around the server under test: its ports, a picker
 // that does as it is told, and the end of the access log.
 type routerDouble struct {
-	source *identity.Source
-	server *xds.Server
-	grpc   netip.AddrPort
-	http   netip.AddrPort
-	stop   func() // ends the gRPC port alone
+	source   *identity.Source
+	server   *xds.Server
+	grpc     netip.AddrPort
+	http     netip.AddrPort
+	stop     func() // ends the gRPC port alone
+	stopHTTP func() // and the HTTPS port
 
 	picker *pickerDouble
 	log    *logDouble
@@ -49,6 +50,11 @@ func startRouter(ca *envoytest.CA, server *xds.Server) *routerDouble {
 
 	l = listen("127.0.0.1:0")
 	r.http = netip.MustParseAddrPort(l.Addr().String())
+	r.serveHTTP(l)
+	return r
+}
+
+func (r *routerDouble) serveHTTP(l net.Listener) {
 	protocols := new(http.Protocols)
 	protocols.SetHTTP2(true)
 	web := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
@@ -56,8 +62,8 @@ func startRouter(ca *envoytest.CA, server *xds.Server) *routerDouble {
 	})}
 	var ended sync.WaitGroup
 	ended.Go(func() { _ = web.Serve(tls.NewListener(l, r.source.ServerTLS(isEnvoy))) })
-	DeferCleanup(func() { _ = web.Close(); ended.Wait() })
-	return r
+	r.stopHTTP = func() { _ = web.Close(); ended.Wait() }
+	DeferCleanup(r.stopHTTP)
 }
 
 func isEnvoy(id identity.ID) bool { return id.Role == identity.RoleEnvoy }

@@ -44,7 +44,7 @@ var _ = Describe("Delta ADS", func() {
 		Consistently(envoy.responses, "100ms").ShouldNot(Receive())
 		Expect(server.Ready()).To(MatchError(ContainSubstring("certificate")))
 		setCertificate(server)
-		Expect(names(envoy.next(cluster))).To(ConsistOf(modelCluster, "tiny@use1_use2_usw2", "health"))
+		Expect(names(envoy.next(cluster))).To(ConsistOf(modelCluster, "tiny@use1_use2_usw2", "health", "keys"))
 	})
 
 	It("refuses an Envoy of a region that it does not serve", func() {

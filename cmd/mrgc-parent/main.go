@@ -79,7 +79,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			ID: self.ID().Instance, Region: fleet.Region(self.ID().Region), Zone: *zone,
 			Address: *advertise, Models: strings.Split(*models, ","),
 		},
-		Store: instances, Identity: self,
+		Store: instances, Identity: self, EdgeTokens: cluster.EdgeTokens(),
 		DialEnclave: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) },
 		EngineRelay: relay,
 		DialGuard: func(ctx context.Context) (net.Conn, error) {

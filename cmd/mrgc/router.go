@@ -13,7 +13,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/internal/config"
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/open"
 	"github.com/mrgc/mrgc/internal/identity"
@@ -108,24 +107,22 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	}
 	settings := router.Config{
 		Region: region, SpillTo: cluster.Regions[i].SpillTo, StaleAfter: cluster.Fleet.StaleAfter,
-		EdgeTokens:        credential.Set{},
+		EdgeTokens:        cluster.EdgeTokens(),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
 		XDS: xds.Config{
 			Region: region, SpillTo: map[fleet.Region][]fleet.Region{region: cluster.Regions[i].SpillTo},
 			TenantAddress: tenantAddress, HealthAddress: healthAddress,
-			MessageTimeout: cluster.Picker.MessageTimeout,
-			MaxBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
-			StaleAfter:     cluster.Fleet.StaleAfter,
-			Weight:         func(in *fleet.Instance) uint32 { return uint32(routing.Score(in.Health, in.Load)) },
+			MessageTimeout:      cluster.Picker.MessageTimeout,
+			ResponseIdleTimeout: cluster.Limits.ResponseIdleTimeout,
+			MaxBodyBytes:        int64(cluster.Limits.RequestBodyBytes),
+			StaleAfter:          cluster.Fleet.StaleAfter,
+			Weight:              func(in *fleet.Instance) uint32 { return uint32(routing.Score(in.Health, in.Load)) },
 		},
 	}
 	for _, m := range cluster.Models {
 		settings.Models = append(settings.Models, m.Name)
 	}
 	settings.XDS.Models = settings.Models
-	for _, t := range cluster.Tenants {
-		settings.EdgeTokens[t.Name] = t.EdgeTokenSHA256
-	}
 	return settings, nil
 }
 

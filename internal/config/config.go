@@ -37,6 +37,15 @@ type Config struct {
 	Listeners Listeners `yaml:"listeners"`
 }
 
+// EdgeTokens are the stored edge tokens of all tenants.
+func (c *Config) EdgeTokens() credential.Set {
+	tokens := credential.Set{}
+	for _, t := range c.Tenants {
+		tokens[t.Name] = t.EdgeTokenSHA256
+	}
+	return tokens
+}
+
 // Region is one region of the cluster.
 type Region struct {
 	// Name in the cluster: 1 to 63 of a-z, 0-9 and '-', no '-' at either end.
@@ -55,16 +64,6 @@ type Model struct {
 	// Name as tenants ask for it: 1 to 128 of A-Z, a-z, 0-9 and ._/:-.
 	// Required, unique.
 	Name string `yaml:"name"`
-	// ContextTokens is the size of the context, prompt and output together.
-	// Required.
-	ContextTokens int `yaml:"context_tokens"`
-	// MaxOutputTokens is the most that one request may ask for, at most
-	// ContextTokens, which is the default.
-	MaxOutputTokens int `yaml:"max_output_tokens"`
-	// ManifestSHA256 is the SHA-256 of the model's manifest, 64 lower-case hex
-	// digits. Optional; where given, instances with another manifest are not
-	// used.
-	ManifestSHA256 string `yaml:"manifest_sha256"`
 }
 
 // Tenant is someone who may send requests. The file has digests of tokens,
@@ -85,15 +84,12 @@ type Limits struct {
 	// RequestBodyBytes is the largest body of a request. At least 1024,
 	// default 8 MiB.
 	RequestBodyBytes int `yaml:"request_body_bytes"`
-	// RequestLifetime is how far ahead a sealed request may expire, and so how
-	// long its id is remembered against replay. 1s to 120s, default 60s.
-	RequestLifetime time.Duration `yaml:"request_lifetime"`
 	// ResponseIdleTimeout ends a response that has had no byte for so long. At
 	// least 1s, default 5m.
 	ResponseIdleTimeout time.Duration `yaml:"response_idle_timeout"`
 	// ConcurrentRequestsPerInstance is how many requests an instance has at
-	// once, running and waiting; what comes above gets 429. At least 1, default
-	// 64.
+	// once, running and waiting; what comes above goes to another instance, or
+	// gets 503. At least 1, default 64.
 	ConcurrentRequestsPerInstance int `yaml:"concurrent_requests_per_instance"`
 }
 
@@ -130,7 +126,6 @@ func defaults() *Config {
 	return &Config{
 		Limits: Limits{
 			RequestBodyBytes:              8 << 20,
-			RequestLifetime:               time.Minute,
 			ResponseIdleTimeout:           5 * time.Minute,
 			ConcurrentRequestsPerInstance: 64,
 		},
@@ -151,11 +146,6 @@ func (c *Config) complete(given places) {
 			if j != i {
 				c.Regions[i].SpillTo = append(c.Regions[i].SpillTo, c.Regions[j].Name)
 			}
-		}
-	}
-	for i := range c.Models {
-		if !given.has("models[%d].max_output_tokens", i) {
-			c.Models[i].MaxOutputTokens = c.Models[i].ContextTokens
 		}
 	}
 }

@@ -162,3 +162,14 @@ func (s Set) Holds(tenant string, token []byte) bool {
 	}
 	return found == 1
 }
+
+// HoldsBearer says whether a request's tenant and Authorization headers carry
+// one of the tenant's tokens ("Bearer <token>"). They are given as they were
+// received: each must have occurred once.
+func (s Set) HoldsBearer(tenants, authorizations []string) bool {
+	if len(tenants) != 1 || len(authorizations) != 1 {
+		return false
+	}
+	token, ok := strings.CutPrefix(authorizations[0], "Bearer ")
+	return ok && s.Holds(tenants[0], []byte(token))
+}
