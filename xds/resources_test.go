@@ -127,6 +127,17 @@ var _ = Describe("The resources", func() {
 		}
 	})
 
+	It("end a silent request when the configuration says", func() {
+		config := productionConfig()
+		config.ResponseIdleTimeout = 90 * time.Second
+		sent := served(config)
+		for typeURL, want := range map[string]string{listener: `"stream_idle_timeout":"90s"`, route: `"idle_timeout":"90s"`} {
+			text, err := json.Marshal(byName(sent[typeURL])) // which compacts
+			Expect(err).NotTo(HaveOccurred())
+			Expect(string(text)).To(And(ContainSubstring(want), Not(ContainSubstring(`"300s"`))))
+		}
+	})
+
 	It("do not merge updates, which would delay a weight by a second", func() {
 		for _, r := range served(productionConfig())[cluster].GetResources() {
 			c := &clusterv3.Cluster{}

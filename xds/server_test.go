@@ -270,6 +270,7 @@ var _ = DescribeTable("A configuration is refused",
 	Entry("without a tenant address", func(c *xds.Config) { c.TenantAddress = netip.AddrPort{} }, "TenantAddress"),
 	Entry("without a health address", func(c *xds.Config) { c.HealthAddress = netip.AddrPort{} }, "HealthAddress"),
 	Entry("with a negative limit", func(c *xds.Config) { c.MaxBodyBytes = -1 }, "MaxBodyBytes"),
+	Entry("with a negative time", func(c *xds.Config) { c.ResponseIdleTimeout = -1 }, "negative"),
 	Entry("that spills in a circle", func(c *xds.Config) { c.SpillTo["use1"] = []fleet.Region{"use1"} }, "itself"),
 	Entry("with what no message may hold", func(c *xds.Config) { c.MessageTimeout = 2 * time.Hour }, "MessageTimeout"),
 )

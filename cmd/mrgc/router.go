@@ -39,7 +39,7 @@ func routerCommand() *cobra.Command {
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.config, "config", "mrgc.yaml", "the cluster's configuration")
-	f.StringVar(&o.store, "store", "", "fleet store: sqlite:PATH")
+	f.StringVar(&o.store, "store", "", "fleet store: "+open.Forms)
 	f.StringVar(&o.identity, "identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
 	f.StringVar(&o.grpc, "grpc-listen", ":9001", "xDS, ext_proc and access log, for this region's Envoys by mutual TLS")
 	f.StringVar(&o.http, "http-listen", ":9002", "recipients and models, for this region's Envoys by mutual TLS")

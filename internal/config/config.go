@@ -84,8 +84,9 @@ type Limits struct {
 	// RequestBodyBytes is the largest body of a request. At least 1024,
 	// default 8 MiB.
 	RequestBodyBytes int `yaml:"request_body_bytes"`
-	// ResponseIdleTimeout ends a response that has had no byte for so long. At
-	// least 1s, default 5m.
+	// ResponseIdleTimeout ends a request that has had no byte in either
+	// direction for so long: the wait for the first token must fit. At least 1s,
+	// default 5m.
 	ResponseIdleTimeout time.Duration `yaml:"response_idle_timeout"`
 	// ConcurrentRequestsPerInstance is how many requests an instance has at
 	// once, running and waiting; what comes above goes to another instance, or

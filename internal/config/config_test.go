@@ -20,7 +20,7 @@ regions:
   - {name: use2, aws_region: us-east-2}
   - {name: usw2, aws_region: us-west-2}
 models:
-  - {name: m, context_tokens: 4096}
+  - {name: m}
 `
 
 var _ = Describe("A configuration", func() {
@@ -31,10 +31,9 @@ var _ = Describe("A configuration", func() {
 				{Name: "use2", AWSRegion: "us-east-2", SpillTo: []fleet.Region{"use1", "usw2"}},
 				{Name: "usw2", AWSRegion: "us-west-2", SpillTo: []fleet.Region{"use1", "use2"}},
 			},
-			Models: []config.Model{{Name: "m", ContextTokens: 4096, MaxOutputTokens: 4096}},
+			Models: []config.Model{{Name: "m"}},
 			Limits: config.Limits{
-				RequestBodyBytes: 8 << 20, RequestLifetime: 60 * time.Second,
-				ResponseIdleTimeout: 5 * time.Minute, ConcurrentRequestsPerInstance: 64,
+				RequestBodyBytes: 8 << 20, ResponseIdleTimeout: 5 * time.Minute, ConcurrentRequestsPerInstance: 64,
 			},
 			Picker:    config.Picker{MessageTimeout: 50 * time.Millisecond},
 			Fleet:     config.Fleet{HeartbeatInterval: 5 * time.Second, StaleAfter: 15 * time.Second},
@@ -64,10 +63,11 @@ var _ = Describe("A configuration", func() {
 			func(c *config.Config) any { return c.Models[0].Name }, "0123"),
 		Entry("a name that looks like a truth value", "name: m", "name: yes",
 			func(c *config.Config) any { return c.Models[0].Name }, "yes"),
-		Entry("a digest that looks like a number", "4096}", "4096, manifest_sha256: "+strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)+"}",
-			func(c *config.Config) any { return c.Models[0].ManifestSHA256 }, strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)),
-		Entry("a duration of two units", "models:", "limits: {request_lifetime: 1m30s}\nmodels:",
-			func(c *config.Config) any { return c.Limits.RequestLifetime }, 90*time.Second),
+		Entry("a digest that looks like a number", "models:", "tenants: [{name: acme, edge_token_sha256: ["+strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)+
+			"], enclave_token_sha256: ["+strings.Repeat("ab", 32)+"]}]\nmodels:",
+			func(c *config.Config) any { return c.Tenants[0].EdgeTokenSHA256[0].String() }, strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)),
+		Entry("a duration of two units", "models:", "limits: {response_idle_timeout: 1m30s}\nmodels:",
+			func(c *config.Config) any { return c.Limits.ResponseIdleTimeout }, 90*time.Second),
 		Entry("two digests of a tenant", "models:", "tenants: [{name: acme, edge_token_sha256: ["+strings.Repeat("ab", 32)+", "+strings.Repeat("12", 32)+
 			"], enclave_token_sha256: ["+strings.Repeat("ab", 32)+"]}]\nmodels:",
 			func(c *config.Config) any { return c.Tenants[0].EdgeTokenSHA256[1].String() }, strings.Repeat("12", 32)),

@@ -13,7 +13,6 @@ import (
 var (
 	tenantName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	awsRegion  = regexp.MustCompile(`^[a-z]{2}(-[a-z]+)+-[0-9]+$`)
-	sha256Hex  = regexp.MustCompile(`^[0-9a-f]{64}$`)
 )
 
 // validator checks what the values mean. It says nothing about a value that
@@ -98,15 +97,6 @@ func (v *validator) models(models []Model) {
 			v.checkErr(fleet.ValidateModel(model.Name), path+".name")
 			v.unique(names, model.Name, i, "models", path+".name")
 		}
-		if v.required(v.places.has("%s.context_tokens", path), path+".context_tokens") {
-			v.check(model.ContextTokens > 0, path+".context_tokens", "%d: want at least 1", model.ContextTokens)
-			v.check(model.ContextTokens < 1 || between(model.MaxOutputTokens, 1, model.ContextTokens), path+".max_output_tokens",
-				"%d: want 1 to context_tokens (%d)", model.MaxOutputTokens, model.ContextTokens)
-		}
-		if v.places.has("%s.manifest_sha256", path) {
-			v.check(sha256Hex.MatchString(model.ManifestSHA256), path+".manifest_sha256",
-				"%q: want 64 lower-case hex digits", model.ManifestSHA256)
-		}
 	}
 }
 
@@ -144,8 +134,6 @@ func (v *validator) digests(seen unique, digests []credential.Digest, tenant int
 
 func (v *validator) limits(l Limits) {
 	v.check(l.RequestBodyBytes >= 1024, "limits.request_body_bytes", "%d: want at least 1024", l.RequestBodyBytes)
-	v.check(between(l.RequestLifetime, time.Second, 2*time.Minute), "limits.request_lifetime",
-		"%v: want 1s to 120s", l.RequestLifetime)
 	v.check(l.ResponseIdleTimeout >= time.Second, "limits.response_idle_timeout",
 		"%v: want at least 1s", l.ResponseIdleTimeout)
 	v.check(l.ConcurrentRequestsPerInstance > 0, "limits.concurrent_requests_per_instance",
