@@ -38,18 +38,18 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 	if err != nil {
 		return "", err
 	}
-	enclaveTokens := credential.Set{tenantName: {credential.DigestOf(key.EnclaveToken())}}
-	tenants, err := json.Marshal(enclaveTokens)
-	if err != nil {
-		return "", err
-	}
 	releases, err := p.release()
 	if err != nil {
 		return "", err
 	}
 	clusterConfig := p.clusterConfig(&key)
-	if _, err := config.Parse(p.config, clusterConfig); err != nil {
+	cluster, err := config.Parse(p.config, clusterConfig)
+	if err != nil {
 		return "", fmt.Errorf("configuration of the local cluster: %w", err)
+	}
+	tenants, err := json.Marshal(cluster.EnclaveTokens())
+	if err != nil {
+		return "", err
 	}
 	for path, content := range map[string][]byte{
 		p.config:   clusterConfig,

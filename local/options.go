@@ -36,6 +36,8 @@ type Options struct {
 	// AskOnce has the cluster send one sealed request when it is healthy.
 	AskOnce bool
 	Out     io.Writer // what a person reads
+
+	cores int // of this machine
 }
 
 // regionNames are the mission's regions and AWS's names of them.
@@ -87,6 +89,7 @@ func (o Options) complete() (Options, error) {
 	if o.Port < 0 || o.Port > 65535 {
 		return o, fmt.Errorf("--port %d: want 0 to 65535", o.Port)
 	}
+	o.cores = cmp.Or(o.cores, runtime.NumCPU())
 	o.StateDir = cmp.Or(o.StateDir, ".mrgc")
 	o.ToolsDir = cmp.Or(o.ToolsDir, ".tools")
 	if o.Out == nil {
@@ -154,5 +157,5 @@ func (o *Options) completePaths() error {
 // sharesEngine says whether all instances use one llama.cpp: two of them on few
 // cores would only slow each other down.
 func (o *Options) sharesEngine() bool {
-	return o.Engine == EngineLlama && runtime.NumCPU() <= fewCores
+	return o.Engine == EngineLlama && o.cores <= fewCores
 }

@@ -126,7 +126,10 @@ func (s *supervisor) launch(p process, c *child) (*exec.Cmd, io.Closer, error) {
 	}
 	cmd := exec.Command(p.args[0], p.args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append([]string{"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir()}, p.env...)
+	cmd.Env = append([]string{
+		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
+		"GOTRACEBACK=none", // stacks show arguments (package lockdown)
+	}, p.env...)
 	cmd.SysProcAttr = childAttributes()
 	s.mu.Lock()
 	defer s.mu.Unlock()

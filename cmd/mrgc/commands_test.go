@@ -1,6 +1,7 @@
 package main
 
 import (
+	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
@@ -29,7 +30,7 @@ var _ = Describe("Help", func() {
 			"--recipients", "--trust-development-root", "IN PLACE OF AWS's"),
 		Entry(nil, "config", "check"),
 		Entry(nil, "config check", "check [FILE]"),
-		Entry(nil, "tenants", "new"),
+		Entry(nil, "tenants", "new", "export"),
 		Entry(nil, "tenants new", "NAME", "standard error"),
 		Entry(nil, "parts", "fetch"),
 		Entry(nil, "parts fetch", "--tools-dir"),
@@ -113,5 +114,23 @@ var _ = Describe("mrgc tenants new", func() {
 		got := mrgc("tenants", "new", "Acme Inc")
 		Expect(got.err).To(MatchError(ContainSubstring("tenant name")))
 		Expect(got.stdout + got.stderr).To(BeEmpty())
+	})
+})
+
+var _ = Describe("mrgc tenants export", func() {
+	It("prints the digests of the enclave tokens, as the enclave reads them", func() {
+		got := mrgc("tenants", "export", "--config", example)
+		Expect(got.err).NotTo(HaveOccurred())
+		var exported credential.Set
+		Expect(json.Unmarshal([]byte(got.stdout), &exported)).To(Succeed())
+		c, err := config.Load(example)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(exported).To(Equal(c.EnclaveTokens()))
+		Expect(exported["acme"]).NotTo(BeEmpty())
+		Expect(got.stdout).NotTo(ContainSubstring(c.Tenants[0].EdgeTokenSHA256[0].String()))
+	})
+
+	It("says what is wrong with the configuration", func() {
+		Expect(mrgc("tenants", "export", "--config", "absent.yaml").err).To(MatchError(ContainSubstring("absent.yaml")))
 	})
 })

@@ -2,6 +2,7 @@ package main
 
 import (
 	"crypto/rand"
+	"encoding/json"
 	"fmt"
 
 	"github.com/spf13/cobra"
@@ -54,5 +55,20 @@ the tenant alone; what the cluster stores is printed to standard output, for the
 			return nil
 		},
 	})
+	var path string
+	export := &cobra.Command{
+		Use:   "export",
+		Short: "Print the list of tenants that mrgc-enclave -tenants reads",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := config.Load(path)
+			if err != nil {
+				return err
+			}
+			return json.NewEncoder(cmd.OutOrStdout()).Encode(c.EnclaveTokens())
+		},
+	}
+	export.Flags().StringVar(&path, "config", "mrgc.yaml", "the cluster's configuration")
+	cmd.AddCommand(export)
 	return cmd
 }

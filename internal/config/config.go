@@ -46,6 +46,16 @@ func (c *Config) EdgeTokens() credential.Set {
 	return tokens
 }
 
+// EnclaveTokens are the stored enclave tokens of all tenants: what enclaves are
+// given.
+func (c *Config) EnclaveTokens() credential.Set {
+	tokens := credential.Set{}
+	for _, t := range c.Tenants {
+		tokens[t.Name] = t.EnclaveTokenSHA256
+	}
+	return tokens
+}
+
 // Region is one region of the cluster.
 type Region struct {
 	// Name in the cluster: 1 to 63 of a-z, 0-9 and '-', no '-' at either end.

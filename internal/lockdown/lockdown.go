@@ -7,15 +7,17 @@ package lockdown
 
 import (
 	"fmt"
-	"runtime/debug"
 
 	"golang.org/x/sys/unix"
 )
 
-// NoDumps forbids core dumps, and makes a panic print its message without the
-// stacks, whose arguments could quote a request.
+// NoDumps forbids core dumps.
+//
+// It cannot keep a panic from printing stacks to standard error, which show
+// arguments that are passed by value: runtime/debug.SetTraceback only ever adds
+// to what the environment asks for. Whoever starts the program sets
+// GOTRACEBACK=none.
 func NoDumps() error {
-	debug.SetTraceback("none")
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}

@@ -1,0 +1,218 @@
+package client_test
+
+import (
+	"context"
+	"net/http"
+	"sync"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/api"
+)
+
+// hangUp breaks the connection off.
+func hangUp(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) }
+
+// stale is what a cluster says of keys that nobody holds; anyone can.
+func stale(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set(api.HeaderKeyStatus, api.KeyStatusStale)
+	w.WriteHeader(http.StatusConflict)
+}
+
+var _ = Describe("Recipients", func() {
+	var (
+		c *cluster
+		e *edge
+		t *tenant
+	)
+	BeforeEach(func() {
+		c = newCluster()
+		e = c.startEdge()
+		t = c.tenant(c.config(e))
+	})
+
+	It("are kept", func(ctx SpecContext) {
+		for range 3 {
+			expectReply(t.ask(ctx))
+			c.clock.advance(time.Second)
+		}
+		Expect(e.requests(api.PathKeys)).To(HaveLen(1))
+		Expect(e.requests(api.PathKeys)[0].url).To(Equal(api.PathKeys + "?model=smol"))
+	})
+
+	It("are fetched anew beside a request once they have aged", func(ctx SpecContext) {
+		expectReply(t.ask(ctx))
+		fetched, release := make(chan struct{}), make(chan struct{})
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) {
+			close(fetched)
+			<-release
+			writeRecipients(w, c.recipients())
+		})
+		c.clock.advance(5 * time.Second)
+		expectReply(t.ask(ctx)) // while the router has yet to answer
+		Eventually(fetched).Should(BeClosed())
+		expectReply(t.ask(ctx)) // does not ask again
+		close(release)
+		Expect(e.requests(api.PathKeys)).To(HaveLen(2))
+	})
+
+	It("take effect when they have been fetched anew", func(ctx SpecContext) {
+		expectReply(t.ask(ctx))
+		before := c.present()
+		c.replace(append(before, c.newEnclave())...)
+		c.clock.advance(5 * time.Second)
+		Eventually(func() int {
+			expectReply(t.ask(ctx))
+			sealed := e.requests(api.PathSealed)
+			return len(sealed[len(sealed)-1].header.Get(api.HeaderRecipients))
+		}).Should(Equal(16 + 1 + 16))
+		Expect(e.requests(api.PathKeys)).To(HaveLen(2))
+	})
+
+	It("are fetched once for all who wait", func(ctx SpecContext) {
+		release := make(chan struct{})
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) {
+			<-release
+			writeRecipients(w, c.recipients())
+		})
+		var asking sync.WaitGroup
+		for range 16 {
+			asking.Go(func() {
+				defer GinkgoRecover()
+				expectReply(t.ask(ctx))
+			})
+		}
+		Eventually(e.count(api.PathKeys)).Should(Equal(1))
+		close(release)
+		asking.Wait()
+		Expect(e.requests(api.PathKeys)).To(HaveLen(1))
+	})
+
+	It("do not keep one who leaves, and are there for the next", func(ctx SpecContext) {
+		asked, release := make(chan struct{}), make(chan struct{})
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) {
+			close(asked)
+			<-release
+			writeRecipients(w, c.recipients())
+		})
+		leaving, leave := context.WithCancel(ctx)
+		left := make(chan error, 1)
+		go func() {
+			defer GinkgoRecover()
+			_, err := t.send(leaving, http.MethodPost, "/chat/completions", body(chat))
+			left <- err
+		}()
+		Eventually(asked).Should(BeClosed())
+		leave()
+		Eventually(left).Should(Receive(MatchError(context.Canceled)))
+		close(release)
+		expectReply(t.ask(ctx))
+		Expect(e.requests(api.PathKeys)).To(HaveLen(1))
+	})
+
+	It("outlast the router, but not their claims", func(ctx SpecContext) {
+		expectReply(t.ask(ctx))
+		e.on(api.PathKeys, hangUp)
+		for range 23 {
+			c.clock.advance(time.Hour)
+			expectReply(t.ask(ctx))
+		}
+		c.clock.advance(time.Hour)
+		_, err := t.send(ctx, http.MethodPost, "/chat/completions", body(chat))
+		Expect(err).To(HaveOccurred())
+		Expect(e.requests(api.PathSealed)).To(HaveLen(24))
+	})
+
+	It("need not be attested again while their claims are the same", func(ctx SpecContext) {
+		expectReply(t.ask(ctx))
+		offered := c.recipients()
+		offered[0].Attestation = nil
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, offered) })
+		for range 3 {
+			c.clock.advance(10 * time.Minute)
+			expectReply(t.ask(ctx))
+		}
+		Eventually(e.count(api.PathKeys)).Should(BeNumerically(">", 1))
+	})
+
+	It("are of one model each", func(ctx SpecContext) {
+		expectReply(t.ask(ctx))
+		resp, err := t.send(ctx, http.MethodPost, "/chat/completions", body(`{"model":"large","messages":[]}`))
+		Expect(err).NotTo(HaveOccurred())
+		e.refusesAfter(1, resp, `serves "smol"`)
+	})
+
+	DescribeTable("that are refused to the tenant give the cluster's own error", func(ctx SpecContext, status int, content, code string) {
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Retry-After", "7")
+			w.WriteHeader(status)
+			_, _ = w.Write([]byte(content))
+		})
+		resp := t.ask(ctx)
+		Expect(resp.Header.Get("Retry-After")).To(Equal("7"))
+		refused := refusal(resp)
+		Expect(refused.Status).To(Equal(status))
+		Expect(refused.Code).To(Equal(code))
+		Expect(refused.Message).NotTo(ContainSubstring("proxy"))
+	},
+		Entry("in OpenAI's shape", 404, `{"error":{"message":"no","type":"invalid_request_error","code":"model_not_found"}}`, "model_not_found"),
+		Entry("in another shape", 503, `<html>proxy</html>`, "unexpected_response"),
+	)
+
+	It("that cannot be read are an error", func(ctx SpecContext) {
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("hello")) })
+		refused := refusal(t.ask(ctx))
+		Expect(refused.Status).To(Equal(http.StatusBadGateway))
+		Expect(refused.Code).To(Equal("unexpected_response"))
+	})
+
+	When("an enclave has been replaced", func() {
+		BeforeEach(func(ctx SpecContext) {
+			expectReply(t.ask(ctx))
+			c.replace(c.newEnclave())
+		})
+
+		It("are fetched once more, and the request is sealed anew", func(ctx SpecContext) {
+			expectReply(t.ask(ctx))
+			Expect(e.requests(api.PathKeys)).To(HaveLen(2))
+			sealed := e.requests(api.PathSealed)[1:]
+			Expect(sealed).To(HaveLen(2))
+			Expect(sealed[0].header.Get(api.HeaderRequestID)).NotTo(Equal(sealed[1].header.Get(api.HeaderRequestID)))
+			Expect(sealed[1].header.Get(api.HeaderRecipients)).To(Equal(keyID(c.recipients()[0]).String()))
+		})
+
+		It("are fetched at most once for each version by those who find it stale together", func(ctx SpecContext) {
+			var asking sync.WaitGroup
+			for range 8 {
+				asking.Go(func() {
+					defer GinkgoRecover()
+					expectReply(t.ask(ctx))
+				})
+			}
+			asking.Wait()
+			Expect(e.requests(api.PathKeys)).To(HaveLen(2))
+		})
+	})
+
+	It("are fetched only once more by a request that finds them stale again", func(ctx SpecContext) {
+		e.on(api.PathSealed, stale)
+		resp := t.ask(ctx)
+		Expect(resp.Header.Get("Retry-After")).To(Equal("1"))
+		refused := refusal(resp)
+		Expect(refused.Status).To(Equal(http.StatusServiceUnavailable))
+		Expect(refused.Code).To(Equal("recipients_changing"))
+		Expect(e.requests(api.PathKeys)).To(HaveLen(2))
+		Expect(e.requests(api.PathSealed)).To(HaveLen(2))
+	})
+})
+
+// refusesAfter is refuses when some requests have been sealed before.
+func (e *edge) refusesAfter(sealed int, resp *http.Response, reason string) {
+	GinkgoHelper()
+	refused := refusal(resp)
+	Expect(refused.Code).To(Equal("no_trusted_recipient"))
+	Expect(refused.Message).To(ContainSubstring(reason))
+	Expect(e.requests(api.PathSealed)).To(HaveLen(sealed))
+}
