@@ -67,7 +67,7 @@ var _ = Describe("The enclave's key", func() {
 		r.clock.Advance(keyLifetime - keyTurn + time.Second)
 		late := r.send(r.post(r.sealTo(old, chat))) // before anybody asks for recipients
 		Expect(late.Header.Get(api.HeaderKeyStatus)).To(Equal(api.KeyStatusStale))
-		expectCode(readAll(late), http.StatusConflict, "stale_recipients")
+		expectCode(readAll(late), http.StatusServiceUnavailable, "stale_recipients")
 		left, _ := r.recipients()
 		Expect(left).To(HaveLen(2), "the second key's turn is over too")
 		Expect(left[1].KeyID()).To(Equal(both[0].KeyID()))

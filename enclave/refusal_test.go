@@ -25,7 +25,7 @@ var _ = Describe("What can be told without a key", func() {
 		r := start(says(`{}`))
 		resp := r.send(r.post(r.sealTo([]*seal.Recipient{r.stranger()}, chat)))
 		Expect(resp.Header.Get(api.HeaderKeyStatus)).To(Equal(api.KeyStatusStale))
-		r.expectRefused(resp, http.StatusConflict, "stale_recipients")
+		r.expectRefused(resp, http.StatusServiceUnavailable, "stale_recipients")
 	})
 
 	DescribeTable("is a header that is not as it must be",

@@ -46,7 +46,9 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// codeStale says that the client sealed to keys that are not held here.
+// codeStale says that the client sealed to keys that are not held here. Its
+// status is 503, so that Envoy tries another recipient's instance first; the
+// client sees it when none is left.
 const codeStale = "stale_recipients"
 
 // errCannotOpen is the one answer to everything that does not open.
@@ -64,7 +66,7 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, *a
 	now := e.config.Now()
 	key := e.keys.find(headers.KeyIDs, now)
 	if key == nil {
-		return nil, api.Errorf(http.StatusConflict, codeStale, "the request is sealed to keys that are not held here; fetch %s again", api.PathKeys)
+		return nil, api.Errorf(http.StatusServiceUnavailable, codeStale, "the request is sealed to keys that are not held here; fetch %s again", api.PathKeys)
 	}
 	// A body that comes slower than requests live has expired. The deadline must
 	// be gone before the answer starts: it would end that too.

@@ -71,6 +71,8 @@ type Parent struct {
 	peers   *http.Client // other instances' parents
 	load    *load
 
+	probeAgain chan struct{}
+
 	keyIDs atomic.Pointer[[]string]       // of the enclave's recipients, as last seen
 	view   atomic.Pointer[fleet.Snapshot] // who holds which keys elsewhere
 }
@@ -109,6 +111,8 @@ func New(config Config) (*Parent, error) {
 		guard:   guardClient(&config),
 		peers:   peerClient(config.Identity),
 		load:    newLoad(config.ConcurrentRequests),
+
+		probeAgain: make(chan struct{}, 1),
 	}
 	return p, nil
 }

@@ -121,7 +121,16 @@ func (p *Parent) register(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-ticker.C:
+		case <-p.probeAgain:
 		}
+	}
+}
+
+// probeNow has register look at the parts before the next tick.
+func (p *Parent) probeNow() {
+	select {
+	case p.probeAgain <- struct{}{}:
+	default: // it is about to
 	}
 }
 

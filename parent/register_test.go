@@ -1,11 +1,13 @@
 package parent_test
 
 import (
+	"net/http"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/parent"
 )
@@ -56,6 +58,18 @@ var _ = Describe("An instance", func() {
 		in.eventuallyRegistered(ctx, healthy())
 		in.enclave.holds("new claims", "first claims")
 		in.eventuallyRegistered(ctx, HaveField("KeyIDs", []string{keyID("new claims"), keyID("first claims")}))
+	}, NodeTimeout(specTimeout))
+
+	It("looks at its keys as soon as the enclave calls a request's stale", func(ctx SpecContext) {
+		in := start(func(c *parent.Config) { c.ProbeInterval = time.Hour })
+		in.eventuallyRegistered(ctx, healthy())
+		in.enclave.holds("new claims")
+		in.enclave.answers(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set(api.HeaderKeyStatus, api.KeyStatusStale)
+			w.WriteHeader(http.StatusServiceUnavailable)
+		})
+		in.send(in.sealed(ctx, "sealed"))
+		in.eventuallyRegistered(ctx, HaveField("KeyIDs", []string{keyID("new claims")}))
 	}, NodeTimeout(specTimeout))
 
 	It("reports a change at once, not at the next heartbeat", func(ctx SpecContext) {

@@ -77,6 +77,9 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	p.load.observe(time.Since(started))
+	if resp.Header.Get(api.HeaderKeyStatus) == api.KeyStatusStale {
+		p.probeNow() // the enclave may have other keys than it had
+	}
 	copyHeaders(w.Header(), resp.Header, fromEnclave)
 	w.WriteHeader(resp.StatusCode)
 	if err := stream(w, body); err != nil {

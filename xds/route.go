@@ -109,9 +109,10 @@ func toKeys() *routev3.Route_Route {
 		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: keysCluster},
 		Timeout:          durationpb.New(5 * time.Second),
 		RetryPolicy: &routev3.RetryPolicy{
-			RetryOn:              "connect-failure,refused-stream,reset-before-request,retriable-status-codes",
+			RetryOn:              "connect-failure,refused-stream,reset-before-request,reset,retriable-status-codes",
 			RetriableStatusCodes: []uint32{http.StatusServiceUnavailable},
 			NumRetries:           wrapperspb.UInt32(3),
+			PerTryTimeout:        durationpb.New(time.Second), // a router that hangs is as good as gone
 		},
 	}}
 }
