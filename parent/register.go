@@ -15,8 +15,8 @@ import (
 	"sync"
 	"time"
 
-	"github.com/mrgc/mrgc/engine"
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/engineload"
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
@@ -177,7 +177,7 @@ func (p *Parent) engineLoad(ctx context.Context) fleet.Load {
 	running, latency := p.load.read()
 	seen := fleet.Load{Running: running}
 	if body, err := get(ctx, p.guard, "https://guard/metrics", maxMetricsBytes); err == nil {
-		if metrics, err := engine.ReadLoad(bytes.NewReader(body)); err == nil {
+		if metrics, err := engineload.Read(bytes.NewReader(body)); err == nil {
 			seen = metrics
 		}
 	}

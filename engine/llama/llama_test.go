@@ -20,8 +20,8 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gleak"
 
-	"github.com/mrgc/mrgc/engine"
 	"github.com/mrgc/mrgc/engine/llama"
+	"github.com/mrgc/mrgc/internal/engineload"
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
@@ -91,7 +91,7 @@ func loadOf(socket string) func() (fleet.Load, error) {
 			return fleet.Load{}, err
 		}
 		defer func() { _ = resp.Body.Close() }()
-		return engine.ReadLoad(resp.Body)
+		return engineload.Read(resp.Body)
 	}
 }
 

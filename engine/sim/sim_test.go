@@ -20,6 +20,7 @@ import (
 
 	"github.com/mrgc/mrgc/engine"
 	"github.com/mrgc/mrgc/engine/sim"
+	"github.com/mrgc/mrgc/internal/engineload"
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
@@ -67,7 +68,7 @@ func loadOf(server *httptest.Server) func() (fleet.Load, error) {
 			return fleet.Load{}, err
 		}
 		defer func() { _ = resp.Body.Close() }()
-		return engine.ReadLoad(resp.Body)
+		return engineload.Read(resp.Body)
 	}
 }
 

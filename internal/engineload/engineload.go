@@ -1,4 +1,7 @@
-package engine
+// Package engineload reads what an engine's metrics say about its load. Engines
+// agree on the format and on nothing else: this package knows their names, so
+// that nobody else has to.
+package engineload
 
 import (
 	"errors"
@@ -13,12 +16,12 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
-// ReadLoad reads how busy an engine is from its metrics in Prometheus' text
+// Read reads how busy an engine is from its metrics in Prometheus' text
 // format. It knows llama.cpp's names (llamacpp:requests_processing and
 // _deferred) and vLLM's (vllm:num_requests_running and _waiting); vLLM has a
 // series for each of its engines, which are added up. Slots and Latency are
 // not in the metrics and stay zero.
-func ReadLoad(metrics io.Reader) (fleet.Load, error) {
+func Read(metrics io.Reader) (fleet.Load, error) {
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(metrics)
 	if err != nil {

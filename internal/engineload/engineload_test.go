@@ -1,4 +1,4 @@
-package engine_test
+package engineload_test
 
 import (
 	"strings"
@@ -7,9 +7,14 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/mrgc/mrgc/engine"
+	"github.com/mrgc/mrgc/internal/engineload"
 	"github.com/mrgc/mrgc/internal/fleet"
 )
+
+func TestEngineLoad(t *testing.T) {
+	RegisterFailHandler(Fail)
+	RunSpecs(t, "engineload")
+}
 
 const llamaMetrics = `# HELP llamacpp:requests_processing Number of requests processing
 # TYPE llamacpp:requests_processing gauge
@@ -25,10 +30,10 @@ vllm:num_requests_running{engine="1",model_name="m"} 2.0
 vllm:num_requests_waiting{engine="0",model_name="m"} 7.0
 `
 
-var _ = Describe("ReadLoad", func() {
+var _ = Describe("Read", func() {
 	DescribeTable("reads",
 		func(text string, want fleet.Load) {
-			Expect(engine.ReadLoad(strings.NewReader(text))).To(Equal(want))
+			Expect(engineload.Read(strings.NewReader(text))).To(Equal(want))
 		},
 		Entry("llama.cpp", llamaMetrics, fleet.Load{Running: 4, Queued: 24}),
 		Entry("vLLM with two engines", vllmMetrics, fleet.Load{Running: 5, Queued: 7}),
@@ -36,7 +41,7 @@ var _ = Describe("ReadLoad", func() {
 	)
 	DescribeTable("refuses",
 		func(text, reason string) {
-			_, err := engine.ReadLoad(strings.NewReader(text))
+			_, err := engineload.Read(strings.NewReader(text))
 			Expect(err).To(MatchError(And(ContainSubstring(reason), Not(ContainSubstring("SECRET")))))
 		},
 		Entry("nothing", "", "neither"),
@@ -48,12 +53,12 @@ var _ = Describe("ReadLoad", func() {
 	)
 })
 
-func FuzzReadLoad(f *testing.F) {
+func FuzzRead(f *testing.F) {
 	f.Add(llamaMetrics)
 	f.Add(vllmMetrics)
 	f.Add("vllm:num_requests_running +Inf\nvllm:num_requests_waiting 0\n")
 	f.Fuzz(func(t *testing.T, text string) {
-		load, err := engine.ReadLoad(strings.NewReader(text))
+		load, err := engineload.Read(strings.NewReader(text))
 		if err == nil && (load.Running < 0 || load.Queued < 0) {
 			t.Errorf("negative load %+v", load)
 		}
