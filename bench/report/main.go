@@ -24,11 +24,7 @@ func render(results []result.Result) string {
 	var b strings.Builder
 	b.WriteString("# Benchmarks\n\n<!-- Written by `go run ./bench/report` out of bench/results; do not edit. -->\n")
 	for _, r := range results {
-		fmt.Fprintf(&b, "\n## %s\n\n`%s`, commit %s, %s, %s.\n\n| figure | value | goal |\n| --- | --- | --- |\n",
-			r.Title, r.Command, r.Commit, r.Date.Format("2006-01-02"), r.Machine)
-		for _, f := range r.Figures {
-			fmt.Fprintf(&b, "| %s | %.4g %s | %s |\n", f.Name, f.Value, f.Unit, f.Goal)
-		}
+		b.WriteString(r.Markdown())
 	}
 	return b.String()
 }

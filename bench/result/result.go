@@ -23,7 +23,12 @@ type Result struct {
 	Commit  string    `json:"commit"`
 	Machine string    `json:"machine"`
 	Date    time.Time `json:"date"`
-	Figures []Figure  `json:"figures"`
+
+	Figures     []Figure     `json:"figures"`
+	Comparisons []Comparison `json:"comparisons,omitempty"`
+	Breakdowns  []Breakdown  `json:"breakdowns,omitempty"`
+	// Notes are what one must know to read the figures, a sentence or two each.
+	Notes []string `json:"notes,omitempty"`
 }
 
 // Figure is one number.
@@ -32,6 +37,34 @@ type Figure struct {
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
 	Goal  string  `json:"goal,omitempty"` // "≤ 30"
+	// Spread is that of the samples whose median is the value.
+	Spread *Spread `json:"spread,omitempty"`
+}
+
+// Comparison is what one way costs beside another, measured in pairs. Added is
+// of the differences within pairs, so that it need not be the difference of the
+// other two.
+type Comparison struct {
+	Name    string `json:"name"`
+	Unit    string `json:"unit"`
+	Direct  Spread `json:"direct"`
+	Through Spread `json:"through"`
+	Added   Spread `json:"added"`
+}
+
+// Breakdown is how much of one thing each program takes.
+type Breakdown struct {
+	Name  string             `json:"name"`
+	Unit  string             `json:"unit"`
+	Parts map[string]float64 `json:"parts"` // by program
+}
+
+// Sum is what all programs take together.
+func (b Breakdown) Sum() (sum float64) {
+	for _, part := range b.Parts {
+		sum += part
+	}
+	return sum
 }
 
 // Dir is where results lie, from the root of the repository.
