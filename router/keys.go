@@ -3,6 +3,7 @@ package router
 import (
 	"cmp"
 	"encoding/json"
+	"math/rand/v2"
 	"net/http"
 	"slices"
 
@@ -10,17 +11,17 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
-// Candidates per answer of the keys route: enough local instances to choose
-// among, and one in another region for when the local ones have gone. A client
-// seals to at most four.
+// Candidates per answer of the keys route: local instances to choose among, and
+// one in another region for when the local ones have gone. What one side lacks
+// the other makes up for. It is how many a client seals to by default.
 const (
-	localCandidates  = 2
+	allCandidates    = 3
 	remoteCandidates = 1
 )
 
 // candidates lists the instances that the picker would send a request to now,
 // best first: local ones by requests in flight, then remote ones in the order
-// of spill.
+// of spill. Those that are alike stay in the order of ready.
 func candidates(ready []*fleet.Instance, model string, local fleet.Region, spill []fleet.Region, inFlight func(id string) int) []*fleet.Instance {
 	var here, away []*fleet.Instance
 	for _, in := range ready {
@@ -37,8 +38,8 @@ func candidates(ready []*fleet.Instance, model string, local fleet.Region, spill
 	slices.SortStableFunc(away, func(a, b *fleet.Instance) int {
 		return cmp.Or(cmp.Compare(slices.Index(spill, a.Region), slices.Index(spill, b.Region)), byLoad(a, b))
 	})
-	remote := remoteCandidates + max(0, localCandidates-len(here)) // fill up from elsewhere
-	return append(here[:min(len(here), localCandidates)], away[:min(len(away), remote)]...)
+	here = here[:min(len(here), allCandidates-min(len(away), remoteCandidates))]
+	return append(here, away[:min(len(away), allCandidates-len(here))]...)
 }
 
 // serveKeys answers [api.PathKeys].
@@ -55,10 +56,13 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 	var answer api.Recipients
 	if snapshot := r.view.Load(); snapshot != nil {
 		ready := snapshot.Ready(r.config.StaleAfter)
+		// Tenants who ask an idle cluster must not all seal to the same instances.
+		rand.Shuffle(len(ready), func(i, j int) { ready[i], ready[j] = ready[j], ready[i] })
 		for _, in := range candidates(ready, model, r.config.Region, r.config.SpillTo, r.picker.InFlight) {
 			for _, kid := range in.KeyIDs {
 				if recipient, ok := r.recipients.get(kid); ok {
 					answer.Recipients = append(answer.Recipients, recipient)
+					break // the newest: an older key is for requests that are on their way
 				}
 			}
 		}
