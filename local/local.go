@@ -192,6 +192,11 @@ func (c *cluster) supervise(ctx context.Context, ca *devca.Authority, apiKey str
 		return err
 	}
 	s := newSupervisor(filepath.Join(c.plan.stateDir, "logs"), filepath.Join(c.plan.stateDir, "processes.json"), c.ui.warn)
+	if c.plan.options.cores <= fewCores {
+		// Two dozen processes on a few cores: each is better off with one than
+		// with threads of its own that wait for the others'.
+		s.env = []string{"GOMAXPROCS=1"}
+	}
 	defer func() {
 		c.ui.say("stopping…")
 		s.stop()

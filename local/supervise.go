@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"sync"
 	"syscall"
 	"time"
@@ -38,6 +39,7 @@ type supervisor struct {
 	list   string // file that names the running children and their process ids, as JSON
 	report func(format string, args ...any)
 	grace  time.Duration // from SIGTERM to SIGKILL
+	env    []string      // of every child
 
 	stopped chan struct{} // closed when children are no longer restarted
 	running sync.WaitGroup
@@ -126,10 +128,10 @@ func (s *supervisor) launch(p process, c *child) (*exec.Cmd, io.Closer, error) {
 	}
 	cmd := exec.Command(p.args[0], p.args[1:]...)
 	cmd.Stdout, cmd.Stderr = log, log
-	cmd.Env = append([]string{
+	cmd.Env = slices.Concat([]string{
 		"PATH=" + os.Getenv("PATH"), "HOME=" + os.Getenv("HOME"), "TMPDIR=" + os.TempDir(),
 		"GOTRACEBACK=none", // stacks show arguments (package lockdown)
-	}, p.env...)
+	}, s.env, p.env)
 	cmd.SysProcAttr = childAttributes()
 	s.mu.Lock()
 	defer s.mu.Unlock()
