@@ -8,10 +8,10 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts test test-unit test-e2e check lint fmt fuzz bench bench-startup bench-hot clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e check lint fmt fuzz bench bench-startup bench-latency bench-hot clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: build ## run a whole cluster on this machine; Ctrl-C stops it (ARGS="--regions use1 --engine sim")
 	@bin/mrgc up $(ARGS)
@@ -23,9 +23,12 @@ build: ## build the three programs into bin/
 parts: build ## fetch Envoy, llama.cpp and a small model into .tools/, checksums verified
 	@bin/mrgc parts fetch --tools-dir $(TOOLS)
 
+dynamodb-local: ## fetch DynamoDB Local, for the fleet store's tests, checksums verified; nothing without Java and Maven
+	@internal/fleet/dynamodb/dynamodblocal/fetch.sh $(TOOLS)/dynamodb-local-2.6.1
+
 test: test-unit test-e2e ## run every test: unit, against the real Envoy, end to end with the real model
 
-test-unit: parts ## everything but end to end, with the race detector
+test-unit: parts dynamodb-local ## everything but end to end, with the race detector
 	$(GO) vet ./...
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /e2e)
 
@@ -55,10 +58,14 @@ fuzz: ## fuzz every parser for FUZZTIME each (default 30s)
 	  done || exit 1; \
 	done
 
-bench: bench-startup bench-hot ## run every benchmark; results go to bench/results and docs/benchmarks.md
+bench: bench-startup bench-latency bench-hot ## run every benchmark; results go to bench/results and docs/benchmarks.md
 
 bench-startup: parts ## time to the first answer, idle cost
 	$(GO) run ./bench/startup
+	$(GO) run ./bench/report
+
+bench-latency: parts ## what everything adds to an engine's latency, processor time and memory (some 10 minutes)
+	$(GO) run ./bench/latency
 	$(GO) run ./bench/report
 
 bench-hot: ## hot paths: seal and open, verify, pick, relay

@@ -44,7 +44,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	engineRelay := flags.String("engine-relay", "vsock://:5001", "where the enclave's connections to the engine arrive")
 	guard := flags.String("guard", "127.0.0.1:8081", "the engine's guard")
 	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
-	store := flags.String("store", "", "fleet store: sqlite:PATH")
+	store := flags.String("store", "", "fleet store: "+open.Forms)
 	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
 	models := flags.String("models", "", "models that the engine serves, comma separated")
 	if err := flags.Parse(args); err != nil {

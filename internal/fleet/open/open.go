@@ -6,19 +6,63 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"net/url"
 	"strings"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/fleet/dynamodb"
 	"github.com/mrgc/mrgc/internal/fleet/sqlite"
 )
 
+// Forms is how an address may look, for the help of a flag.
+const Forms = "sqlite:PATH or dynamodb:TABLE[?region=REGION&endpoint=URL]"
+
 // Store opens the store at an address:
 //
-//	sqlite:PATH   a file on this machine, for one machine's processes
+//	sqlite:PATH      a file on this machine, for one machine's processes
+//	dynamodb:TABLE   a DynamoDB table, for a cluster on AWS, with
+//	  ?region=R      AWS's name of its region; default: $AWS_REGION or AWS's configuration
+//	  ?endpoint=URL  what to ask in the place of AWS, such as DynamoDB Local
+//
+// The AWS identity is whatever AWS's default chain finds.
 func Store(ctx context.Context, address string, logger *slog.Logger) (fleet.Store, error) {
-	path, ok := strings.CutPrefix(address, "sqlite:")
-	if !ok || path == "" {
-		return nil, fmt.Errorf("store %q: want sqlite:PATH", address)
+	kind, rest, _ := strings.Cut(address, ":")
+	switch {
+	case kind == "sqlite" && rest != "":
+		store, err := sqlite.Open(ctx, sqlite.Config{Path: rest, Logger: logger})
+		if err != nil {
+			return nil, err
+		}
+		return store, nil
+	case kind == "dynamodb" && rest != "":
+		cfg, err := table(rest)
+		if err != nil {
+			return nil, fmt.Errorf("store %q: %w", address, err)
+		}
+		cfg.Logger = logger
+		store, err := dynamodb.Open(ctx, cfg)
+		if err != nil {
+			return nil, err
+		}
+		return store, nil
 	}
-	return sqlite.Open(ctx, sqlite.Config{Path: path, Logger: logger})
+	return nil, fmt.Errorf("store %q: want %s", address, Forms)
+}
+
+// table reads what follows "dynamodb:".
+func table(text string) (dynamodb.Config, error) {
+	name, query, _ := strings.Cut(text, "?")
+	settings, err := url.ParseQuery(query)
+	if err != nil {
+		return dynamodb.Config{}, fmt.Errorf("after the question mark: %w", err)
+	}
+	for key, values := range settings {
+		if key != "region" && key != "endpoint" {
+			return dynamodb.Config{}, fmt.Errorf("unknown setting %q: want region or endpoint", key)
+		}
+		if len(values) != 1 || values[0] == "" {
+			return dynamodb.Config{}, fmt.Errorf("%s: want one value", key)
+		}
+	}
+	return dynamodb.Config{Table: name, Region: settings.Get("region"), Endpoint: settings.Get("endpoint")}, nil
 }

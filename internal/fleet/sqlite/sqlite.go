@@ -38,6 +38,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/fleet/poll"
 )
 
 // Config says where the store is.
@@ -54,13 +55,10 @@ type Config struct {
 
 // Store is a [fleet.Store] in a SQLite file.
 type Store struct {
-	path  string
-	clock func() time.Time
-	log   *slog.Logger
-
-	life    context.Context // ends with Close, and ends the watches
-	end     context.CancelFunc
-	watches sync.WaitGroup // those that run
+	path    string
+	clock   func() time.Time
+	log     *slog.Logger
+	watches *poll.Watches
 
 	mu     sync.Mutex // guards what follows
 	closed bool
@@ -78,7 +76,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.Path == "" || err != nil {
 		return nil, fmt.Errorf("fleet store: no usable path in the configuration: %q", cfg.Path)
 	}
-	s := &Store{path: path, clock: cfg.Clock, log: cfg.Logger}
+	s := &Store{path: path, clock: cfg.Clock, log: cfg.Logger, watches: poll.NewWatches()}
 	if s.clock == nil {
 		s.clock = time.Now
 	}
@@ -88,7 +86,6 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if s.file, err = openOrCreate(ctx, path); err != nil {
 		return nil, fmt.Errorf("fleet store %s: %w", path, err)
 	}
-	s.life, s.end = context.WithCancel(context.Background())
 	return s, nil
 }
 
@@ -206,18 +203,14 @@ func (s *Store) Snapshot(ctx context.Context) (*fleet.Snapshot, error) {
 
 // Close ends the watches and closes the file.
 func (s *Store) Close() error {
+	s.watches.Close()
 	s.mu.Lock()
+	defer s.mu.Unlock()
 	if s.closed {
-		s.mu.Unlock()
 		return nil
 	}
 	s.closed = true
-	f := s.file
-	s.mu.Unlock()
-
-	s.end()
-	s.watches.Wait()
-	if err := f.db.Close(); err != nil {
+	if err := s.file.db.Close(); err != nil {
 		return fmt.Errorf("close fleet store %s: %w", s.path, err)
 	}
 	return nil

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/fleet/poll"
 )
 
 // pollInterval is how often a watch asks whether the file has changed, and so
@@ -14,70 +15,10 @@ const pollInterval = 200 * time.Millisecond
 
 // Watch sends the present snapshot, and then each newer one.
 func (s *Store) Watch(ctx context.Context) <-chan *fleet.Snapshot {
-	out := make(chan *fleet.Snapshot)
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		close(out)
-		return out
-	}
-	ctx, cancel := context.WithCancel(ctx)
-	unhook := context.AfterFunc(s.life, cancel)
-	s.watches.Go(func() {
-		defer close(out)
-		defer unhook()
-		defer cancel()
-		s.watch(ctx, out)
+	w := &watcher{store: s}
+	return s.watches.Start(ctx, poll.Watch{
+		Interval: pollInterval, Poll: w.poll, Stop: w.disconnect, Log: s.log.With("path", s.path),
 	})
-	return out
-}
-
-// watch polls until ctx ends. A snapshot that nobody has taken is replaced by
-// the next: out is unbuffered, so no old one waits in it.
-func (s *Store) watch(ctx context.Context, out chan<- *fleet.Snapshot) {
-	w := watcher{store: s}
-	defer w.disconnect()
-	var (
-		newest *fleet.Snapshot
-		send   chan<- *fleet.Snapshot // nil, and so never ready, while there is nothing to send
-		wait   = pollInterval         // longer while the store cannot be read
-		timer  = time.NewTimer(0)
-	)
-	defer timer.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case send <- newest:
-			newest, send = nil, nil
-		case <-timer.C:
-			snapshot, err := w.poll(ctx)
-			if ctx.Err() != nil {
-				return
-			}
-			if snapshot != nil {
-				newest, send = snapshot, out
-			}
-			wait = s.nextWait(ctx, wait, err)
-			timer.Reset(wait)
-		}
-	}
-}
-
-// nextWait backs off from a store that cannot be read, and logs when that
-// begins and when it ends.
-func (s *Store) nextWait(ctx context.Context, wait time.Duration, err error) time.Duration {
-	failed := wait > pollInterval
-	switch {
-	case err == nil && failed:
-		s.log.InfoContext(ctx, "fleet store can be read again", "path", s.path)
-	case err != nil && !failed:
-		s.log.WarnContext(ctx, "fleet store cannot be read, trying again", "path", s.path, "error", err)
-	}
-	if err != nil {
-		return min(2*wait, fleet.RefreshInterval)
-	}
-	return pollInterval
 }
 
 // watcher reads the file when it has changed.

@@ -3,6 +3,8 @@ package storetest
 import (
 	"context"
 	"fmt"
+	"math"
+	"strings"
 	"sync"
 	"time"
 
@@ -40,6 +42,17 @@ func describeWrites(b *bench) {
 		Expect(got.Address).To(Equal("[::1]:8080"))
 	})
 
+	ginkgo.It("gives back any text and number as it was", func(ctx ginkgo.SpecContext) {
+		store := b.store(ctx)
+		want := instance("use1-0")
+		want.Health.Reason = "engine:\n\t\"läuft nicht\" \U0001f525\x00" + strings.Repeat("x", 1<<16)
+		want.Load = fleet.Load{Running: 1000000, Queued: math.MaxInt32, Slots: 10, Latency: math.MaxInt64}
+		b.clock.Advance(time.Hour - time.Duration(epoch.Nanosecond()))
+		Expect(store.Register(ctx, want)).To(Succeed())
+		want.Version, want.RegisteredAt, want.HeartbeatAt = 1, b.clock.Now(), b.clock.Now()
+		Expect(only(ctx, store)).To(Equal(want))
+	})
+
 	ginkgo.It("replaces a registration", func(ctx ginkgo.SpecContext) {
 		store := b.store(ctx)
 		Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())
@@ -54,11 +67,25 @@ func describeWrites(b *bench) {
 		Expect(only(ctx, store)).To(Equal(want))
 	})
 
-	ginkgo.It("keeps a drain when the instance registers again", func(ctx ginkgo.SpecContext) {
+	ginkgo.DescribeTable("keeps a drain, or its absence, when the instance registers again",
+		func(ctx ginkgo.SpecContext, draining bool) {
+			store := b.store(ctx)
+			Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())
+			Expect(store.SetDraining(ctx, "use1-0", draining)).To(Succeed())
+			again := instance("use1-0")
+			again.Draining = !draining
+			Expect(store.Register(ctx, again)).To(Succeed())
+			Expect(only(ctx, store).Draining).To(Equal(draining))
+		},
+		ginkgo.Entry("a drain", true),
+		ginkgo.Entry("none", false),
+	)
+
+	ginkgo.It("registers an instance that drains from the start", func(ctx ginkgo.SpecContext) {
 		store := b.store(ctx)
-		Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())
-		Expect(store.SetDraining(ctx, "use1-0", true)).To(Succeed())
-		Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())
+		in := instance("use1-0")
+		in.Draining = true
+		Expect(store.Register(ctx, in)).To(Succeed())
 		Expect(only(ctx, store).Draining).To(BeTrue())
 	})
 
@@ -212,6 +239,53 @@ func describeSharing(b *bench) {
 		Expect(got.Load.Running).To(Equal(writes), "every writer's last heartbeat says so")
 		Expect(got.Address).To(Equal(instance("use1-0").Address))
 	}, ginkgo.SpecTimeout(time.Minute))
+
+	ginkgo.It("loses no drain to a registration at the same time", func(ctx ginkgo.SpecContext) {
+		const registrations = 20
+		one, other := b.store(ctx), b.store(ctx)
+		Expect(one.Register(ctx, instance("use1-0"))).To(Succeed())
+		var running sync.WaitGroup
+		running.Go(func() {
+			defer ginkgo.GinkgoRecover()
+			for range registrations {
+				Expect(one.Register(ctx, instance("use1-0"))).To(Succeed())
+			}
+		})
+		Expect(other.SetDraining(ctx, "use1-0", true)).To(Succeed())
+		running.Wait()
+		got := only(ctx, one)
+		Expect(got.Draining).To(BeTrue())
+		Expect(got.Version).To(Equal(int64(2 + registrations)))
+	})
+
+	ginkgo.It("does not let a heartbeat bring back what is deregistered at the same time", func(ctx ginkgo.SpecContext) {
+		one, other := b.store(ctx), b.store(ctx)
+		Expect(one.Register(ctx, instance("use1-0"))).To(Succeed())
+		beating := make(chan error)
+		go func() {
+			var err error
+			for err == nil {
+				err = one.Heartbeat(ctx, heartbeat("use1-0"))
+			}
+			beating <- err
+		}()
+		Expect(other.Deregister(ctx, "use1-0")).To(Succeed())
+		Eventually(beating, soon).Should(Receive(MatchError(fleet.ErrNotFound)))
+		snapshot, err := other.Snapshot(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(snapshot.Instances).To(BeEmpty())
+	})
+
+	ginkgo.It("holds more than a megabyte", func(ctx ginkgo.SpecContext) {
+		const instances = 20
+		store := b.store(ctx)
+		for n := range instances {
+			in := instance(fmt.Sprintf("use1-%02d", n))
+			in.Health.Reason = strings.Repeat("x", 1<<16)
+			Expect(store.Register(ctx, in)).To(Succeed())
+		}
+		Expect(receive(watch(ctx, store)).Instances).To(HaveLen(instances))
+	})
 
 	ginkgo.It("registers instances that arrive together", func(ctx ginkgo.SpecContext) {
 		stores := []fleet.Store{b.store(ctx), b.store(ctx)}

@@ -1,0 +1,169 @@
+package dynamodb_test
+
+import (
+	"context"
+	"log/slog"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	sdk "github.com/aws/aws-sdk-go-v2/service/dynamodb"
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/fleet/dynamodb"
+	"github.com/mrgc/mrgc/internal/fleet/storetest"
+)
+
+var _ = storetest.Describe("dynamodb", func() storetest.Open {
+	cfg := createTable(context.Background())
+	return func(ctx context.Context, clock func() time.Time) (fleet.Store, error) {
+		cfg.Clock = clock
+		return dynamodb.Open(ctx, cfg)
+	}
+})
+
+var _ = Describe("The table", func() {
+	It("is created once, and left as it is the second time", func(ctx SpecContext) {
+		cfg := createTable(ctx)
+		Expect(open(ctx, cfg).Register(ctx, instance("a"))).To(Succeed())
+		Expect(dynamodb.CreateTable(ctx, cfg)).To(Succeed())
+		Expect(instances(ctx, open(ctx, cfg))).To(HaveLen(1))
+
+		table, err := client(cfg).DescribeTable(ctx, &sdk.DescribeTableInput{TableName: &cfg.Table})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(table.Table.BillingModeSummary.BillingMode).To(Equal(types.BillingModePayPerRequest))
+	})
+
+	DescribeTable("is refused when its key is",
+		func(ctx SpecContext, attributes ...types.AttributeDefinition) {
+			cfg := newTable()
+			input := &sdk.CreateTableInput{
+				TableName: &cfg.Table, AttributeDefinitions: attributes, BillingMode: types.BillingModePayPerRequest,
+			}
+			for i, kind := range []types.KeyType{types.KeyTypeHash, types.KeyTypeRange}[:len(attributes)] {
+				input.KeySchema = append(input.KeySchema, types.KeySchemaElement{AttributeName: attributes[i].AttributeName, KeyType: kind})
+			}
+			_, err := client(cfg).CreateTable(ctx, input)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(dynamodb.CreateTable(ctx, cfg)).To(MatchError(And(
+				ContainSubstring(cfg.Table), ContainSubstring("another key, want the partition key instance_id (S) alone"))))
+		},
+		Entry("of another name", attribute("id", "S")),
+		Entry("of another type", attribute("instance_id", "N")),
+		Entry("more than that", attribute("instance_id", "S"), attribute("region", "S")),
+	)
+
+	It("is named, with what to do, when it is not there", func(ctx SpecContext) {
+		cfg := newTable()
+		store := open(ctx, cfg)
+		want := MatchError(And(ContainSubstring("DynamoDB table "+cfg.Table), ContainSubstring("check its name and the region")))
+		Expect(store.Register(ctx, instance("a"))).To(want)
+		_, err := store.Snapshot(ctx)
+		Expect(err).To(want)
+	})
+})
+
+var _ = Describe("An item", func() {
+	It("has typed attributes with the units in their names", func(ctx SpecContext) {
+		cfg := createTable(ctx)
+		cfg.Clock = func() time.Time { return time.Unix(1, 5) }
+		in := fleet.Instance{
+			ID: "a", Region: "use1", Zone: "use1-az1", Address: "127.0.0.1:8080", Models: []string{"m"},
+			KeyIDs: []string{"00112233445566aa"}, Health: fleet.Health{Engine: true, Reason: "why"},
+			Load: fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: time.Millisecond},
+		}
+		Expect(open(ctx, cfg).Register(ctx, in)).To(Succeed())
+		got, err := client(cfg).GetItem(ctx, &sdk.GetItemInput{TableName: &cfg.Table, Key: map[string]types.AttributeValue{"instance_id": s("a")}})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(got.Item).To(Equal(map[string]types.AttributeValue{
+			"instance_id": s("a"), "region": s("use1"), "zone": s("use1-az1"), "address": s("127.0.0.1:8080"),
+			"models": list(s("m")), "key_ids": list(s("00112233445566aa")), "draining": yes(false),
+			"enclave_ok": yes(false), "engine_ok": yes(true), "health_reason": s("why"),
+			"running_requests": n("1"), "queued_requests": n("2"), "slots": n("3"), "latency_ns": n("1000000"),
+			"registered_at_unix_ns": n("1000000005"), "heartbeat_at_unix_ns": n("1000000005"), "version": n("1"),
+		}))
+	})
+
+	It("may have attributes that this version does not know, and keeps them", func(ctx SpecContext) {
+		cfg := createTable(ctx)
+		store := open(ctx, cfg)
+		Expect(store.Register(ctx, instance("a"))).To(Succeed())
+		change(ctx, cfg, "a", "of_the_future", s("kept"))
+		Expect(store.Register(ctx, instance("a"))).To(Succeed())
+		Expect(instances(ctx, store)).To(HaveLen(1))
+		got, err := client(cfg).GetItem(ctx, &sdk.GetItemInput{TableName: &cfg.Table, Key: map[string]types.AttributeValue{"instance_id": s("a")}})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(got.Item).To(HaveKeyWithValue("of_the_future", s("kept")))
+	})
+
+	DescribeTable("that is no instance is skipped: with",
+		func(ctx SpecContext, name string, value types.AttributeValue, why string) {
+			log := gbytes.NewBuffer()
+			cfg := createTable(ctx)
+			cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
+			store := open(ctx, cfg)
+			Expect(store.Register(ctx, instance("bad"))).To(Succeed())
+			Expect(store.Register(ctx, instance("good"))).To(Succeed())
+			snapshots := watch(ctx, store)
+			Eventually(snapshots).Should(Receive(HaveField("Instances", HaveLen(2))))
+			Expect(log.Contents()).To(BeEmpty())
+
+			change(ctx, cfg, "bad", name, value)
+			Eventually(snapshots).Should(Receive(HaveField("Instances", ConsistOf(HaveField("ID", "good")))))
+			Eventually(log).Should(gbytes.Say(`no instance, skipped" table=%s item=bad error=.*%s`, cfg.Table, why))
+			Expect(store.Heartbeat(ctx, fleet.Heartbeat{ID: "good"})).To(Succeed())
+			Eventually(snapshots).Should(Receive(HaveField("Instances", ConsistOf(HaveField("Version", int64(2))))))
+			Expect(instances(ctx, store)).To(HaveLen(1))
+			Expect(log).NotTo(gbytes.Say("skipped"), "it was said once")
+
+			Expect(store.Deregister(ctx, "bad")).To(Succeed())
+			Expect(store.Register(ctx, instance("bad"))).To(Succeed())
+			Eventually(snapshots).Should(Receive(HaveField("Instances", HaveLen(2))))
+		},
+		Entry("an attribute missing", "address", nil, "attribute address: want a string"),
+		Entry("a number for text", "region", n("1"), "attribute region: want a string"),
+		Entry("text for a number", "version", s("1"), "attribute version: want a whole number"),
+		Entry("a fraction", "running_requests", n("0.5"), "attribute running_requests: want a whole number"),
+		Entry("a number that is too large", "latency_ns", n("9223372036854775808"), "attribute latency_ns: want a whole number of 64 bits"),
+		Entry("text for a boolean", "draining", s("false"), "attribute draining: want a boolean"),
+		Entry("a set for a list", "models", &types.AttributeValueMemberSS{Value: []string{"m"}}, "attribute models: want a list of strings"),
+		Entry("a list of numbers", "key_ids", list(n("1")), "attribute key_ids: want a list of strings"),
+		Entry("what no instance may register", "address", s("parent.example:80"), "want IP:port"),
+	)
+})
+
+// client is for what a store does not do.
+func client(cfg dynamodb.Config) *sdk.Client {
+	return sdk.New(sdk.Options{Region: cfg.Region, BaseEndpoint: aws.String(cfg.Endpoint), Credentials: cfg.Credentials})
+}
+
+// change sets an attribute behind the store's back, or removes it.
+func change(ctx context.Context, cfg dynamodb.Config, id, name string, value types.AttributeValue) {
+	GinkgoHelper()
+	input := &sdk.UpdateItemInput{
+		TableName: &cfg.Table, Key: map[string]types.AttributeValue{"instance_id": s(id)},
+		ExpressionAttributeNames: map[string]string{"#n": name},
+		UpdateExpression:         aws.String("REMOVE #n"),
+	}
+	if value != nil {
+		input.UpdateExpression = aws.String("SET #n = :v")
+		input.ExpressionAttributeValues = map[string]types.AttributeValue{":v": value}
+	}
+	_, err := client(cfg).UpdateItem(ctx, input)
+	Expect(err).NotTo(HaveOccurred())
+}
+
+func s(value string) types.AttributeValue { return &types.AttributeValueMemberS{Value: value} }
+func n(value string) types.AttributeValue { return &types.AttributeValueMemberN{Value: value} }
+func yes(value bool) types.AttributeValue { return &types.AttributeValueMemberBOOL{Value: value} }
+
+func list(values ...types.AttributeValue) types.AttributeValue {
+	return &types.AttributeValueMemberL{Value: values}
+}
+
+func attribute(name string, kind types.ScalarAttributeType) types.AttributeDefinition {
+	return types.AttributeDefinition{AttributeName: aws.String(name), AttributeType: kind}
+}

@@ -1,0 +1,149 @@
+package dynamodb
+
+import (
+	"fmt"
+	"strconv"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+// item is an item's attributes, or some of them.
+type item = map[string]types.AttributeValue
+
+func keyOf(id string) item { return item{attrID: text(id)} }
+
+// encodeRegistration is what a registration sets, but for what is kept of an
+// earlier one.
+func encodeRegistration(in fleet.Instance, now time.Time) item {
+	set := encodeHeartbeat(in.Health, in.Load, now)
+	set[attrRegion] = text(string(in.Region))
+	set[attrZone] = text(in.Zone)
+	set[attrAddress] = text(in.Address)
+	set[attrModels] = texts(in.Models)
+	set[attrKeyIDs] = texts(in.KeyIDs)
+	set[attrRegisteredAt] = number(now.UnixNano())
+	return set
+}
+
+// encodeHeartbeat is what a heartbeat sets.
+func encodeHeartbeat(health fleet.Health, load fleet.Load, now time.Time) item {
+	return item{
+		attrEnclaveOK:    boolean(health.Enclave),
+		attrEngineOK:     boolean(health.Engine),
+		attrHealthReason: text(health.Reason),
+		attrRunning:      number(int64(load.Running)),
+		attrQueued:       number(int64(load.Queued)),
+		attrSlots:        number(int64(load.Slots)),
+		attrLatency:      number(int64(load.Latency)),
+		attrHeartbeatAt:  number(now.UnixNano()),
+	}
+}
+
+// decode reads an item that somebody wrote, not necessarily this package. The
+// error names the first attribute at fault.
+func decode(from item) (*fleet.Instance, error) {
+	d := decoder{item: from}
+	in := &fleet.Instance{
+		ID:       d.text(attrID),
+		Region:   fleet.Region(d.text(attrRegion)),
+		Zone:     d.text(attrZone),
+		Address:  d.text(attrAddress),
+		Models:   d.texts(attrModels),
+		KeyIDs:   d.texts(attrKeyIDs),
+		Draining: d.boolean(attrDraining),
+		Health: fleet.Health{
+			Enclave: d.boolean(attrEnclaveOK), Engine: d.boolean(attrEngineOK), Reason: d.text(attrHealthReason),
+		},
+		Load: fleet.Load{
+			Running: int(d.number(attrRunning)), Queued: int(d.number(attrQueued)), Slots: int(d.number(attrSlots)),
+			Latency: time.Duration(d.number(attrLatency)),
+		},
+		RegisteredAt: time.Unix(0, d.number(attrRegisteredAt)).UTC(),
+		HeartbeatAt:  time.Unix(0, d.number(attrHeartbeatAt)).UTC(),
+		Version:      d.number(attrVersion),
+	}
+	if d.err != nil {
+		return nil, d.err
+	}
+	if err := in.Validate(); err != nil {
+		return nil, err
+	}
+	return in, nil
+}
+
+func text(s string) types.AttributeValue  { return &types.AttributeValueMemberS{Value: s} }
+func boolean(b bool) types.AttributeValue { return &types.AttributeValueMemberBOOL{Value: b} }
+
+func number(n int64) types.AttributeValue {
+	return &types.AttributeValueMemberN{Value: strconv.FormatInt(n, 10)}
+}
+
+func texts(list []string) types.AttributeValue {
+	values := make([]types.AttributeValue, len(list))
+	for i, s := range list {
+		values[i] = text(s)
+	}
+	return &types.AttributeValueMemberL{Value: values}
+}
+
+// decoder reads attributes and remembers the first error.
+type decoder struct {
+	item item
+	err  error
+}
+
+func (d *decoder) fail(name, want string) {
+	if d.err == nil {
+		d.err = fmt.Errorf("attribute %s: want %s", name, want)
+	}
+}
+
+func (d *decoder) text(name string) string {
+	value, ok := d.item[name].(*types.AttributeValueMemberS)
+	if !ok {
+		d.fail(name, "a string")
+		return ""
+	}
+	return value.Value
+}
+
+func (d *decoder) boolean(name string) bool {
+	value, ok := d.item[name].(*types.AttributeValueMemberBOOL)
+	if !ok {
+		d.fail(name, "a boolean")
+		return false
+	}
+	return value.Value
+}
+
+func (d *decoder) number(name string) int64 {
+	if value, ok := d.item[name].(*types.AttributeValueMemberN); ok {
+		if n, err := strconv.ParseInt(value.Value, 10, 64); err == nil {
+			return n
+		}
+	}
+	d.fail(name, "a whole number of 64 bits")
+	return 0
+}
+
+// texts is nil for an empty list, as an instance that lists nothing has it.
+func (d *decoder) texts(name string) []string {
+	value, ok := d.item[name].(*types.AttributeValueMemberL)
+	if !ok {
+		d.fail(name, "a list of strings")
+		return nil
+	}
+	var list []string
+	for _, element := range value.Value {
+		s, ok := element.(*types.AttributeValueMemberS)
+		if !ok {
+			d.fail(name, "a list of strings")
+			return nil
+		}
+		list = append(list, s.Value)
+	}
+	return list
+}
