@@ -132,17 +132,11 @@ func newHTTPClient(roots *x509.CertPool) *http.Client {
 // method of that name calls it.
 func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
 
-// operations are the paths that are sealed, by their ends: SDKs put their base
-// URL's path in front.
-var operations = map[string]seal.Operation{
-	"/chat/completions": seal.OpChatCompletions,
-	"/completions":      seal.OpCompletions,
-}
-
+// operationOf reads a path from its end: SDKs put their base URL's path in front.
 func operationOf(path string) (seal.Operation, bool) {
-	for _, suffix := range []string{"/chat/completions", "/completions"} {
-		if strings.HasSuffix(path, suffix) {
-			return operations[suffix], true
+	for _, op := range []seal.Operation{seal.OpChatCompletions, seal.OpCompletions} {
+		if strings.HasSuffix(path, strings.TrimPrefix(op.Path(), "/v1")) {
+			return op, true
 		}
 	}
 	return 0, false
@@ -268,7 +262,6 @@ func (c *Client) post(ctx context.Context, key *credential.Key, sealed *seal.Sea
 		h := out.Header
 		h.Set("Content-Type", api.ContentTypeSealedRequest)
 		h.Set(api.HeaderModel, sealed.Headers.Model)
-		h.Set(api.HeaderTenant, sealed.Headers.Tenant)
 		h.Set(api.HeaderRequestID, sealed.Headers.RequestID.String())
 		h.Set(api.HeaderRecipients, seal.FormatKeyIDs(sealed.Headers.KeyIDs))
 		if sealed.Headers.Affinity != "" {

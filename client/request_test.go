@@ -60,16 +60,23 @@ var _ = Describe("A client", func() {
 	It("passes each event of a stream on as it comes", func(ctx SpecContext) {
 		events, stream := io.Pipe()
 		c.engine = func(*http.Request) (*http.Response, error) { return answer("text/event-stream", events), nil }
+		const first = "data: {\"a\":1}\n\n"
+		go func() { _, _ = io.WriteString(stream, first) }() // the head comes with it
 		resp, err := t.send(ctx, http.MethodPost, "/chat/completions", body(strings.Replace(chat, "{", `{"stream":true,`, 1)))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(resp.Header.Get("Content-Type")).To(Equal("text/event-stream"))
-		for _, event := range []string{"data: {\"a\":1}\n\n", "data: {\"b\":2}\n\n", "data: [DONE]\n\n"} {
-			_, err := io.WriteString(stream, event)
-			Expect(err).NotTo(HaveOccurred())
+		expectNext := func(event string) {
+			GinkgoHelper()
 			read := make([]byte, len(event))
 			_, err = io.ReadFull(resp.Body, read)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(string(read)).To(Equal(event))
+		}
+		expectNext(first)
+		for _, event := range []string{"data: {\"b\":2}\n\n", "data: [DONE]\n\n"} {
+			_, err := io.WriteString(stream, event)
+			Expect(err).NotTo(HaveOccurred())
+			expectNext(event)
 		}
 		Expect(stream.Close()).To(Succeed())
 		_, err = resp.Body.Read(make([]byte, 1))

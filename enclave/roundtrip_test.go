@@ -118,3 +118,28 @@ var _ = Describe("A streamed answer", func() {
 		Eventually(ctx, gone).Should(BeClosed())
 	}, NodeTimeout(specTimeout))
 })
+
+var _ = Describe("An answer that has not begun", func() {
+	It("shows nothing, not even its head: until then the request can be moved", func(ctx SpecContext) {
+		headSent, begin := make(chan struct{}), make(chan struct{})
+		r := start(func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+			close(headSent)
+			<-begin
+			_, _ = io.WriteString(w, `{}`)
+		})
+		sealed := r.seal(chat)
+		answered := make(chan *http.Response, 1)
+		go func() {
+			defer GinkgoRecover()
+			answered <- r.send(r.post(sealed))
+		}()
+		Eventually(ctx, headSent).Should(BeClosed())
+		Consistently(answered, "100ms").ShouldNot(Receive())
+		close(begin)
+		var resp *http.Response
+		Eventually(ctx, answered).Should(Receive(&resp))
+		Expect(open(sealed, resp).err).NotTo(HaveOccurred())
+	}, NodeTimeout(specTimeout))
+})

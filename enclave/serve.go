@@ -268,17 +268,21 @@ func (t *tailBuffer) endsWith(marker string) bool {
 	return end >= len(marker) && string(t.last[end-len(marker):end]) == marker
 }
 
-// flushWriter sends each sealed chunk on its way at once.
+// flushWriter sends each sealed chunk on its way at once, but for the first, the
+// head, which waits for the one after it: until there is something of the answer
+// itself, a request whose instance dies can still be moved to another.
 type flushWriter struct {
 	w       io.Writer
 	control *http.ResponseController
+	begun   bool
 }
 
 func (f *flushWriter) Write(p []byte) (int, error) {
 	n, err := f.w.Write(p)
-	if err == nil {
+	if err == nil && f.begun {
 		err = f.control.Flush()
 	}
+	f.begun = true
 	return n, err
 }
 
