@@ -38,7 +38,7 @@ type brokenBody struct{ io.Reader }
 
 func (b *brokenBody) Read(p []byte) (int, error) {
 	n, err := b.Reader.Read(p)
-	if err == io.EOF {
+	if errors.Is(err, io.EOF) {
 		err = errors.New("the engine has crashed")
 	}
 	return n, err

@@ -66,7 +66,8 @@ func (s *supervised) file(name string) func() string {
 func (s *supervised) up(names ...string) {
 	GinkgoHelper()
 	for _, name := range names {
-		Eventually(filepath.Join(s.dir, name+".up")).WithTimeout(5 * time.Second).Should(BeAnExistingFile())
+		path := func() string { return filepath.Join(s.dir, name+".up") }
+		Eventually(path).WithTimeout(5 * time.Second).Should(BeAnExistingFile())
 	}
 }
 

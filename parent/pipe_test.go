@@ -37,7 +37,7 @@ func expectEcho(conn *tls.Conn, text string) {
 	resp, err := client.Post("https://guard/echo", "text/plain", bytes.NewBufferString(text))
 	Expect(err).NotTo(HaveOccurred())
 	defer resp.Body.Close()
-	Expect(readAll(resp) == text).To(BeTrue(), "%d bytes came back changed", len(text))
+	Expect(readAll(resp)).To(Equal(text), "%d bytes came back changed", len(text))
 }
 
 // oneConn is a transport that keeps its one connection open.

@@ -212,7 +212,7 @@ func (in *instance) get(path string) *http.Response {
 
 // registered is how the fleet knows the instance; nil: it does not.
 func (in *instance) registered(ctx context.Context) *fleet.Instance {
-	snapshot, err := in.store.Store.Snapshot(ctx)
+	snapshot, err := in.store.Snapshot(ctx)
 	if err != nil {
 		return nil
 	}

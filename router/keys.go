@@ -57,7 +57,7 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 	if snapshot := r.view.Load(); snapshot != nil {
 		ready := snapshot.Ready(r.config.StaleAfter)
 		// Tenants who ask an idle cluster must not all seal to the same instances.
-		rand.Shuffle(len(ready), func(i, j int) { ready[i], ready[j] = ready[j], ready[i] })
+		rand.Shuffle(len(ready), func(i, j int) { ready[i], ready[j] = ready[j], ready[i] }) //nolint:gosec // no secret
 		for _, in := range candidates(ready, model, r.config.Region, r.config.SpillTo, r.picker.InFlight) {
 			for _, kid := range in.KeyIDs {
 				if recipient, ok := r.recipients.get(kid); ok {

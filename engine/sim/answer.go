@@ -105,6 +105,7 @@ type textShape struct{}
 func (textShape) whole() string        { return "text_completion" }
 func (textShape) streamed() string     { return "text_completion" }
 func (textShape) full(a answer) object { return object{"text": a.text(), "finish_reason": a.finish} }
+
 func (textShape) delta(_ answer, _ int, token string) object {
 	return object{"text": token, "finish_reason": nil}
 }
