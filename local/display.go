@@ -36,8 +36,13 @@ func (d *display) warn(format string, args ...any) { d.line("! " + fmt.Sprintf(f
 
 // step names what is going on now; done says how it ended and how long it took.
 func (d *display) step(name string) (done func(format string, args ...any)) {
-	started := time.Now()
 	d.progress("%s…", name)
+	return d.timed(name)
+}
+
+// timed is a step that shows its own progress.
+func (d *display) timed(name string) (done func(format string, args ...any)) {
+	started := time.Now()
 	return func(format string, args ...any) {
 		d.say("✓ %-8s %s (%.1f s)", name, fmt.Sprintf(format, args...), time.Since(started).Seconds())
 	}

@@ -92,7 +92,7 @@ func fetchParts(ctx context.Context, o Options, ui *display) (parts.Paths, error
 			wanted = append(wanted, parts.Model)
 		}
 	}
-	done := ui.step("parts")
+	done := ui.timed("parts")
 	paths, err := parts.Fetch(ctx, parts.Config{Dir: o.ToolsDir, Parts: wanted, Out: o.Out})
 	if err != nil {
 		return paths, err
