@@ -44,7 +44,7 @@ type Module interface {
 	Attest(ctx context.Context, req Request) (document []byte, err error)
 }
 
-// Dial returns the module at an address. The one form for now is unix:PATH, the
+// Dial returns the module at an address. It has one form, unix:PATH, the
 // software module for development. Nothing is connected before the first
 // Attest, so the module may start later, and may restart.
 func Dial(address string) (Module, error) {
