@@ -383,7 +383,7 @@ var _ = Describe("With the real Envoy", func() {
 		Eventually(seen).Should(Equal("h2 rotated.example"))
 		Expect(r.sealed().status).To(Equal(http.StatusOK), "the old connection, whose name still fits")
 
-		_, err := tls.Dial("tcp", strings.TrimPrefix(r.url, "https://"), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS11}) //nolint:gosec // must fail
+		_, err := tls.Dial("tcp", strings.TrimPrefix(r.url, "https://"), &tls.Config{InsecureSkipVerify: true, MaxVersion: tls.VersionTLS12}) //nolint:gosec // must fail
 		Expect(err).To(HaveOccurred())
 	})
 

@@ -60,7 +60,7 @@ func tenantsListener(r *renderer, p plan) *listenerv3.Listener {
 
 func tenantTLS(r *renderer) *corev3.TransportSocket {
 	return tlsSocket(r.pack(&tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
-		TlsParams:                      tlsVersions(tlsv3.TlsParameters_TLSv1_2),
+		TlsParams:                      tlsVersions(tlsv3.TlsParameters_TLSv1_3),
 		AlpnProtocols:                  []string{"h2", "http/1.1"},
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: tenantSecret, SdsConfig: overADS()}},
 	}}))
