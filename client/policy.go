@@ -9,6 +9,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/attest"
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/seal"
 )
 
@@ -36,21 +37,6 @@ type Policy struct {
 	// "process" is accepted: nothing is protected from whoever runs the cluster.
 	// It is for a cluster of one's own on one's own machine.
 	DevelopmentRoot *x509.Certificate
-}
-
-// awsRegion gives AWS's name of a region, which the certificates of its
-// security modules carry.
-func awsRegion(short string) string {
-	switch short {
-	case "use1":
-		return "us-east-1"
-	case "use2":
-		return "us-east-2"
-	case "usw2":
-		return "us-west-2"
-	default:
-		return ""
-	}
 }
 
 func (p *Policy) check() error {
@@ -91,7 +77,7 @@ func (p *Policy) verify(offered api.Recipient, model string, now time.Time) (*se
 	case len(p.Regions) > 0 && !slices.Contains(p.Regions, claims.Region):
 		return nil, fmt.Errorf("region %q is not accepted", claims.Region)
 	}
-	region := awsRegion(claims.Region)
+	region := fleet.Region(claims.Region).AWS()
 	if region == "" {
 		return nil, fmt.Errorf("region %q is not known", claims.Region)
 	}

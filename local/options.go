@@ -40,19 +40,8 @@ type Options struct {
 	cores int // of this machine
 }
 
-// regionNames are the mission's regions and AWS's names of them.
-var regionNames = []struct{ short, aws string }{
-	{"use1", "us-east-1"}, {"use2", "us-east-2"}, {"usw2", "us-west-2"},
-}
-
-func awsName(short string) string {
-	for _, r := range regionNames {
-		if r.short == short {
-			return r.aws
-		}
-	}
-	return ""
-}
+// allRegions are the mission's.
+var allRegions = []string{"use1", "use2", "usw2"}
 
 const (
 	maxInstances     = 20
@@ -66,12 +55,10 @@ var notInModelName = regexp.MustCompile(`[^A-Za-z0-9._-]+`)
 // complete checks the options and fills in their defaults.
 func (o Options) complete() (Options, error) {
 	if len(o.Regions) == 0 {
-		for _, r := range regionNames {
-			o.Regions = append(o.Regions, r.short)
-		}
+		o.Regions = allRegions
 	}
 	for i, r := range o.Regions {
-		if awsName(r) == "" || slices.Contains(o.Regions[:i], r) {
+		if !slices.Contains(allRegions, r) || slices.Contains(o.Regions[:i], r) {
 			return o, fmt.Errorf("--regions %s: want some of use1, use2, usw2, each once", strings.Join(o.Regions, ","))
 		}
 	}

@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/mrgc/mrgc/envoy"
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 )
 
@@ -90,7 +91,7 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 
 func (p *plan) region(name string) (region, error) {
 	r := region{
-		name: name, aws: awsName(name),
+		name: name, aws: fleet.Region(name).AWS(),
 		envoyIdentity: filepath.Join(p.runDir, name+"-envoy"),
 		envoyConfig:   filepath.Join(p.runDir, name+"-envoy.json"),
 		tenantCert:    filepath.Join(p.runDir, name+"-tenant.crt"),

@@ -16,6 +16,21 @@ import (
 // Region is an AWS region's short name: use1, use2 or usw2.
 type Region string
 
+// AWS is AWS's name of the region, which its endpoints and the certificates of
+// its security modules carry; empty for a region that MRGC does not run in.
+func (r Region) AWS() string {
+	switch r {
+	case "use1":
+		return "us-east-1"
+	case "use2":
+		return "us-east-2"
+	case "usw2":
+		return "us-west-2"
+	default:
+		return ""
+	}
+}
+
 // Instance is a GPU instance as its parent service registers it.
 // [Instance.Validate] says what each field may hold.
 type Instance struct {
