@@ -80,6 +80,8 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 		return nil, errors.New("enclave: no security module")
 	case config.Engine == nil:
 		return nil, errors.New("enclave: no way to reach the engine")
+	case config.RequestBodyBytes < 0 || config.ConcurrentRequests < 0:
+		return nil, errors.New("enclave: a limit is negative")
 	case len(config.Tenants) == 0:
 		return nil, errors.New("enclave: no tenants, nobody could be served")
 	}

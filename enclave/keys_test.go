@@ -146,6 +146,7 @@ var _ = Describe("An enclave", func() {
 			c.NSM = module
 		}),
 		Entry("without an engine", "no way to reach the engine", func(c *enclave.Config) { c.Engine = nil }),
+		Entry("with a negative limit", "negative", func(c *enclave.Config) { c.ConcurrentRequests = -1 }),
 		Entry("without tenants", "no tenants", func(c *enclave.Config) { c.Tenants = nil }),
 		Entry("without a model", "model or region is empty", func(c *enclave.Config) { c.Model = "" }),
 		Entry("without a region", "model or region is empty", func(c *enclave.Config) { c.Region = "" }),

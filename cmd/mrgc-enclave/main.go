@@ -45,6 +45,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	tenantsFile := flags.String("tenants", "", "JSON file: tenant names and SHA-256 digests of their enclave tokens")
 	model := flags.String("model", "", "model that the engine serves")
 	mode := flags.String("mode", "", "what protects the plaintext: process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc")
+	bodyBytes := flags.Int64("request-body-bytes", 8<<20, "largest sealed request: mrgc.yaml's limits.request_body_bytes")
+	concurrent := flags.Int("concurrent-requests", 64, "requests at once: mrgc.yaml's limits.concurrent_requests_per_instance")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -67,6 +69,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	service, err := enclave.New(ctx, enclave.Config{
 		Model: *model, Region: self.ID().Region, Mode: *mode,
 		NSM: security, Tenants: tenants, Engine: engineTransport(self, *engine), Logger: logger,
+		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent,
 	})
 	if err != nil {
 		return err
