@@ -35,7 +35,8 @@ var _ = Describe("make up", Ordered, func() {
 		command.Env = []string{"PATH=" + os.Getenv("PATH"), "PYTHONPATH=" + sdk, "HOME=" + GinkgoT().TempDir()}
 		session, err := gexec.Start(command, GinkgoWriter, GinkgoWriter)
 		Expect(err).NotTo(HaveOccurred())
-		Eventually(session, "5m").Should(gexec.Exit(0))
+		Eventually(session, "5m").Should(gexec.Exit())
+		Expect(session.ExitCode()).To(BeZero(), "%s", session.Err.Contents())
 		Expect(session.Out).To(gbytes.Say("all checks passed"))
 	})
 

@@ -4,7 +4,8 @@ It is used as anyone uses it: everything it needs is in the environment that
 .mrgc/env sets (OPENAI_BASE_URL, OPENAI_API_KEY, MRGC_MODEL). Each check names
 itself; the first that fails ends the run with an exception.
 
-The model is tiny, so nothing is asserted about what it says.
+The model is tiny and samples, so nothing is asserted about what it says; where
+a check needs an answer of some length, it forbids the model to end (NEVER_END).
 """
 
 import json
@@ -13,6 +14,7 @@ import os
 import openai
 
 MODEL = os.environ["MRGC_MODEL"]
+NEVER_END = {"0": -100, "2": -100}  # as logit_bias: SmolLM2's <|endoftext|> and <|im_end|>
 WEATHER = {
     "type": "function",
     "function": {
@@ -51,13 +53,14 @@ def refused(name, status, code, call):
 models = [model.id for model in client.models.list()]
 check("models are listed", MODEL in models, models)
 
-answer = client.chat.completions.create(model=MODEL, messages=say("Say hello."), max_tokens=16)
+answer = client.chat.completions.create(model=MODEL, messages=say("Say hello."), max_tokens=16, logit_bias=NEVER_END)
 check("a chat completion", answer.choices[0].message.content and answer.model == MODEL, answer)
 check("its usage", answer.usage.completion_tokens > 0 and answer.usage.prompt_tokens > 0, answer.usage)
 
 pieces, usage, finished = [], None, None
 stream = client.chat.completions.create(
-    model=MODEL, messages=say("Count to ten."), max_tokens=24, stream=True, stream_options={"include_usage": True}
+    model=MODEL, messages=say("Count to ten."), max_tokens=24, logit_bias=NEVER_END,
+    stream=True, stream_options={"include_usage": True},
 )
 for event in stream:
     for choice in event.choices:
@@ -67,9 +70,10 @@ for event in stream:
 check("a streamed chat completion comes in pieces", len(pieces) > 5 and "".join(pieces).strip(), pieces)
 check("it ends with a reason and its usage", finished in ("stop", "length") and usage.completion_tokens > 0, (finished, usage))
 
-answer = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8)
+answer = client.completions.create(model=MODEL, prompt="Once upon a time", max_tokens=8, logit_bias=NEVER_END)
 check("a completion", answer.choices[0].text, answer)
-texts = [event.choices[0].text for event in client.completions.create(model=MODEL, prompt="Once", max_tokens=8, stream=True)]
+stream = client.completions.create(model=MODEL, prompt="Once", max_tokens=8, logit_bias=NEVER_END, stream=True)
+texts = [event.choices[0].text for event in stream]
 check("a streamed completion", len(texts) > 1, texts)
 
 answer = client.chat.completions.create(

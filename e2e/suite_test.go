@@ -5,6 +5,7 @@ package e2e_test
 import (
 	"bufio"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,8 +22,19 @@ import (
 
 func TestE2E(t *testing.T) {
 	RegisterFailHandler(Fail)
-	RunSpecs(t, "e2e")
+	if !RunSpecs(t, "e2e") {
+		t.Log("what failed, once more:\n" + failures.String())
+	}
 }
+
+// failures are told again at the end, for whoever sees a log's tail only.
+var failures strings.Builder
+
+var _ = ReportAfterEach(func(report SpecReport) {
+	if report.Failed() {
+		fmt.Fprintf(&failures, "%s:\n%s\n", report.FullText(), report.FailureMessage())
+	}
+})
 
 const (
 	upTimeout   = 3 * time.Minute
