@@ -168,6 +168,24 @@ var _ = Describe("A fault", func() {
 		By("tenants who have no recipients yet getting them from an instance")
 		Expect(c.keys(ctx)).To(ContainSubstring(`"attestation"`))
 		c.signal("router-", syscall.SIGCONT)
+		By("requests whose pick came too late not counting for ever")
+		Eventually(func() []string {
+			return regexp.MustCompile(`mrgc_in_flight\{.*\} \S+`).FindAllString(get(ctx, c.env()["MRGC_ADMIN_USE1"]+"/metrics"), -1)
+		}, "20s").Should(HaveEach(HaveSuffix(" 0")))
+	})
+
+	It("costs no request when the picker hangs for a quarter of an hour", func(ctx SpecContext) {
+		if os.Getenv("MRGC_TEST_LONG") == "" {
+			Skip("takes a quarter of an hour: make test-long")
+		}
+		Expect(c.during("router stopped for 15 minutes", func() {
+			c.signal("router-", syscall.SIGSTOP)
+			DeferCleanup(func() { c.signal("router-", syscall.SIGCONT) })
+			time.Sleep(15 * time.Minute)
+			Expect(c.keys(ctx)).To(ContainSubstring(`"attestation"`))
+			c.signal("router-", syscall.SIGCONT)
+		})).To(BeEmpty())
+		Eventually(func() string { return get(ctx, c.env()["MRGC_ADMIN_USE1"]+"/envoys") }, "30s").Should(ContainSubstring(`"synced": true`))
 	})
 
 	It("costs no request when the router is killed, and again when it is back", func() {

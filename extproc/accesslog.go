@@ -3,15 +3,16 @@ package extproc
 import (
 	"errors"
 	"io"
+	"net"
+	"strconv"
 
 	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
 )
 
-// StreamAccessLogs learns from Envoy's access log which requests have ended. A
-// request counts for the instance that it was picked for, also when a retry
-// moved it: where it ended does not matter to where it is taken off.
+// StreamAccessLogs learns from Envoy's access log where requests have moved and
+// which have ended.
 func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.StreamAccessLogsMessage, accesslogv3.StreamAccessLogsResponse]) error {
 	for {
 		message, err := stream.Recv()
@@ -22,19 +23,33 @@ func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.
 			return err // gRPC's own: Envoy has gone, and connects again by itself
 		}
 		for _, entry := range message.GetHttpLogs().GetLogEntry() {
-			if isEnd(entry.GetCommonProperties()) {
-				p.inFlight.Done(entry.GetRequest().GetRequestId())
-			}
+			p.account(entry)
 		}
 	}
 }
 
-// isEnd says whether an entry marks the end of the tenant's request, and not
-// its start, a moment in between, or the end of one attempt upstream.
-func isEnd(c *accesslogdatav3.AccessLogCommon) bool {
-	switch c.GetAccessLogType() {
+// account follows one request by one entry of the log. An attempt at an
+// instance that the picker did not name first is where the request is from then
+// on; an instance that has left the fleet meanwhile takes no more requests, so
+// that the count may stay where it is.
+func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
+	common, id := entry.GetCommonProperties(), entry.GetRequest().GetRequestId()
+	switch common.GetAccessLogType() {
+	case accesslogdatav3.AccessLogType_UpstreamPoolReady:
+		if instance := p.index().at(addressOf(common)); instance != nil {
+			p.inFlight.Move(id, instance.ID)
+		}
 	case accesslogdatav3.AccessLogType_NotSet, accesslogdatav3.AccessLogType_DownstreamEnd:
-		return true
+		p.inFlight.Done(id)
 	}
-	return false
+}
+
+// addressOf is where an attempt went, as instances write their addresses; empty
+// when it went nowhere.
+func addressOf(c *accesslogdatav3.AccessLogCommon) string {
+	address := c.GetUpstreamRemoteAddress().GetSocketAddress()
+	if address == nil {
+		return ""
+	}
+	return net.JoinHostPort(address.GetAddress(), strconv.FormatUint(uint64(address.GetPortValue()), 10))
 }

@@ -18,9 +18,11 @@
 //     receiving_namespaces untyped envoy.lb, failure_mode_allow.
 //   - a connection manager that makes x-request-id itself and overwrites what
 //     the client sent: the picker tells requests apart by it.
-//   - a gRPC access log to the same router, written once at the end of each
-//     request: it is how the picker learns that a request is no longer in flight.
-//     What never gets there is forgotten after a time-out.
+//   - a gRPC access log to the same router, written at the end of each request:
+//     it is how the picker learns that a request is no longer in flight. What
+//     never gets there is forgotten after a time-out. An upstream log of the
+//     attempts at other instances than the first one named, as each begins, by
+//     the same stream: it is how the picker learns where a retry went.
 //
 // The picker serves from the snapshot of the fleet that it is given, however
 // old. It never reads a store, dials anyone, sees a body, starts a goroutine of

@@ -13,6 +13,7 @@ type index struct {
 	snapshot *fleet.Snapshot
 	ready    map[*fleet.Instance]struct{}
 	models   map[string]struct{}
+	address  map[string]*fleet.Instance
 }
 
 // index gives the present snapshot's index; nil while nothing is known of the
@@ -30,11 +31,13 @@ func (p *Picker) index() *index {
 		snapshot: snapshot,
 		ready:    make(map[*fleet.Instance]struct{}),
 		models:   make(map[string]struct{}),
+		address:  make(map[string]*fleet.Instance, len(snapshot.Instances)),
 	}
 	for _, in := range snapshot.Ready(p.staleAfter) {
 		ix.ready[in] = struct{}{}
 	}
 	for _, in := range snapshot.Instances {
+		ix.address[in.Address] = in
 		for _, model := range in.Models {
 			ix.models[model] = struct{}{}
 		}
@@ -47,6 +50,14 @@ func (p *Picker) index() *index {
 func (ix *index) serves(model string) bool {
 	_, ok := ix.models[model]
 	return ok
+}
+
+// at gives the instance that has an address; nil if none has, or ix is nil.
+func (ix *index) at(address string) *fleet.Instance {
+	if ix == nil {
+		return nil
+	}
+	return ix.address[address]
 }
 
 // candidates appends the instances that hold the recipients' keys to dst, each

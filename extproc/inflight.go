@@ -58,6 +58,18 @@ func (f *InFlight) Add(requestID, instanceID string, now time.Time) {
 	f.counts[instanceID]++
 }
 
+// Move counts a request that is in flight on another instance from now on, as
+// of its own start; one that is not in flight is no error.
+func (f *InFlight) Move(requestID, instanceID string) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if moved := f.requests[requestID]; moved != nil {
+		f.take(moved.instance)
+		moved.instance = instanceID
+		f.counts[instanceID]++
+	}
+}
+
 // Done ends a request, wherever it was added; one that is not in flight is no
 // error.
 func (f *InFlight) Done(requestID string) {
@@ -98,9 +110,7 @@ func (f *InFlight) expire(now time.Time) {
 
 func (f *InFlight) remove(r *flight) {
 	delete(f.requests, r.request)
-	if f.counts[r.instance]--; f.counts[r.instance] == 0 {
-		delete(f.counts, r.instance)
-	}
+	f.take(r.instance)
 	if r.older == nil {
 		f.head = r.newer
 	} else {
@@ -110,5 +120,12 @@ func (f *InFlight) remove(r *flight) {
 		f.tail = r.older
 	} else {
 		r.newer.older = r.older
+	}
+}
+
+// take counts one less on an instance.
+func (f *InFlight) take(instanceID string) {
+	if f.counts[instanceID]--; f.counts[instanceID] == 0 {
+		delete(f.counts, instanceID)
 	}
 }

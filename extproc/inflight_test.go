@@ -59,6 +59,13 @@ var _ = Describe("InFlight", func() {
 					expire()
 					twin[id] = flight{in, now}
 				},
+				"move": func(t *rapid.T) {
+					id, in := request.Draw(t, "request"), instance.Draw(t, "instance")
+					f.Move(id, in)
+					if r, ok := twin[id]; ok {
+						twin[id] = flight{in, r.start}
+					}
+				},
 				"done": func(t *rapid.T) {
 					id := request.Draw(t, "request")
 					f.Done(id)

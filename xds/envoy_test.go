@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
@@ -233,7 +234,8 @@ var _ = Describe("With the real Envoy", func() {
 		r.sealed("X-Gateway-Destination-Endpoint", "x", "X-Gateway-Destination-Endpoint-Subset", "x", "X-Envoy-Retry-On", "5xx")
 		var header http.Header
 		Expect(seen).To(Receive(&header))
-		Expect(header).NotTo(Or(HaveKey("X-Gateway-Destination-Endpoint"), HaveKey("X-Gateway-Destination-Endpoint-Subset"), HaveKey("X-Envoy-Retry-On")))
+		Expect(header.Values("X-Gateway-Destination-Endpoint")).To(ConsistOf(r.parents[0].Address.String()), "the picker's own")
+		Expect(header).NotTo(Or(HaveKey("X-Gateway-Destination-Endpoint-Subset"), HaveKey("X-Envoy-Retry-On")))
 
 		attributes := r.router.picker.last().GetAttributes()["envoy.filters.http.ext_proc"].GetFields()
 		Expect(attributes["xds.cluster_name"].GetStringValue()).To(Equal(modelCluster))
@@ -398,6 +400,27 @@ var _ = Describe("With the real Envoy", func() {
 			HaveKeyWithValue("mrgc-model", model), HaveKeyWithValue("mrgc-tenant", "acme"), HaveKey("mrgc-request-id")))
 		Expect(entry.String()).NotTo(ContainSubstring("Bearer"))
 		Expect(entry.GetResponse().GetResponseCode().GetValue()).To(BeEquivalentTo(200))
+	})
+
+	It("reports where an attempt went that did not go where the picker said, as it begins", func() {
+		r := startRegion(nil, "use1", "use1").serving()
+		r.router.picker.picks(r.parents[0].Address.String() + "," + r.parents[1].Address.String())
+		Expect(r.sealed().body).To(Equal("use1-0"))
+		Eventually(r.router.log.list).Should(HaveLen(1), "nothing to say but the end")
+
+		r.parents[0].Stop()
+		release := make(chan struct{})
+		r.parents[1].Handle(func(http.ResponseWriter, *http.Request) { <-release })
+		ended := make(chan int, 1)
+		go func() { ended <- r.sealed().status }()
+		DeferCleanup(sync.OnceFunc(func() { close(release) }))
+		Eventually(r.router.log.list).Should(HaveLen(2))
+		moved := r.router.log.list()[1]
+		Expect(moved.GetCommonProperties().GetAccessLogType()).To(Equal(accesslogdatav3.AccessLogType_UpstreamPoolReady))
+		Expect(moved.GetCommonProperties().GetUpstreamRemoteAddress().GetSocketAddress().GetPortValue()).To(BeEquivalentTo(r.parents[1].Address.Port()))
+		Expect(moved.GetRequest().GetRequestId()).NotTo(BeEmpty())
+		Expect(moved.String()).NotTo(ContainSubstring("Bearer"))
+		Expect(ended).NotTo(Receive())
 	})
 
 	It("shows what Envoy refuses, keeps the rest, and does not insist", func() {

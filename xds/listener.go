@@ -7,6 +7,7 @@ import (
 	mutationrulesv3 "github.com/envoyproxy/go-control-plane/envoy/config/common/mutation_rules/v3"
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	listenerv3 "github.com/envoyproxy/go-control-plane/envoy/config/listener/v3"
+	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	grpclogv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/access_loggers/grpc/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/ext_proc/v3"
 	routerv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/filters/http/router/v3"
@@ -23,6 +24,8 @@ import (
 const (
 	tenantListener = "tenants"
 	extProcFilter  = "envoy.filters.http.ext_proc"
+
+	routerFilterName = "envoy.filters.http.router"
 )
 
 // tenantsListener is what tenants connect to.
@@ -30,9 +33,14 @@ func tenantsListener(r *renderer, p plan) *listenerv3.Listener {
 	manager := connectionManager(p, tenantListener)
 	manager.RouteSpecifier = &hcmv3.HttpConnectionManager_Rds{Rds: &hcmv3.Rds{ConfigSource: overADS(), RouteConfigName: tenantRoutes}}
 	manager.EarlyHeaderMutationExtensions = []*corev3.TypedExtensionConfig{withoutSteering(r)}
-	manager.AccessLog = []*accesslogv3.AccessLog{accessLog(r, p)}
+	log := accessLog(r, p)
+	manager.AccessLog = []*accesslogv3.AccessLog{log}
 	manager.LocalReplyConfig = localReplies(r)
-	manager.HttpFilters = []*hcmv3.HttpFilter{httpFilter(r, extProcFilter, picker(p)), routerFilter(r)}
+	manager.HttpFilters = []*hcmv3.HttpFilter{httpFilter(r, extProcFilter, picker(p)), httpFilter(r, routerFilterName, &routerv3.Router{
+		SuppressEnvoyHeaders: true,
+		UpstreamLog:          []*accesslogv3.AccessLog{elsewhere(r, log)},
+		UpstreamLogOptions:   &routerv3.Router_UpstreamAccessLogOptions{FlushUpstreamLogOnUpstreamStream: true},
+	})}
 	manager.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{
 		// One mrgc connect may carry a whole company's requests.
 		MaxConcurrentStreams:        wrapperspb.UInt32(1000),
@@ -146,12 +154,31 @@ func accessLog(r *renderer, p plan) *accesslogv3.AccessLog {
 	}
 }
 
+// elsewhere logs the beginning of an attempt at an instance other than the one
+// picked first: what a picker needs to count a request where it is, at no cost
+// to the others. (Where one instance's address begins with another's, which
+// takes two ports of one host, an attempt may go unseen.)
+func elsewhere(r *renderer, log *accesslogv3.AccessLog) *accesslogv3.AccessLog {
+	return &accesslogv3.AccessLog{
+		Name:       log.GetName(),
+		ConfigType: log.GetConfigType(),
+		Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_AndFilter{
+			AndFilter: &accesslogv3.AndFilter{Filters: []*accesslogv3.AccessLogFilter{
+				{FilterSpecifier: &accesslogv3.AccessLogFilter_LogTypeFilter{LogTypeFilter: &accesslogv3.LogTypeFilter{
+					Types: []accesslogdatav3.AccessLogType{accesslogdatav3.AccessLogType_UpstreamPoolReady},
+				}}},
+				celFilter(r, `!request.headers["`+pickKey+`"].startsWith(upstream.address)`),
+			}},
+		}},
+	}
+}
+
 func httpFilter(r *renderer, name string, m validated) *hcmv3.HttpFilter {
 	return &hcmv3.HttpFilter{Name: name, ConfigType: &hcmv3.HttpFilter_TypedConfig{TypedConfig: r.pack(m)}}
 }
 
 func routerFilter(r *renderer) *hcmv3.HttpFilter {
-	return httpFilter(r, "envoy.filters.http.router", &routerv3.Router{SuppressEnvoyHeaders: true})
+	return httpFilter(r, routerFilterName, &routerv3.Router{SuppressEnvoyHeaders: true})
 }
 
 func managerFilters(r *renderer, manager *hcmv3.HttpConnectionManager) []*listenerv3.Filter {

@@ -37,14 +37,7 @@ func ownReplies() []*api.Error {
 func localReplies(r *renderer) *hcmv3.LocalReplyConfig {
 	out := &hcmv3.LocalReplyConfig{
 		Mappers: []*hcmv3.ResponseMapper{{
-			Filter: &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
-				ExtensionFilter: &accesslogv3.ExtensionFilter{
-					Name: "envoy.access_loggers.extension_filters.cel",
-					ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{
-						TypedConfig: r.pack(&celv3.ExpressionFilter{Expression: deliberate}),
-					},
-				},
-			}},
+			Filter:             celFilter(r, deliberate),
 			BodyFormatOverride: jsonText("%LOCAL_REPLY_BODY%"),
 		}},
 		BodyFormat: jsonText(bodyOf(api.Errorf(http.StatusInternalServerError, "gateway_error", "the request could not be served"))),
@@ -60,6 +53,17 @@ func localReplies(r *renderer) *hcmv3.LocalReplyConfig {
 		out.Mappers = append(out.Mappers, mapper)
 	}
 	return out
+}
+
+func celFilter(r *renderer, expression string) *accesslogv3.AccessLogFilter {
+	return &accesslogv3.AccessLogFilter{FilterSpecifier: &accesslogv3.AccessLogFilter_ExtensionFilter{
+		ExtensionFilter: &accesslogv3.ExtensionFilter{
+			Name: "envoy.access_loggers.extension_filters.cel",
+			ConfigType: &accesslogv3.ExtensionFilter_TypedConfig{
+				TypedConfig: r.pack(&celv3.ExpressionFilter{Expression: expression}),
+			},
+		},
+	}}
 }
 
 func statusIs(status int) *accesslogv3.AccessLogFilter {

@@ -152,13 +152,17 @@ func (p *pickerDouble) answer(req *extprocv3.ProcessingRequest) *extprocv3.Proce
 			},
 		}}
 	}
-	resp := &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{}}}
+	headers := &extprocv3.HeadersResponse{}
+	resp := &extprocv3.ProcessingResponse{Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: headers}}
 	if p.pick != "" {
 		metadata, err := structpb.NewStruct(map[string]any{"envoy.lb": map[string]any{"x-gateway-destination-endpoint": p.pick}})
 		if err != nil {
 			panic(err)
 		}
 		resp.DynamicMetadata = metadata
+		headers.Response = &extprocv3.CommonResponse{HeaderMutation: &extprocv3.HeaderMutation{SetHeaders: []*corev3.HeaderValueOption{
+			{Header: &corev3.HeaderValue{Key: "x-gateway-destination-endpoint", RawValue: []byte(p.pick)}},
+		}}}
 	}
 	return resp
 }

@@ -2,6 +2,7 @@ package envoytest
 
 import (
 	"crypto/tls"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -36,6 +37,7 @@ func StartParent(t testing.TB, ca *CA, region fleet.Region, id string) *Parent {
 	p := &Parent{ID: id, Region: region, Address: netip.MustParseAddrPort(l.Addr().String())}
 	p.server = &http.Server{ //nolint:gosec // a test's server
 		Handler:   http.HandlerFunc(p.serve),
+		ErrorLog:  slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), // whom it does not admit
 		TLSConfig: source.ServerTLS(func(peer identity.ID) bool { return peer.Role == identity.RoleEnvoy }),
 	}
 	protocols := new(http.Protocols)
