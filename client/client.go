@@ -17,6 +17,12 @@
 // the answer; an answer that was cut is an error of its Body, never a short
 // answer. An error that comes unsealed could have been forged by anyone on the
 // way: it can make a request fail, and nothing else.
+//
+// Those who route a request see its model, its size in buckets, and a key that is
+// the same for all requests of one conversation ([Policy.NoAffinity] leaves it
+// out). When an answer's Body has been read to its end, the response's Trailer
+// says in Mrgc-Usage what the engine has counted, "prompt/output" in tokens,
+// sealed like the rest.
 package client
 
 import (
@@ -184,31 +190,29 @@ func (c *Client) do(req *http.Request, from io.Reader) (*http.Response, error) {
 	if int64(len(body)) > c.config.RequestBodyBytes {
 		return nil, api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is larger than %d bytes", c.config.RequestBodyBytes)
 	}
-	var fields struct {
-		Model string `json:"model"`
+	q, refused := readQuestion(operation, body, &key, &c.config.Policy)
+	if refused != nil {
+		return nil, refused
 	}
-	if err := json.Unmarshal(body, &fields); err != nil || fields.Model == "" {
-		return nil, api.Errorf(http.StatusBadRequest, "invalid_request", "the request is not a JSON object with a \"model\"")
-	}
-	return c.sealAndSend(req, &key, operation, fields.Model, body)
+	return c.sealAndSend(req, &key, q)
 }
 
 // sealAndSend seals the request, and once more with new recipients when those
 // it was sealed to have gone.
-func (c *Client) sealAndSend(req *http.Request, key *credential.Key, op seal.Operation, model string, body []byte) (*http.Response, error) {
-	list, err := c.recipients.get(req.Context(), key, model)
+func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question) (*http.Response, error) {
+	list, err := c.recipients.get(req.Context(), key, q.model)
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.send(req, key, op, model, body, list.recipients)
+	resp, err := c.send(req, key, q, list.recipients)
 	if !errors.Is(err, errStaleRecipients) {
 		return resp, err
 	}
-	c.config.Logger.Info("recipients have changed, sealing again", "model", model)
-	if list, err = c.recipients.newer(req.Context(), key, model, list.version); err != nil {
+	c.config.Logger.Info("recipients have changed, sealing again", "model", q.model)
+	if list, err = c.recipients.newer(req.Context(), key, q.model, list.version); err != nil {
 		return nil, err
 	}
-	resp, err = c.send(req, key, op, model, body, list.recipients)
+	resp, err = c.send(req, key, q, list.recipients)
 	if errors.Is(err, errStaleRecipients) {
 		stale := api.Errorf(http.StatusServiceUnavailable, "recipients_changing", "the cluster's instances are changing faster than requests reach them; try again")
 		stale.RetryAfter = time.Second
@@ -223,13 +227,15 @@ var errStaleRecipients = errors.New("recipients are stale")
 
 // send seals once, to the first recipients: the server's order is a hint about
 // load, and nothing more.
-func (c *Client) send(req *http.Request, key *credential.Key, op seal.Operation, model string, body []byte, recipients []*seal.Recipient) (*http.Response, error) {
+func (c *Client) send(req *http.Request, key *credential.Key, q *question, recipients []*seal.Recipient) (*http.Response, error) {
 	request := seal.Request{
-		Operation: op,
-		Model:     model,
+		Operation: q.operation,
+		Model:     q.model,
 		Tenant:    key.Tenant(),
+		Affinity:  q.affinity,
+		Size:      q.size,
 		Expiry:    c.config.Now().Add(c.config.RequestLifetime),
-		Payload:   seal.Payload{Credential: key.EnclaveToken(), CacheSecret: key.CacheSecret(), Body: body},
+		Payload:   seal.Payload{Credential: key.EnclaveToken(), CacheSecret: key.CacheSecret(), Body: q.body},
 	}
 	defer clear(request.Payload.Credential)
 	defer clear(request.Payload.CacheSecret)

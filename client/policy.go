@@ -33,6 +33,10 @@ type Policy struct {
 	Modes []string
 	// Regions that requests may go to, by short name; empty: all.
 	Regions []string
+	// NoAffinity sends no affinity key, so that whoever routes requests cannot
+	// tell which of them belong to one conversation. Its turns then go to any
+	// instance, which reads all of it again.
+	NoAffinity bool
 	// DevelopmentRoot, when set, is trusted in place of AWS's root, and the mode
 	// "process" is accepted: nothing is protected from whoever runs the cluster.
 	// It is for a cluster of one's own on one's own machine.

@@ -3,6 +3,7 @@ package client
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -55,17 +56,30 @@ func openResponse(req *http.Request, outer *http.Response, sealed *seal.Sealed) 
 		}
 		return nil, api.Errorf(http.StatusBadGateway, "answer_cut", "the answer was cut off or damaged before it began; try again")
 	}
-	resp := response(req, head.Status, head.ContentType, &sealedBody{reader: reader, outer: outer.Body})
+	trailer := http.Header{api.HeaderUsage: nil}
+	resp := response(req, head.Status, head.ContentType, &sealedBody{reader: reader, outer: outer.Body, trailer: trailer})
+	resp.Trailer = trailer
 	setRetryAfter(resp, head.RetryAfter)
 	return resp, nil
 }
 
 // sealedBody is the opened answer. Its Read returns io.EOF only for a complete
-// one.
+// one, and trailer then says what it has used.
 type sealedBody struct {
-	reader *seal.ResponseReader
-	outer  io.Closer
+	reader  *seal.ResponseReader
+	outer   io.Closer
+	trailer http.Header
 }
 
-func (b *sealedBody) Read(p []byte) (int, error) { return b.reader.Read(p) }
-func (b *sealedBody) Close() error               { return b.outer.Close() }
+func (b *sealedBody) Read(p []byte) (int, error) {
+	n, err := b.reader.Read(p)
+	if errors.Is(err, io.EOF) {
+		end, _ := b.reader.End() // an answer that is complete has one
+		if end.PromptTokens > 0 || end.OutputTokens > 0 {
+			b.trailer.Set(api.HeaderUsage, fmt.Sprintf("%d/%d", end.PromptTokens, end.OutputTokens))
+		}
+	}
+	return n, err
+}
+
+func (b *sealedBody) Close() error { return b.outer.Close() }

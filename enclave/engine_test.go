@@ -10,6 +10,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/enclave"
+	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/seal"
 )
 
@@ -37,13 +38,29 @@ var _ = Describe("An engine's error", func() {
 })
 
 var _ = Describe("An engine that cannot be reached", func() {
-	It("is a sealed 503 that says when to try again, and its reason is logged", func() {
+	It("is a 503 in clear, so that the request can be moved, and its reason is logged", func() {
 		r := start(says(`{}`))
 		r.engine.server.Close()
-		a := r.ask(chat)
-		r.expectSealedRefusal(a, http.StatusServiceUnavailable, "engine_unreachable")
-		Expect(a.head.RetryAfter.Seconds()).To(BeEquivalentTo(1))
+		sealed := r.seal(chat)
+		for range 2 { // as it has not run, it may come again
+			resp := r.send(r.post(sealed))
+			Expect(resp.Header.Get("Retry-After")).To(Equal("1"))
+			r.expectRefused(resp, http.StatusServiceUnavailable, "engine_unreachable")
+		}
 		Expect(r.logs.String()).To(ContainSubstring("connection refused"))
+	})
+
+	It("is the same when the guard says that it could not ask", func() {
+		r := start(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set(api.HeaderNotRun, "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		})
+		sealed := r.seal(chat)
+		for range 2 {
+			resp := r.send(r.post(sealed))
+			Expect(resp.StatusCode).To(Equal(http.StatusServiceUnavailable))
+			expectCode(readAll(resp), http.StatusServiceUnavailable, "engine_unreachable")
+		}
 	})
 
 	DescribeTable("because it breaks off is a sealed 503, and what it said is not logged",
@@ -164,7 +181,7 @@ var _ = Describe("The body that goes to the engine", func() {
 					return engine.RoundTrip(req)
 				})
 			})
-			r.ask(chat)
+			readAll(r.send(r.post(r.seal(chat))))
 			Expect(io.ReadAll(body)).To(BeEmpty())
 		}
 	})

@@ -7,10 +7,17 @@ import (
 	"github.com/mrgc/mrgc/internal/seal"
 )
 
-// CheckRequest is checkRequest for the fuzz test: what the engine would get.
-func CheckRequest(op seal.Operation, model string, body []byte) ([]byte, *api.Error) {
+// CheckRequest is checkRequest for the fuzz test: what the engine would get, and
+// the size that must have been declared.
+func CheckRequest(op seal.Operation, model string, body []byte) (out []byte, size string, refused *api.Error) {
 	request, refused := checkRequest(op, model, body)
-	return request.body, refused
+	return request.body, request.size.String(), refused
+}
+
+// CopyEvents is copyAnswer for a stream.
+func CopyEvents(answer *seal.ResponseWriter, engine io.Reader, usageAsked bool) error {
+	_, err := copyAnswer(answer, engine, engineRequest{stream: true, usageAsked: usageAsked})
+	return err
 }
 
 // AllowedFields are the fields that reach the engine.

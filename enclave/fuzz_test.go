@@ -21,6 +21,8 @@ func FuzzCheckRequest(f *testing.F) {
 		chat, stream, with(`"seed":1,"seed":2`), with(`"user":"me","store":true`), saying(`[{"image_url":{"url":"http://x"}}]`),
 		saying(`[[[[{"a":{"a":1e999}}]]]]`), `{"model":"` + model + `","prompt":"\ud800\u0000<>"}`, with("\"n\":\t1 ,\"stop\" : null "),
 		`{"model":"` + model + `","m\u006fdel":"other"}`, chat + "{}", "[]", "null", "", "\xff",
+		with(`"stream":true,"stream_options":{"include_usage":true,"x":1}`), with(`"stream":true,"stream_options":{"include_usage":false}`),
+		with(`"stream":true,"stream_options":[]`), with(`"stream":true,"stream_options":{"include_usage":"yes"},"max_tokens":1e3`),
 	} {
 		f.Add(true, []byte(seed))
 		f.Add(false, []byte(seed))
@@ -31,7 +33,7 @@ func FuzzCheckRequest(f *testing.F) {
 			op = seal.OpChatCompletions
 		}
 		given := bytes.Clone(body)
-		out, refused := enclave.CheckRequest(op, model, body)
+		out, declared, refused := enclave.CheckRequest(op, model, body)
 		if !bytes.Equal(given, body) {
 			t.Fatal("the request was changed in place")
 		}
@@ -55,6 +57,12 @@ func FuzzCheckRequest(f *testing.F) {
 			if !allowed[name] {
 				delete(want, name)
 			}
+		}
+		if options, asked := got["stream_options"].(map[string]any); got["stream"] == true && asked && options["include_usage"] == true {
+			want["stream_options"] = options // the tenant's, or the enclave's in its place
+		}
+		if sizeOf(string(body)) != declared || sizeOf(string(out)) != declared {
+			t.Fatalf("%q has size %s, %q has %s, and %s is wanted", body, sizeOf(string(body)), out, sizeOf(string(out)), declared)
 		}
 		if got["model"] != model || !reflect.DeepEqual(got, want) {
 			t.Fatalf("%q became %q", body, out)

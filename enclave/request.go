@@ -13,6 +13,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/seal"
+	"github.com/mrgc/mrgc/internal/size"
 )
 
 // maxDepth bounds how deep a request's JSON nests.
@@ -46,8 +47,21 @@ func fieldSet(more ...string) map[string]bool {
 
 // engineRequest is what goes to the engine.
 type engineRequest struct {
-	body   []byte // JSON, written anew: the engine sees exactly what was checked
-	stream bool
+	body       []byte // JSON, written anew: the engine sees exactly what was checked
+	stream     bool
+	usageAsked bool         // by the enclave alone: the tenant does not expect the event that reports it
+	size       size.Buckets // what its Mrgc-Size header must say
+}
+
+// checkSize compares what the client declared to those who route the request
+// with what is in it: whoever declares less than it sends would have its share of
+// the instances at others' expense. Nothing declared is no lie.
+func (r *engineRequest) checkSize(declared string) *api.Error {
+	if want := r.size.String(); declared != "" && declared != want {
+		return api.Errorf(http.StatusBadRequest, "size_mismatch",
+			"header %s is %.64q, and the request's size is %q: send that, or leave the header out", api.HeaderSize, declared, want)
+	}
+	return nil
 }
 
 // checkRequest reads a request's JSON strictly (RFC 8259, and no duplicate
@@ -89,11 +103,33 @@ func checkRequest(op seal.Operation, model string, body []byte) (engineRequest, 
 	if raw, ok := fields["stream"]; ok && json.Unmarshal(raw, &stream) != nil {
 		return bad("field \"stream\" is not a boolean")
 	}
-	out, err := rewrite(fields)
-	if err != nil {
+	request := engineRequest{stream: stream, size: size.Of(fields)}
+	request.usageAsked = stream && askForUsage(fields)
+	var err error
+	if request.body, err = rewrite(fields); err != nil {
 		return bad("the request cannot be written as JSON")
 	}
-	return engineRequest{body: out, stream: stream}, nil
+	return request, nil
+}
+
+// askForUsage has a stream report what it has used, for the end of the sealed
+// answer. It says whether the tenant had not asked for it. The other stream
+// options say how to report usage, and go with the tenant's not asking.
+func askForUsage(fields map[string]json.RawMessage) bool {
+	var options map[string]json.RawMessage
+	if given, ok := fields["stream_options"]; ok && json.Unmarshal(given, &options) != nil {
+		return false // the engine refuses it
+	}
+	switch string(options["include_usage"]) {
+	case "true":
+		return false
+	case "false", "null", "":
+		clear(fields["stream_options"])
+		fields["stream_options"] = json.RawMessage(`{"include_usage":true}`)
+		return true
+	default:
+		return false // the engine refuses it
+	}
 }
 
 // rewrite writes what the engine gets, in order of the names, which are known

@@ -3,6 +3,7 @@ package enclave
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net/http"
 	"net/http/httptrace"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/seal"
+	"github.com/mrgc/mrgc/internal/size"
 )
 
 // serveSealed opens one request and answers it.
@@ -41,8 +43,20 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer answer.Wipe()
-	if err := e.answer(r.Context(), opened, answer); err != nil {
+	used, err := e.answer(r.Context(), opened, answer)
+	if errors.Is(err, errNotRun) {
+		// Nothing has happened: in clear, so that Envoy asks another recipient.
+		e.replays.Forget(opened.KeyID, opened.RequestID)
+		unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
+		unreachable.RetryAfter = time.Second
+		unreachable.Write(w)
+		return
+	}
+	if err != nil {
 		panic(http.ErrAbortHandler) // whoever reads must see a cut, not an end
+	}
+	if used != (size.Buckets{}) {
+		w.Header().Set(http.TrailerPrefix+api.HeaderUsage, used.String())
 	}
 }
 
@@ -142,35 +156,49 @@ func boundHeaders(r *http.Request) (seal.Headers, *api.Error) {
 	return h, nil
 }
 
-// answer runs an opened request. Everything from here on is sealed; an error
-// means that the answer could not be completed and the stream must be cut.
-func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.ResponseWriter) error {
+// answer runs an opened request, and gives the buckets of what it has used, none
+// when the engine was not asked. What it writes is sealed. An error means that
+// the answer could not be completed and the stream must be cut; with errNotRun
+// nothing has been written yet.
+func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.ResponseWriter) (used size.Buckets, err error) {
 	if !e.config.Tenants.Holds(opened.Tenant, opened.Payload.Credential) {
-		return refuse(answer, api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of the tenant's"))
+		return used, refuse(answer, api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of the tenant's"))
 	}
 	request, refused := checkRequest(opened.Operation, opened.Model, opened.Payload.Body)
 	opened.Payload.Wipe() // what goes on is in request
+	if refused == nil {
+		refused = request.checkSize(opened.Size)
+	}
 	if refused != nil {
-		return refuse(answer, refused)
+		clear(request.body)
+		return used, refuse(answer, refused)
 	}
 	resp, err := e.askEngine(ctx, opened.Operation, request.body)
 	if err != nil {
 		if ctx.Err() != nil {
-			return ctx.Err()
+			return used, ctx.Err()
 		}
 		e.config.Logger.Warn("engine cannot be reached", "error", err)
+		if errors.Is(err, errNotRun) {
+			return used, err // nothing is written yet
+		}
 		unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
 		unreachable.RetryAfter = time.Second
-		return refuse(answer, unreachable)
+		return used, refuse(answer, unreachable)
 	}
 	defer resp.Body.Close()
 	if !framed(resp) {
-		return refuse(answer, errStopped())
+		return used, refuse(answer, errStopped())
 	}
 	if err := answer.WriteHead(seal.Head{Status: resp.StatusCode, ContentType: resp.Header.Get("Content-Type")}); err != nil {
-		return err
+		return used, err
 	}
-	return copyAnswer(answer, resp.Body, request.stream && resp.StatusCode == http.StatusOK)
+	if resp.StatusCode != http.StatusOK {
+		request.stream = false // an error, in one piece
+		_, err := copyAnswer(answer, resp.Body, request)
+		return used, err
+	}
+	return copyAnswer(answer, resp.Body, request)
 }
 
 // askEngine sends a request to the engine and waits for the head of its answer.
@@ -188,11 +216,20 @@ func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body 
 	req.ContentLength, req.GetBody = int64(len(body)), secret.open
 	req.Header.Set("Content-Type", "application/json")
 	resp, err := e.config.Engine.RoundTrip(req)
-	if err != nil && connected.Load() {
+	switch {
+	case err != nil && connected.Load():
 		return nil, errBroken // the transport's own error may quote what the engine said
+	case err != nil:
+		return nil, fmt.Errorf("%w: %w", errNotRun, err)
+	case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get(api.HeaderNotRun) != "":
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("%w: the guard cannot reach it", errNotRun)
 	}
-	return resp, err
+	return resp, nil
 }
+
+// errNotRun says that a request has not got as far as the engine.
+var errNotRun = errors.New("the engine was not asked")
 
 // errBroken stands in the log for what happened on a connection that was made.
 var errBroken = errors.New("the connection to the guard broke, or did not carry HTTP")
@@ -202,11 +239,6 @@ var errBroken = errors.New("the connection to the guard broke, or did not carry 
 // bytes: crypto/tls reports no error then.
 func framed(resp *http.Response) bool {
 	return resp.ContentLength >= 0 || len(resp.TransferEncoding) > 0 || resp.ProtoMajor >= 2
-}
-
-// errStopped says that the engine's answer is not whole.
-func errStopped() *api.Error {
-	return api.Errorf(http.StatusBadGateway, "engine_stopped", "the engine stopped before its answer was complete")
 }
 
 // refuse answers with a sealed error.
@@ -219,53 +251,6 @@ func refuse(answer *seal.ResponseWriter, e *api.Error) error {
 		return err
 	}
 	return answer.Close(seal.End{})
-}
-
-// doneMarker ends every complete stream of server-sent events in OpenAI's API.
-// Without it the engine has stopped midway, however orderly its connection ended.
-const doneMarker = "data: [DONE]"
-
-// copyAnswer seals what the engine says as it says it.
-func copyAnswer(answer *seal.ResponseWriter, engine io.Reader, events bool) error {
-	buffer := make([]byte, 16<<10)
-	defer clear(buffer)
-	var tail tailBuffer
-	for {
-		n, err := engine.Read(buffer)
-		if n > 0 {
-			if events {
-				tail.add(buffer[:n])
-			}
-			if _, err := answer.Write(buffer[:n]); err != nil {
-				return err
-			}
-		}
-		switch {
-		case err == io.EOF && (!events || tail.endsWith(doneMarker)):
-			return answer.Close(seal.End{})
-		case err != nil:
-			return answer.Fail(errStopped().Body())
-		}
-	}
-}
-
-// tailBuffer remembers the end of a stream, line ends aside.
-type tailBuffer struct{ last []byte }
-
-func (t *tailBuffer) add(p []byte) {
-	const keep = 2 * len(doneMarker)
-	t.last = append(t.last, p[max(0, len(p)-keep):]...)
-	if extra := len(t.last) - keep; extra > 0 {
-		t.last = append(t.last[:0], t.last[extra:]...)
-	}
-}
-
-func (t *tailBuffer) endsWith(marker string) bool {
-	end := len(t.last)
-	for end > 0 && (t.last[end-1] == '\n' || t.last[end-1] == '\r') {
-		end--
-	}
-	return end >= len(marker) && string(t.last[end-len(marker):end]) == marker
 }
 
 // flushWriter sends each sealed chunk on its way at once, but for the first, the

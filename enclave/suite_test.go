@@ -22,6 +22,7 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/seal"
+	"github.com/mrgc/mrgc/internal/size"
 )
 
 func TestEnclave(t *testing.T) {
@@ -184,7 +185,7 @@ func (r *running) seal(body string, change ...func(*seal.Request)) *seal.Sealed 
 func (r *running) sealTo(keys []*seal.Recipient, body string, change ...func(*seal.Request)) *seal.Sealed {
 	GinkgoHelper()
 	req := seal.Request{
-		Operation: seal.OpChatCompletions, Model: model, Tenant: tenant, Size: "512/256", Affinity: "c7",
+		Operation: seal.OpChatCompletions, Model: model, Tenant: tenant, Size: sizeOf(body), Affinity: "c7",
 		Expiry: r.clock.Now().Add(time.Minute),
 		Payload: seal.Payload{
 			Credential: r.key.EnclaveToken(), CacheSecret: []byte(marker), Body: []byte(body),
@@ -197,6 +198,13 @@ func (r *running) sealTo(keys []*seal.Recipient, body string, change ...func(*se
 	sealed, err := seal.Seal(rand.Reader, req, keys)
 	Expect(err).NotTo(HaveOccurred())
 	return sealed
+}
+
+// sizeOf is what the client declares for a request.
+func sizeOf(body string) string {
+	var fields map[string]json.RawMessage
+	_ = json.Unmarshal([]byte(body), &fields) // of what is no request, that of an empty one
+	return size.Of(fields).String()
 }
 
 // post is the HTTP request that carries a sealed one.
@@ -232,6 +240,8 @@ type answer struct {
 	head seal.Head
 	body string
 	err  error // nil: the answer is complete
+	end  seal.End
+	used string // what the parent is told
 }
 
 // ask seals, sends and opens.
@@ -253,6 +263,9 @@ func open(sealed *seal.Sealed, resp *http.Response) answer {
 	var body []byte
 	body, a.err = io.ReadAll(reader)
 	a.body = string(body)
+	a.end, _ = reader.End()               // of an incomplete answer none
+	_, _ = io.Copy(io.Discard, resp.Body) // of an incomplete one something may be left
+	a.used = resp.Trailer.Get(api.HeaderUsage)
 	return a
 }
 

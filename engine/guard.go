@@ -202,6 +202,9 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		}
 		e := g.failure(err)
 		outcome = e.Code
+		if e.Code == codeUnavailable {
+			w.Header().Set(api.HeaderNotRun, "1")
+		}
 		e.Write(w)
 		return
 	}
@@ -241,6 +244,9 @@ func (g *Guard) ask(w http.ResponseWriter, r *http.Request, path string) (*http.
 	return resp, nil
 }
 
+// codeUnavailable says that the engine could not be asked at all.
+const codeUnavailable = "engine_unavailable"
+
 // failure turns an error before the first byte of an answer into what the
 // caller is told. The error itself is dropped: it can quote the engine.
 func (g *Guard) failure(err error) *api.Error {
@@ -250,7 +256,7 @@ func (g *Guard) failure(err error) *api.Error {
 	}
 	var network *net.OpError
 	if errors.As(err, &network) && network.Op == "dial" {
-		e := api.Errorf(http.StatusServiceUnavailable, "engine_unavailable", "the engine is not running or is still starting: try again")
+		e := api.Errorf(http.StatusServiceUnavailable, codeUnavailable, "the engine is not running or is still starting: try again")
 		e.RetryAfter = time.Second
 		return e
 	}

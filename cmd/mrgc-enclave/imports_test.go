@@ -30,6 +30,7 @@ var trusted = map[string]string{
 	"github.com/mrgc/mrgc/internal/lockdown":   "no core dumps",
 	"github.com/mrgc/mrgc/internal/nsm":        "asks for attestation documents",
 	"github.com/mrgc/mrgc/internal/seal":       "the protocol",
+	"github.com/mrgc/mrgc/internal/size":       "measures a request as the client does",
 	"github.com/mrgc/mrgc/internal/vsock":      "the way in and out",
 
 	"github.com/fxamacker/cbor/v2": "claims and the security module's messages",

@@ -36,6 +36,7 @@ type Opened struct {
 	Operation Operation
 	Model     string
 	Tenant    string
+	Size      string // as it was bound; nothing here knows what it means
 	RequestID RequestID
 	Expiry    time.Time
 	KeyID     KeyID // the recipient key that opened it
@@ -85,7 +86,7 @@ func (k *RecipientKey) Open(now time.Time, p *Prologue, h Headers, body io.Reade
 		return nil, err
 	}
 	opened := &Opened{
-		Operation: p.operation, Model: h.Model, Tenant: h.Tenant,
+		Operation: p.operation, Model: h.Model, Tenant: h.Tenant, Size: h.Size,
 		RequestID: p.requestID, Expiry: expiry, KeyID: k.id,
 		dek: dek, transcript: b.transcript(p.raw),
 	}

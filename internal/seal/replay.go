@@ -60,6 +60,14 @@ func (s *ReplaySet) Add(key KeyID, id RequestID, expiry, now time.Time) error {
 	return nil
 }
 
+// Forget takes back an Add of a request that turned out to have no effect at all:
+// it may run again.
+func (s *ReplaySet) Forget(key KeyID, id RequestID) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.entries, replayEntry{key, id}) // its place among those that expire does no harm
+}
+
 // Len is how many entries the set holds, of which some may have expired since
 // the last Add.
 func (s *ReplaySet) Len() int {

@@ -45,6 +45,7 @@ var _ = Describe("A sealed request", func() {
 				Expect(opened.Operation).To(Equal(req.Operation))
 				Expect(opened.Model).To(Equal(req.Model))
 				Expect(opened.Tenant).To(Equal(req.Tenant))
+				Expect(opened.Size).To(Equal(req.Size))
 				Expect(opened.RequestID).To(Equal(req.RequestID))
 				Expect(opened.Expiry).To(Equal(req.Expiry))
 				Expect(opened.KeyID).To(Equal(key.KeyID()))

@@ -1,0 +1,176 @@
+package enclave
+
+import (
+	"bytes"
+	"encoding/json"
+	"io"
+	"net/http"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/seal"
+	"github.com/mrgc/mrgc/internal/size"
+)
+
+// doneMarker ends every complete stream of server-sent events in OpenAI's API.
+// Without it the engine has stopped midway, however orderly its connection ended.
+const doneMarker = "data: [DONE]"
+
+// errStopped says that the engine's answer is not whole.
+func errStopped() *api.Error {
+	return api.Errorf(http.StatusBadGateway, "engine_stopped", "the engine stopped before its answer was complete")
+}
+
+// copyAnswer seals what the engine says as it says it, and gives the buckets of
+// what that has used. Events are sealed whole: one is of no use to anybody
+// before it is complete, and whether it is the one that only the enclave asked
+// for cannot be told earlier.
+func copyAnswer(answer *seal.ResponseWriter, engine io.Reader, request engineRequest) (size.Buckets, error) {
+	m := newMeter(request)
+	defer m.wipe()
+	buffer := make([]byte, 16<<10)
+	defer clear(buffer)
+	held := 0
+	for {
+		n, err := engine.Read(buffer[held:])
+		m.add(buffer[held : held+n])
+		held += n
+		passed, taken := buffer[:held], held
+		if request.stream {
+			passed, taken = wholeEvents(buffer[:held], request.usageAsked)
+			if err != nil || taken == 0 && held == len(buffer) { // the end, or an event too long to wait for
+				passed, taken = append(passed, buffer[taken:held]...), held
+			}
+		}
+		if _, err := answer.Write(passed); err != nil {
+			return size.Buckets{}, err
+		}
+		held = copy(buffer, buffer[taken:held])
+		switch {
+		case err == io.EOF && (!request.stream || m.endsWith(doneMarker)):
+			end, used := m.used()
+			return used, answer.Close(end)
+		case err != nil:
+			_, used := m.used()
+			return used, answer.Fail(errStopped().Body())
+		}
+	}
+}
+
+// wholeEvents gives the events in b that are complete, and how much of b they
+// took. Without usage it leaves out the event that reports it. The events are
+// moved together in b's own memory, unchanged.
+func wholeEvents(b []byte, withoutUsage bool) (events []byte, taken int) {
+	events = b[:0]
+	for end := eventEnd(b); end > 0; end = eventEnd(b[taken:]) {
+		event := b[taken : taken+end]
+		taken += end
+		if !withoutUsage || !isUsage(event) {
+			events = append(events, event...)
+		}
+	}
+	return events, taken
+}
+
+// eventEnd is where the first event in b ends, after its empty line (WHATWG
+// HTML, section 9.2.5); 0 when none does.
+func eventEnd(b []byte) int {
+	for at := 0; ; {
+		length := bytes.IndexByte(b[at:], '\n')
+		if length < 0 {
+			return 0
+		}
+		line := bytes.TrimSuffix(b[at:at+length], []byte("\r"))
+		at += length + 1
+		if len(line) == 0 {
+			return at
+		}
+	}
+}
+
+// isUsage says whether an event is the one of stream_options.include_usage: it
+// reports usage and has an empty list of choices.
+func isUsage(event []byte) bool {
+	data, ok := bytes.CutPrefix(event, []byte("data:"))
+	if !ok || !bytes.Contains(data, []byte(usageName)) { // most events are not parsed
+		return false
+	}
+	var chunk struct {
+		Choices []json.RawMessage          `json:"choices"`
+		Usage   map[string]json.RawMessage `json:"usage"`
+	}
+	return json.Unmarshal(data, &chunk) == nil && chunk.Usage != nil && chunk.Choices != nil && len(chunk.Choices) == 0
+}
+
+// usageName is the member in which an engine reports what an answer has used.
+// Inside of a string its quotes would be escaped.
+const usageName = `"usage"`
+
+// meterKeeps is how much of an answer's end is searched for usage: in vLLM's and
+// llama.cpp's answers little or nothing follows it.
+const meterKeeps = 4096
+
+// meter finds out what an answer has used.
+type meter struct {
+	request engineRequest
+	bytes   int
+	lines   int
+	last    []byte // the end of the answer, at most meterKeeps
+}
+
+func newMeter(request engineRequest) *meter {
+	return &meter{request: request, last: make([]byte, 0, 2*meterKeeps)} // never grows: that would leave text behind
+}
+
+func (m *meter) add(p []byte) {
+	m.bytes += len(p)
+	m.lines += bytes.Count(p, []byte("\n"))
+	m.last = append(m.last, p[max(0, len(p)-meterKeeps):]...)
+	if extra := len(m.last) - meterKeeps; extra > 0 {
+		m.last = append(m.last[:0], m.last[extra:]...)
+	}
+}
+
+func (m *meter) wipe() { clear(m.last[:cap(m.last)]) }
+
+// endsWith looks at the answer's end, line ends aside.
+func (m *meter) endsWith(marker string) bool {
+	return bytes.HasSuffix(bytes.TrimRight(m.last, "\r\n"), []byte(marker))
+}
+
+// used gives the exact figures, when the engine has reported them, for the
+// tenant, and buckets for everyone else. Buckets of what was not reported are
+// estimated: the prompt's as it was declared, and for the answer one token for
+// each event, which has two lines, or for every 4 bytes.
+func (m *meter) used() (seal.End, size.Buckets) {
+	if end, ok := m.reported(); ok {
+		return end, size.Round(end.PromptTokens, end.OutputTokens)
+	}
+	output := m.bytes / 4
+	if m.request.stream {
+		output = m.lines / 2
+	}
+	return seal.End{}, size.Round(m.request.size.Prompt, output)
+}
+
+// reported is the last usage that the engine has reported.
+func (m *meter) reported() (end seal.End, ok bool) {
+	for rest := m.last; ; {
+		at := bytes.LastIndex(rest, []byte(usageName))
+		if at < 0 {
+			return seal.End{}, false
+		}
+		rest = rest[:at]
+		value, named := bytes.CutPrefix(bytes.TrimLeft(m.last[at+len(usageName):], " \t\r\n"), []byte(":"))
+		var usage struct {
+			Prompt *int32 `json:"prompt_tokens"`
+			Output *int32 `json:"completion_tokens"`
+		}
+		if !named || json.NewDecoder(bytes.NewReader(value)).Decode(&usage) != nil || usage.Prompt == nil || usage.Output == nil {
+			continue
+		}
+		if *usage.Prompt < 0 || *usage.Output < 0 {
+			continue
+		}
+		return seal.End{PromptTokens: int(*usage.Prompt), OutputTokens: int(*usage.Output)}, true
+	}
+}
