@@ -20,12 +20,14 @@ package engine
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"time"
 
 	"github.com/mrgc/mrgc/engine/llama"
 	"github.com/mrgc/mrgc/engine/sim"
+	"github.com/mrgc/mrgc/engine/sim/batching"
 )
 
 // Kind is a kind of engine.
@@ -41,11 +43,12 @@ const (
 type Config struct {
 	Kind Kind
 	// Socket is the path of the Unix socket, at most 94 bytes long. A file that
-	// is there is replaced.
+	// is there is replaced. Only for the kind Sim there is another way, Listen.
 	Socket string
 	// Model is the name that the model is served under.
 	Model string
-	// Slots is how many requests run at once; more wait. 0 means 4.
+	// Slots is how many requests run at once; more wait. 0 means 4, or what the
+	// kind Sim's profile says.
 	Slots int
 	// Logger is told of start and end; nil means silence.
 	Logger *slog.Logger
@@ -57,13 +60,18 @@ type Config struct {
 
 	// For the kind Sim; see sim.Config.
 	FirstToken, PerToken time.Duration
+	Profile              string // of batching.Profiles; empty means none
+	KVBlocks             int    // instead of the profile's; 0 means the profile's
+	Speed                float64
+	Faults               sim.Faults
+	Listen               string // loopback address, instead of Socket
 }
 
 // Run starts an engine, calls ready once it answers, and returns when ctx ends
 // (nil) or when the engine has ended by itself (an error that says why). The
 // engine is gone and its socket removed when Run returns.
 func Run(ctx context.Context, cfg Config, ready func()) error {
-	if cfg.Slots == 0 {
+	if cfg.Slots == 0 && (cfg.Kind != Sim || cfg.Profile == "") {
 		cfg.Slots = 4
 	}
 	switch cfg.Kind {
@@ -74,11 +82,33 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 			ContextTokens: cfg.ContextTokens, Threads: cfg.Threads, StartTimeout: cfg.StartTimeout,
 		}, ready)
 	case Sim:
+		profile, err := cfg.profile()
+		if err != nil {
+			return err
+		}
 		return sim.Run(ctx, sim.Config{
-			Socket: cfg.Socket, Model: cfg.Model, Slots: cfg.Slots,
-			FirstToken: cfg.FirstToken, PerToken: cfg.PerToken,
+			Socket: cfg.Socket, Listen: cfg.Listen, Model: cfg.Model, Slots: cfg.Slots, Profile: profile,
+			FirstToken: cfg.FirstToken, PerToken: cfg.PerToken, Speed: cfg.Speed, Faults: cfg.Faults,
 		}, ready)
 	default:
 		return fmt.Errorf("engine kind %q: it is either %q or %q", cfg.Kind, Llama, Sim)
 	}
+}
+
+// profile is the simulator's profile, with the KV cache that was asked for.
+func (cfg Config) profile() (batching.Profile, error) {
+	if cfg.Profile == "" {
+		if cfg.KVBlocks != 0 {
+			return batching.Profile{}, errors.New("engine simulator: without a profile it has no KV cache")
+		}
+		return batching.Profile{}, nil
+	}
+	profile, err := batching.Named(cfg.Profile)
+	if err != nil {
+		return batching.Profile{}, fmt.Errorf("engine simulator: %w", err)
+	}
+	if cfg.KVBlocks != 0 {
+		profile.KVBlocks = cfg.KVBlocks
+	}
+	return profile, nil
 }

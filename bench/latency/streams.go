@@ -70,12 +70,16 @@ func measureStreams(ctx context.Context, o options, r *result.Result) error {
 
 // slowEngine is a simulator whose second token takes longer than anyone waits.
 func slowEngine() (url string, stop func(), err error) {
+	engine, err := sim.New(sim.Config{Model: slowModel, Slots: maxStreams, PerToken: time.Hour})
+	if err != nil {
+		return "", nil, err
+	}
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", nil, err
 	}
 	server := &http.Server{
-		Handler:           sim.New(sim.Config{Model: slowModel, Slots: maxStreams, PerToken: time.Hour}),
+		Handler:           engine,
 		ReadHeaderTimeout: 10 * time.Second,
 	}
 	ended := make(chan struct{})

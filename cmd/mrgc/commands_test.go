@@ -38,7 +38,7 @@ var _ = Describe("Help", func() {
 			"--tenant-address", "--health-address", "--tenant-cert", "--tenant-key", "MRGC_IDENTITY_TOKEN"),
 		Entry(nil, "engine", "serve", "guard"),
 		Entry(nil, "engine serve", "--kind", "--socket", "--model-name", "--model ", "--python-path", "--slots", "--context-tokens",
-			"--threads", "--first-token", "--per-token"),
+			"--threads", "--first-token", "--per-token", "--profile", "--kv-blocks", "--speed", "--slowness", "--fail-share", "--listen"),
 		Entry(nil, "engine guard", "--listen", "--upstream", "--identity"),
 	)
 })
@@ -52,7 +52,9 @@ var _ = Describe("A command", func() {
 		Entry("connect: endpoints and releases", "connect", `required flag(s) "endpoint", "releases" not set`),
 		Entry("connect: releases", "connect --endpoint https://x", `required flag(s) "releases" not set`),
 		Entry("router: what it cannot do without", "router", `required flag(s) "identity", "store", "tenant-cert", "tenant-key" not set`),
-		Entry("engine serve: a socket and a name", "engine serve", `required flag(s) "model-name", "socket" not set`),
+		Entry("engine serve: a name", "engine serve --socket x", `required flag(s) "model-name" not set`),
+		Entry("engine serve: somewhere to listen", "engine serve --model-name x", "at least one of the flags in the group [socket listen] is required"),
+		Entry("engine serve: one place to listen", "engine serve --model-name x --socket x --listen x", "none of the others can be"),
 		Entry("engine guard: an engine and an identity", "engine guard", `required flag(s) "identity", "upstream" not set`),
 		Entry("tenants new: a name", "tenants new", "accepts 1 arg(s), received 0"),
 		Entry("config check: one file", "config check a b", "accepts at most 1 arg(s), received 2"),

@@ -46,12 +46,20 @@ func engineServeCommand() *cobra.Command {
 	f.StringVar(&config.Model, "model-name", "", "name that the model is served under")
 	f.StringVar(&config.ModelPath, "model", "", "llama: GGUF file")
 	f.StringVar(&config.PythonPath, "python-path", "", "llama: folder that has the xllamacpp module")
-	f.IntVar(&config.Slots, "slots", 4, "requests that run at once")
+	f.IntVar(&config.Slots, "slots", 0, "requests that run at once (default 4, or what the profile says)")
 	f.IntVar(&config.ContextTokens, "context-tokens", 0, "llama: context of one request (default 2048)")
 	f.IntVar(&config.Threads, "threads", 0, "llama: threads that compute (default: one per core, at most 8)")
 	f.DurationVar(&config.FirstToken, "first-token", 0, "sim: time to the first token")
 	f.DurationVar(&config.PerToken, "per-token", 0, "sim: time to each further token")
-	required(cmd, "socket", "model-name")
+	f.StringVar(&config.Profile, "profile", "", "sim: hardware to imitate, instead of those times: h100-llama-8b or a100-llama-8b")
+	f.IntVar(&config.KVBlocks, "kv-blocks", 0, "sim: blocks of 16 tokens of KV cache (default: the profile's)")
+	f.Float64Var(&config.Speed, "speed", 1, "sim: how fast time passes")
+	f.Float64Var(&config.Faults.Slowness, "slowness", 1, "sim: how many times as long computing takes")
+	f.Float64Var(&config.Faults.FailShare, "fail-share", 0, "sim: share of requests that fail at once, from 0 to 1")
+	f.StringVar(&config.Listen, "listen", "", "sim: loopback address to listen on, instead of a socket: for benchmarks, all users reach it")
+	cmd.MarkFlagsOneRequired("socket", "listen")
+	cmd.MarkFlagsMutuallyExclusive("socket", "listen")
+	required(cmd, "model-name")
 	return cmd
 }
 

@@ -17,7 +17,6 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet/open"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/lockdown"
-	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/xds"
 )
@@ -108,6 +107,7 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	settings := router.Config{
 		Region: region, SpillTo: cluster.Regions[i].SpillTo, StaleAfter: cluster.Fleet.StaleAfter,
 		EdgeTokens:        cluster.EdgeTokens(),
+		Policies:          cluster.Policies(),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
 		XDS: xds.Config{
 			Region: region, SpillTo: map[fleet.Region][]fleet.Region{region: cluster.Regions[i].SpillTo},
@@ -116,7 +116,6 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 			ResponseIdleTimeout: cluster.Limits.ResponseIdleTimeout,
 			MaxBodyBytes:        int64(cluster.Limits.RequestBodyBytes),
 			StaleAfter:          cluster.Fleet.StaleAfter,
-			Weight:              func(in *fleet.Instance) uint32 { return uint32(routing.Score(in.Health, in.Load)) },
 		},
 	}
 	for _, m := range cluster.Models {

@@ -91,7 +91,8 @@ func loadOf(socket string) func() (fleet.Load, error) {
 			return fleet.Load{}, err
 		}
 		defer func() { _ = resp.Body.Close() }()
-		return engineload.Read(resp.Body)
+		metrics, err := engineload.Read(resp.Body)
+		return fleet.Load{Running: metrics.Running, Queued: metrics.Queued}, err
 	}
 }
 

@@ -2,16 +2,20 @@ package sim
 
 import (
 	"encoding/json"
-	"io"
 	"strings"
+
+	"github.com/mrgc/mrgc/engine/sim/batching"
 )
 
 // request is the part of a request that the simulator heeds.
 type request struct {
-	Model               string `json:"model"`
-	Stream              bool   `json:"stream"`
-	MaxTokens           int    `json:"max_tokens"`
-	MaxCompletionTokens int    `json:"max_completion_tokens"`
+	Model               string          `json:"model"`
+	Prompt              json.RawMessage `json:"prompt"`
+	Messages            []message       `json:"messages"`
+	CacheSalt           string          `json:"cache_salt"`
+	Stream              bool            `json:"stream"`
+	MaxTokens           int             `json:"max_tokens"`
+	MaxCompletionTokens int             `json:"max_completion_tokens"`
 	StreamOptions       struct {
 		IncludeUsage bool `json:"include_usage"`
 	} `json:"stream_options"`
@@ -19,56 +23,88 @@ type request struct {
 		Type string `json:"type"`
 	} `json:"response_format"`
 	ToolChoice json.RawMessage `json:"tool_choice"`
-	Tools      []struct {
+	Tools      json.RawMessage `json:"tools"`
+}
+
+// firstTool is the name of the first function that the request offers.
+func (r *request) firstTool() string {
+	var tools []struct {
 		Function struct {
 			Name string `json:"name"`
 		} `json:"function"`
-	} `json:"tools"`
+	}
+	if json.Unmarshal(r.Tools, &tools) != nil || len(tools) == 0 {
+		return ""
+	}
+	return tools[0].Function.Name
+}
 
-	promptTokens int // four bytes of the body count as one
+// outputTokens is how long an answer was asked for, and whether it was.
+func (r *request) outputTokens() (n int, limited bool) {
+	if n = max(r.MaxTokens, r.MaxCompletionTokens); n > 0 {
+		return n, true
+	}
+	return defaultTokens, false
 }
 
 // answer is what will be said, decided before the first token.
 type answer struct {
-	tokens []string
-	tool   string // name of the function to call, instead of the text
-	finish string // OpenAI's finish_reason
+	pieces []string // the text of each token
+	tool   string   // name of the function to call, instead of the text
+	finish string   // OpenAI's finish_reason
 }
 
 const defaultTokens = 16
 
-func (r *request) answer() answer {
-	words := strings.Fields("the tide comes in and the tide goes out while boats wait by a quiet shore")
-	n := max(r.MaxTokens, r.MaxCompletionTokens)
-	a := answer{finish: "length"}
-	if n <= 0 {
-		n, a.finish = defaultTokens, "stop"
+// words have four bytes each with the space behind them: a token.
+var words = strings.Fields("the sea ebb and the sun set and one old man sat out his day and did not say why")
+
+// answer starts with another word for prompts of another length.
+func (r *request) answer(promptTokens int) answer {
+	if tool := r.firstTool(); tool != "" && string(r.ToolChoice) == `"required"` {
+		return answer{pieces: []string{"{}"}, tool: tool, finish: "tool_calls"}
 	}
-	if string(r.ToolChoice) == `"required"` && len(r.Tools) > 0 {
-		return answer{tokens: []string{"{}"}, tool: r.Tools[0].Function.Name, finish: "tool_calls"}
+	n, limited := r.outputTokens()
+	a := answer{finish: "stop", pieces: make([]string, 0, n+2)}
+	if limited {
+		a.finish = "length"
+	}
+	isJSON := strings.HasPrefix(r.ResponseFormat.Type, "json")
+	if isJSON {
+		a.pieces = append(a.pieces, `{"text": "`)
 	}
 	for i := range n {
-		a.tokens = append(a.tokens, words[(r.promptTokens+i)%len(words)]+" ")
+		a.pieces = append(a.pieces, words[(promptTokens+i)%len(words)]+" ")
 	}
-	if strings.HasPrefix(r.ResponseFormat.Type, "json") {
-		a.tokens = append(append([]string{`{"text": "`}, a.tokens...), `"}`)
-		a.finish = "stop"
+	if isJSON {
+		a.pieces, a.finish = append(a.pieces, `"}`), "stop"
 	}
 	return a
 }
 
-func (a answer) text() string { return strings.Join(a.tokens, "") }
+func (a answer) tokens() []batching.Token {
+	tokens := make([]batching.Token, len(a.pieces))
+	for i, piece := range a.pieces {
+		tokens[i] = token(piece)
+	}
+	return tokens
+}
+
+func (a answer) text() string { return strings.Join(a.pieces, "") }
 
 // shape is the difference between chat and text completions.
 type shape interface {
+	render(r *request) []batching.Token
 	whole() string    // object of an answer in one piece
 	streamed() string // object of a piece of a stream
 	full(a answer) object
-	delta(a answer, i int, token string) object
+	delta(a answer, i int, piece string) object
 	end(a answer) object
 }
 
 type chatShape struct{}
+
+func (chatShape) render(r *request) []batching.Token { return renderChat(r.Tools, r.Messages) }
 
 func (chatShape) whole() string    { return "chat.completion" }
 func (chatShape) streamed() string { return "chat.completion.chunk" }
@@ -81,8 +117,8 @@ func (chatShape) full(a answer) object {
 	return object{"message": message, "finish_reason": a.finish}
 }
 
-func (chatShape) delta(a answer, i int, token string) object {
-	d := object{"content": token}
+func (chatShape) delta(a answer, i int, piece string) object {
+	d := object{"content": piece}
 	if a.tool != "" {
 		call := a.call()
 		call["index"] = 0
@@ -102,23 +138,13 @@ func (a answer) call() object {
 
 type textShape struct{}
 
+func (textShape) render(r *request) []batching.Token { return renderText(r.Prompt) }
+
 func (textShape) whole() string        { return "text_completion" }
 func (textShape) streamed() string     { return "text_completion" }
 func (textShape) full(a answer) object { return object{"text": a.text(), "finish_reason": a.finish} }
 
-func (textShape) delta(_ answer, _ int, token string) object {
-	return object{"text": token, "finish_reason": nil}
+func (textShape) delta(_ answer, _ int, piece string) object {
+	return object{"text": piece, "finish_reason": nil}
 }
 func (textShape) end(a answer) object { return object{"text": "", "finish_reason": a.finish} }
-
-// counter counts what is read through it.
-type counter struct {
-	r io.Reader
-	n int
-}
-
-func (c *counter) Read(p []byte) (int, error) {
-	n, err := c.r.Read(p)
-	c.n += n
-	return n, err
-}

@@ -1,63 +1,247 @@
 // Package sim is a stand-in for an inference engine: it speaks enough of
-// OpenAI's API to put load on everything around an engine, without a model.
+// OpenAI's API to put load on everything around an engine, without a model, and
+// takes the time that a real one would, so that routing can be measured on it.
 //
-//	err := sim.Run(ctx, sim.Config{Socket: "engine.sock", Model: "sim", Slots: 16}, ready)
+//	err := sim.Run(ctx, sim.Config{Socket: "engine.sock", Model: "sim", Profile: batching.H100()}, ready)
 //
-// It answers /v1/chat/completions and /v1/completions (streamed or not, with
-// usage, JSON mode, and a tool call where one is required), /v1/models,
-// /health, and /metrics under vLLM's names. As many requests as there are slots
-// run at once and the others queue in order of arrival, roughly. The first
-// token takes Config.FirstToken and every other one Config.PerToken, however
-// long the prompt is and however many run beside it: it has no notion of
-// prefill, batching or caches. What it says depends on the size of the request
-// alone, so that equal requests get equal answers.
+// # What it answers
+//
+// /v1/chat/completions and /v1/completions (streamed or not, with usage, JSON
+// mode, and a tool call where one is required), /v1/models, /health, /metrics
+// under vLLM's names, and what routers for vLLM ask besides: /tokenize,
+// /v1/chat/completions/render, /v1/completions/render, /reset_prefix_cache.
+//
+// What it says depends on how long the prompt is alone, so that equal requests
+// get equal answers. An answer has as many tokens as the request allows, or 16.
+// A token is four bytes of text; a chat's text is that of its tools and its
+// messages in order, so that a conversation that goes on repeats the tokens of
+// what it was.
+//
+// # How long it takes
+//
+// With a [batching.Profile], as long as that hardware would: requests share
+// steps, prompts are prefilled in pieces, prefixes are found in a cache of the
+// hardware's size, separated by cache_salt, and what finds no room waits in
+// order of arrival. Package batching says what of an engine is modelled and what
+// is not, and where the figures come from. What the model leaves out is left
+// out here too; the time that HTTP takes in this process comes on top of it.
+//
+// Without a profile every request that has a slot gets its first token after
+// Config.FirstToken and each further one after Config.PerToken, however long the
+// prompt is and however many run beside it: no batching, no cache.
+//
+// Config.Speed makes time pass faster or slower, [Faults] make the engine slow
+// or broken, also while it runs.
+//
+// It never writes what it was asked anywhere, and it never listens where another
+// machine could reach it.
 package sim
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"os"
-	"strings"
-	"sync/atomic"
+	"sync"
 	"time"
 
-	"github.com/mrgc/mrgc/internal/api"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"github.com/mrgc/mrgc/engine/sim/batching"
 )
 
 // Config describes the engine to imitate.
 type Config struct {
-	Socket     string        // Unix socket that Run listens on
-	Model      string        // name of the model; requests for another are refused
-	Slots      int           // requests that run at once, at least 1
-	FirstToken time.Duration // time to the first token
-	PerToken   time.Duration // time to each further token
+	// Socket is the Unix socket that Run listens on. A file that is there is
+	// replaced.
+	Socket string
+	// Listen is a loopback address, such as 127.0.0.1:8000, that Run listens on
+	// instead of a socket: every user of the machine reaches it there. It is for
+	// benchmarks against routers that cannot dial sockets.
+	Listen string
+	// Model is the model's name; requests for another are refused.
+	Model string
+	// Profile is the hardware to imitate. The zero Profile means the fixed times
+	// below.
+	Profile batching.Profile
+	// Slots is how many requests run at once, at least 1; with a profile 0 means
+	// as many as the profile says.
+	Slots int
+	// FirstToken is the time to the first token, without a profile.
+	FirstToken time.Duration
+	// PerToken is the time to each further token, without a profile.
+	PerToken time.Duration
+	// Speed is how fast time passes: with 2 everything takes half as long. 0
+	// means 1. What the metrics say of times is not affected.
+	Speed float64
+	// Faults is what is wrong with the engine from the start.
+	Faults Faults
 }
 
-// Run serves on the socket, calls ready, and returns when ctx ends. It cuts
-// the answers that are under way and removes the socket.
+// Faults is what is wrong with an engine.
+type Faults struct {
+	// Slowness is how many times as long everything takes that is computed; 0
+	// means 1.
+	Slowness float64
+	// FailShare is the share of completions that are answered with status 500 at
+	// once, from 0 to 1. They are spread evenly: with 0.25 it is every fourth.
+	FailShare float64
+}
+
+func (f Faults) check() error {
+	if !(f.Slowness >= 0 && f.Slowness <= maxFactor) {
+		return fmt.Errorf("engine simulator: a slowness of %g: it is from 0 to %g", f.Slowness, float64(maxFactor))
+	}
+	if !(f.FailShare >= 0 && f.FailShare <= 1) {
+		return fmt.Errorf("engine simulator: a share of %g failures: it is from 0 to 1", f.FailShare)
+	}
+	return nil
+}
+
+const (
+	// maxFactor is the most that time is stretched or pressed by.
+	maxFactor = 1e6
+	// pacedContext is what an engine without a profile takes, in tokens.
+	pacedContext = 1 << 20
+)
+
+// Engine is an engine. It is an http.Handler and safe for concurrent use. While
+// no request is under way it has no goroutine, so it need not be closed.
+type Engine struct {
+	cfg     Config
+	context int // tokens that a prompt and its answer may have together
+	driver  *driver
+	metrics *metrics
+	mux     *http.ServeMux
+
+	faultsMu  sync.Mutex // guards both below
+	failShare float64
+	owed      float64 // failures
+}
+
+// New gives an engine. Config.Socket and Config.Listen are not used.
+func New(cfg Config) (*Engine, error) {
+	if cfg.Speed == 0 {
+		cfg.Speed = 1
+	}
+	if !(cfg.Speed > 0 && cfg.Speed <= maxFactor) {
+		return nil, fmt.Errorf("engine simulator: a speed of %g: it is above 0 and at most %g", cfg.Speed, float64(maxFactor))
+	}
+	c, context, err := cfg.core()
+	if err != nil {
+		return nil, err
+	}
+	e := &Engine{cfg: cfg, context: context, metrics: newMetrics(cfg.Model), mux: http.NewServeMux()}
+	e.driver = newDriver(c, cfg.Speed, e.metrics)
+	e.metrics.registry.MustRegister(newCollector(e.driver, cfg.Model))
+	e.route()
+	if err := e.SetFaults(cfg.Faults); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// core is what the configuration asks for, and the context that it takes.
+func (cfg Config) core() (core, int, error) {
+	profile := cfg.Profile
+	if profile == (batching.Profile{}) {
+		if cfg.Slots < 1 || cfg.Model == "" {
+			return nil, 0, errors.New("engine simulator: it needs a model's name and at least one slot")
+		}
+		return newPaced(cfg.Slots, cfg.FirstToken, cfg.PerToken), pacedContext, nil
+	}
+	if cfg.Slots < 0 || cfg.Model == "" {
+		return nil, 0, errors.New("engine simulator: it needs a model's name, and slots are not negative")
+	}
+	if cfg.FirstToken != 0 || cfg.PerToken != 0 {
+		return nil, 0, errors.New("engine simulator: the times of tokens follow from the profile; leave one of them out")
+	}
+	if cfg.Slots > 0 {
+		profile.MaxSequences = cfg.Slots
+	}
+	m, err := batching.New(profile)
+	if err != nil {
+		return nil, 0, fmt.Errorf("engine simulator: %w", err)
+	}
+	return m, profile.CapacityTokens(), nil
+}
+
+func (e *Engine) route() {
+	chat, text := chatShape{}, textShape{}
+	e.mux.HandleFunc("POST /v1/chat/completions", func(w http.ResponseWriter, r *http.Request) { e.complete(w, r, chat) })
+	e.mux.HandleFunc("POST /v1/completions", func(w http.ResponseWriter, r *http.Request) { e.complete(w, r, text) })
+	e.mux.HandleFunc("POST /v1/chat/completions/render", e.renderChat)
+	e.mux.HandleFunc("POST /v1/completions/render", e.renderText)
+	e.mux.HandleFunc("POST /tokenize", e.tokenize)
+	e.mux.HandleFunc("POST /reset_prefix_cache", func(http.ResponseWriter, *http.Request) { e.driver.with(core.ResetCache) })
+	e.mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
+		writeJSON(w, object{"object": "list", "data": []object{{
+			"id": e.cfg.Model, "object": "model", "owned_by": "mrgc", "max_model_len": e.context,
+		}}})
+	})
+	e.mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, object{"status": "ok"}) })
+	e.mux.Handle("GET /metrics", promhttp.HandlerFor(e.metrics.registry, promhttp.HandlerOpts{DisableCompression: true}))
+}
+
+// ServeHTTP answers a request.
+func (e *Engine) ServeHTTP(w http.ResponseWriter, r *http.Request) { e.mux.ServeHTTP(w, r) }
+
+// SetFaults makes these the engine's faults from now on, instead of those that
+// it had.
+func (e *Engine) SetFaults(f Faults) error {
+	if err := f.check(); err != nil {
+		return err
+	}
+	if f.Slowness == 0 {
+		f.Slowness = 1
+	}
+	e.driver.with(func(c core) { c.Slow(f.Slowness) })
+	e.faultsMu.Lock()
+	defer e.faultsMu.Unlock()
+	e.failShare, e.owed = f.FailShare, 0
+	return nil
+}
+
+// fails says whether the request that has come is one of those that fail.
+func (e *Engine) fails() bool {
+	e.faultsMu.Lock()
+	defer e.faultsMu.Unlock()
+	e.owed += e.failShare
+	if e.owed < 1 {
+		return false
+	}
+	e.owed--
+	return true
+}
+
+// Run serves on the socket or the address, calls ready, and returns when ctx
+// ends. It cuts the answers that are under way and removes the socket.
 func Run(ctx context.Context, cfg Config, ready func()) error {
-	if cfg.Slots < 1 || cfg.Model == "" {
-		return errors.New("engine simulator: it needs a model's name and at least one slot")
+	e, err := New(cfg)
+	if err != nil {
+		return err
 	}
-	if err := os.Remove(cfg.Socket); err != nil && !os.IsNotExist(err) {
-		return fmt.Errorf("engine simulator: %w", err)
-	}
-	l, err := net.Listen("unix", cfg.Socket)
+	l, err := listen(cfg)
 	if err != nil {
 		return fmt.Errorf("engine simulator: %w", err)
 	}
-	if err := os.Chmod(cfg.Socket, 0o600); err != nil {
+	ready() // whoever connects is in the listener's queue
+	return e.Serve(ctx, l)
+}
+
+// Serve answers on a listener, which it closes, until ctx ends (nil). It is an
+// error if other machines could reach the listener. It cuts the answers that
+// are under way when it ends.
+func (e *Engine) Serve(ctx context.Context, l net.Listener) error {
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
 		_ = l.Close()
-		return fmt.Errorf("engine simulator: %w", err)
+		return fmt.Errorf("engine simulator: %s is open to other machines: it listens on loopback only, such as 127.0.0.1", tcp)
 	}
-	server := &http.Server{Handler: New(cfg), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: e, ReadHeaderTimeout: 10 * time.Second}
 	ended := make(chan error, 1)
 	go func() { ended <- server.Serve(l) }()
-	ready()
 	select {
 	case err := <-ended:
 		return fmt.Errorf("engine simulator: %w", err)
@@ -68,130 +252,30 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	}
 }
 
-// New gives the engine as a handler. Config.Socket is not used.
-func New(cfg Config) http.Handler {
-	e := &engine{cfg: cfg, slots: make(chan struct{}, cfg.Slots)}
-	mux := http.NewServeMux()
-	mux.HandleFunc("POST /v1/chat/completions", func(w http.ResponseWriter, r *http.Request) { e.complete(w, r, chatShape{}) })
-	mux.HandleFunc("POST /v1/completions", func(w http.ResponseWriter, r *http.Request) { e.complete(w, r, textShape{}) })
-	mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
-		writeJSON(w, object{"object": "list", "data": []object{{"id": cfg.Model, "object": "model", "owned_by": "mrgc"}}})
-	})
-	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, object{"status": "ok"}) })
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		_, _ = fmt.Fprintf(w, "# TYPE vllm:num_requests_running gauge\nvllm:num_requests_running{model_name=%q} %d\n"+
-			"# TYPE vllm:num_requests_waiting gauge\nvllm:num_requests_waiting{model_name=%q} %d\n",
-			cfg.Model, e.running.Load(), cfg.Model, e.waiting.Load())
-	})
-	return mux
-}
-
-type engine struct {
-	cfg              Config
-	slots            chan struct{} // holds one for each request that runs
-	running, waiting atomic.Int64
-}
-
-// complete waits for a slot and then generates, until it is done or the
-// caller is gone.
-func (e *engine) complete(w http.ResponseWriter, r *http.Request, s shape) {
-	req, refusal := e.read(w, r)
-	if refusal != nil {
-		refusal.Write(w)
-		return
+func listen(cfg Config) (net.Listener, error) {
+	if (cfg.Socket == "") == (cfg.Listen == "") {
+		return nil, errors.New("it needs a socket or an address to listen on, one of them")
 	}
-	e.waiting.Add(1)
-	select {
-	case e.slots <- struct{}{}:
-		e.waiting.Add(-1)
-	case <-r.Context().Done():
-		e.waiting.Add(-1)
-		return
-	}
-	e.running.Add(1)
-	defer func() {
-		e.running.Add(-1)
-		<-e.slots
-	}()
-
-	a := req.answer()
-	if req.Stream {
-		w.Header().Set("Content-Type", "text/event-stream")
-	}
-	for i, token := range a.tokens {
-		if !e.think(r.Context(), i) {
-			panic(http.ErrAbortHandler)
+	if cfg.Listen != "" {
+		addr, err := net.ResolveTCPAddr("tcp", cfg.Listen)
+		if err != nil {
+			return nil, err
 		}
-		if req.Stream {
-			writeEvent(w, e.envelope(s.streamed(), s.delta(a, i, token), nil))
+		if !addr.IP.IsLoopback() {
+			return nil, fmt.Errorf("%s is open to other machines: it listens on loopback only, such as 127.0.0.1:8000", cfg.Listen)
 		}
+		return net.ListenTCP("tcp", addr)
 	}
-	usage := object{"prompt_tokens": req.promptTokens, "completion_tokens": len(a.tokens), "total_tokens": req.promptTokens + len(a.tokens)}
-	if !req.Stream {
-		writeJSON(w, e.envelope(s.whole(), s.full(a), usage))
-		return
+	if err := os.Remove(cfg.Socket); err != nil && !os.IsNotExist(err) {
+		return nil, err
 	}
-	writeEvent(w, e.envelope(s.streamed(), s.end(a), nil))
-	if req.StreamOptions.IncludeUsage {
-		writeEvent(w, e.envelope(s.streamed(), nil, usage))
+	l, err := net.Listen("unix", cfg.Socket)
+	if err != nil {
+		return nil, err
 	}
-	_, _ = fmt.Fprint(w, "data: [DONE]\n\n")
-}
-
-// think takes the time of token i. It says false if the caller is gone.
-func (e *engine) think(ctx context.Context, i int) bool {
-	d := e.cfg.PerToken
-	if i == 0 {
-		d = e.cfg.FirstToken
+	if err := os.Chmod(cfg.Socket, 0o600); err != nil {
+		_ = l.Close()
+		return nil, err
 	}
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-timer.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// envelope is what all answers have in common. No choice gives an empty list.
-func (e *engine) envelope(kind string, choice, usage object) object {
-	choices := []object{}
-	if choice != nil {
-		choice["index"] = 0
-		choices = append(choices, choice)
-	}
-	o := object{"id": "sim-0", "object": kind, "created": time.Now().Unix(), "model": e.cfg.Model, "choices": choices}
-	if usage != nil {
-		o["usage"] = usage
-	}
-	return o
-}
-
-type object map[string]any
-
-func writeJSON(w http.ResponseWriter, o object) {
-	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(o) // a caller that has gone cannot be told
-}
-
-func writeEvent(w http.ResponseWriter, o object) {
-	var b strings.Builder
-	_ = json.NewEncoder(&b).Encode(o) // writing to a Builder does not fail
-	_, _ = fmt.Fprintf(w, "data: %s\n", b.String())
-	_ = http.NewResponseController(w).Flush()
-}
-
-// read reads a request's parameters.
-func (e *engine) read(w http.ResponseWriter, r *http.Request) (*request, *api.Error) {
-	req := &request{}
-	body := &counter{r: http.MaxBytesReader(w, r.Body, 32<<20)}
-	if err := json.NewDecoder(body).Decode(req); err != nil {
-		return nil, api.Errorf(http.StatusBadRequest, "invalid_json", "the request is not JSON of the right shape")
-	}
-	if req.Model != "" && req.Model != e.cfg.Model {
-		return nil, api.Errorf(http.StatusNotFound, "model_not_found", "this engine serves another model")
-	}
-	req.promptTokens = body.n/4 + 1
-	return req, nil
+	return l, nil
 }

@@ -29,16 +29,26 @@ func TestSim(t *testing.T) {
 	RunSpecs(t, "engine/sim")
 }
 
+// start serves an engine over HTTP.
 func start(cfg sim.Config) *httptest.Server {
+	GinkgoHelper()
+	server, _ := startEngine(cfg)
+	return server
+}
+
+func startEngine(cfg sim.Config) (*httptest.Server, *sim.Engine) {
+	GinkgoHelper()
 	before := gleak.Goroutines()
-	server := httptest.NewServer(sim.New(cfg))
+	engine, err := sim.New(cfg)
+	Expect(err).NotTo(HaveOccurred())
+	server := httptest.NewServer(engine)
 	DeferCleanup(func() {
 		server.CloseClientConnections()
 		server.Close()
 		http.DefaultClient.CloseIdleConnections()
 		Eventually(gleak.Goroutines).WithTimeout(5 * time.Second).ShouldNot(gleak.HaveLeaked(before))
 	})
-	return server
+	return server, engine
 }
 
 func post(ctx context.Context, server *httptest.Server, path, body string) *http.Response {
@@ -68,7 +78,8 @@ func loadOf(server *httptest.Server) func() (fleet.Load, error) {
 			return fleet.Load{}, err
 		}
 		defer func() { _ = resp.Body.Close() }()
-		return engineload.Read(resp.Body)
+		metrics, err := engineload.Read(resp.Body)
+		return fleet.Load{Running: metrics.Running, Queued: metrics.Queued}, err
 	}
 }
 
@@ -81,7 +92,7 @@ var _ = Describe("The simulator", func() {
 		first := decode(post(ctx, server, "/v1/chat/completions", body))
 		Expect(decode(post(ctx, server, "/v1/chat/completions", body))).To(Equal(first))
 		Expect(first).To(HaveKeyWithValue("object", "chat.completion"))
-		Expect(first).To(HaveKeyWithValue("usage", Equal(map[string]any{"prompt_tokens": 20.0, "completion_tokens": 3.0, "total_tokens": 23.0})))
+		Expect(first).To(HaveKeyWithValue("usage", Equal(map[string]any{"prompt_tokens": 11.0, "completion_tokens": 3.0, "total_tokens": 14.0})))
 		choice := first["choices"].([]any)[0].(map[string]any)
 		Expect(choice).To(HaveKeyWithValue("finish_reason", "length"))
 		Expect(strings.Fields(choice["message"].(map[string]any)["content"].(string))).To(HaveLen(3))
@@ -156,6 +167,7 @@ var _ = Describe("The simulator", func() {
 	},
 		Entry("no JSON", "hello", http.StatusBadRequest),
 		Entry("another model", `{"model":"other"}`, http.StatusNotFound),
+		Entry("too long an answer", `{"max_tokens":1048577}`, http.StatusBadRequest),
 	)
 
 	It("runs on a socket of its own user and removes it", func(ctx SpecContext) {
@@ -191,5 +203,7 @@ var _ = Describe("The simulator", func() {
 		Expect(engine.Run(ctx, engine.Config{Kind: "other"}, nil)).To(MatchError(`engine kind "other": it is either "llama" or "sim"`))
 		Expect(sim.Run(ctx, sim.Config{Model: "x"}, nil)).To(MatchError(ContainSubstring("at least one slot")))
 		Expect(sim.Run(ctx, sim.Config{Model: "x", Slots: 1, Socket: "/no/such/folder/e.sock"}, nil)).To(MatchError(ContainSubstring("no such file")))
+		Expect(engine.Run(ctx, engine.Config{Kind: engine.Sim, Model: "x", Profile: "tpu"}, nil)).To(MatchError(ContainSubstring("there are h100-llama-8b")))
+		Expect(engine.Run(ctx, engine.Config{Kind: engine.Sim, Model: "x", KVBlocks: 1}, nil)).To(MatchError(ContainSubstring("without a profile")))
 	})
 })
