@@ -11,8 +11,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// StreamAccessLogs learns from Envoy's access log where requests have moved and
-// which have ended.
+// StreamAccessLogs learns from Envoy's access log where requests have moved,
+// which have ended, and how.
 func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.StreamAccessLogsMessage, accesslogv3.StreamAccessLogsResponse]) error {
 	for {
 		message, err := stream.Recv()
@@ -28,19 +28,36 @@ func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.
 	}
 }
 
-// account follows one request by one entry of the log. An attempt at an
-// instance that the picker did not name first is where the request is from then
-// on; an instance that has left the fleet meanwhile takes no more requests, so
-// that the count may stay where it is.
+// account follows one request by one entry of the log, and learns from it how
+// instances fare.
+//
+// An attempt at an instance that the picker did not name first is where the
+// request is from then on; the one before has failed it, or is not there for
+// Envoy, which is as bad. An instance that has left the fleet meanwhile takes no
+// more requests, so that the count may stay where it is.
 func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
 	common, id := entry.GetCommonProperties(), entry.GetRequest().GetRequestId()
+	instance := p.index().at(addressOf(common))
 	switch common.GetAccessLogType() {
 	case accesslogdatav3.AccessLogType_UpstreamPoolReady:
-		if instance := p.index().at(addressOf(common)); instance != nil {
-			p.inFlight.Move(id, instance.ID)
+		if instance == nil {
+			return
+		}
+		if from := p.inFlight.Move(id, instance.ID); from != "" && from != instance.ID {
+			p.outcomes.add(from, true, p.now())
 		}
 	case accesslogdatav3.AccessLogType_NotSet, accesslogdatav3.AccessLogType_DownstreamEnd:
-		p.inFlight.Done(id)
+		where := p.inFlight.Done(id)
+		if instance != nil {
+			where = instance.ID // also of a request that the picker did not see
+		}
+		switch outcome := outcomeOf(entry); {
+		case where == "" || outcome == saysNothing:
+		case outcome == failed:
+			p.outcomes.add(where, true, p.now())
+		case instance != nil: // somebody answered, who must be known
+			p.outcomes.add(where, false, p.now())
+		}
 	}
 }
 

@@ -118,8 +118,8 @@ func BenchmarkInFlight(b *testing.B) {
 	f := extproc.NewInFlight(time.Minute)
 	b.ReportAllocs()
 	for b.Loop() {
-		f.Add("request", "instance", epoch())
-		f.Count("instance")
+		f.Add("request", "instance", 1000, epoch())
+		f.On("instance")
 		f.Done("request")
 	}
 }

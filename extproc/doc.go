@@ -24,6 +24,12 @@
 //     attempts at other instances than the first one named, as each begins, by
 //     the same stream: it is how the picker learns where a retry went.
 //
+// From the same log it learns how instances fare: one whose requests end with a
+// status from 500, are cut off, or had to be retried elsewhere gets probes only
+// within two seconds (see package routing), until they succeed or it has been
+// unready meanwhile. What else it remembers is where each conversation's last
+// request went, by its opaque affinity, and since when instances have been ready.
+//
 // The picker serves from the snapshot of the fleet that it is given, however
 // old. It never reads a store, dials anyone, sees a body, starts a goroutine of
 // its own, or logs or echoes a credential. Streams live as long as Envoy keeps

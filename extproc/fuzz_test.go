@@ -17,7 +17,7 @@ import (
 func FuzzHeaders(f *testing.F) {
 	for _, seed := range []headers{
 		sealed("1"),
-		sealed("1").and("mrgc-size", "1/2").and("mrgc-affinity", "k"),
+		sealed("1").and("mrgc-size", "64/1048576").and("mrgc-affinity", "k"),
 		sealed("1").and("Mrgc-Model", "x"),
 		sealed("1").with("mrgc-recipients", kidA+","+kidA),
 		sealed("1").with("authorization", "bearer "+token),
@@ -51,6 +51,9 @@ func FuzzHeaders(f *testing.F) {
 	})
 }
 
+// bucket is a number of tokens as a size declares it.
+const bucket = `(64|128|256|512|1024|2048|4096|8192|16384|32768|65536|131072|262144|524288|1048576)`
+
 func wellFormed(given headers) bool {
 	for name, pattern := range map[string]string{
 		"content-type":    `(?i)application/mrgc-chunked-req`,
@@ -60,7 +63,7 @@ func wellFormed(given headers) bool {
 		"mrgc-recipients": `[0-9a-f]{16}(,[0-9a-f]{16})*`,
 		"mrgc-request-id": `[0-9a-f]{32}`,
 		"mrgc-affinity":   `[!-+\--~]{1,256}`,
-		"mrgc-size":       `[0-9]{1,9}/[0-9]{1,9}`,
+		"mrgc-size":       bucket + `/` + bucket,
 	} {
 		values := given.all(name)
 		if len(values) == 0 && (name == "mrgc-affinity" || name == "mrgc-size") {

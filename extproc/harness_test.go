@@ -88,7 +88,7 @@ type harness struct {
 }
 
 // start runs a picker for one test, and checks afterwards that it left nothing.
-func start() *harness {
+func start(change ...func(*extproc.Config)) *harness {
 	before := gleak.Goroutines()
 	DeferCleanup(func() { Eventually(gleak.Goroutines).ShouldNot(gleak.HaveLeaked(before)) })
 
@@ -97,6 +97,9 @@ func start() *harness {
 	cfg.Now = func() time.Time { h.mu.Lock(); defer h.mu.Unlock(); return h.now }
 	cfg.Metrics = h.registry
 	cfg.Logger = slog.New(slog.NewTextHandler(h.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	for _, f := range change {
+		f(&cfg)
+	}
 	var err error
 	h.picker, err = extproc.New(cfg)
 	Expect(err).NotTo(HaveOccurred())
@@ -119,6 +122,7 @@ func start() *harness {
 	return h
 }
 
+// see shows the picker a fleet, read from the store at its first moment.
 func (h *harness) see(instances ...*fleet.Instance) {
 	h.seeSnapshot(fleet.NewSnapshot(epoch(), instances))
 }

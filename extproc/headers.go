@@ -8,6 +8,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/size"
 )
 
 // Limits of what a sealed request's headers may carry.
@@ -16,7 +17,6 @@ const (
 	maxRecipients   = 64
 	keyIDDigits     = 16 // 8 bytes in hex
 	requestIDDigits = 32 // 16 bytes in hex
-	maxSizeDigits   = 9  // of each of the two numbers
 )
 
 // request is what the picker reads of a request's headers.
@@ -26,6 +26,8 @@ type request struct {
 
 	model, tenant, id string
 	recipients        []string
+	affinity          string       // empty when there is none
+	size              size.Buckets // as declared; zero when it is not
 
 	sealed bool   // has the content type of a sealed request, once
 	fault  string // the first Mrgc header that is missing, malformed or repeated
@@ -84,10 +86,16 @@ func readHeaders(headers []*corev3.HeaderValue) request {
 		model:   f.model.value,
 		tenant:  f.tenant.value,
 		id:      f.id.value,
-		sealed:  f.contentType.times == 1 && strings.EqualFold(f.contentType.value, api.ContentTypeSealedRequest),
+
+		affinity: f.affinity.value,
+		sealed:   f.contentType.times == 1 && strings.EqualFold(f.contentType.value, api.ContentTypeSealedRequest),
 	}
 	var recipientsOK bool
 	req.recipients, recipientsOK = parseRecipients(f.recipients.value)
+	var badSize error
+	if f.size.times > 0 {
+		req.size, badSize = size.Parse(f.size.value)
+	}
 	for _, must := range []struct {
 		header string
 		field  field
@@ -99,7 +107,7 @@ func readHeaders(headers []*corev3.HeaderValue) request {
 		{api.HeaderRecipients, f.recipients, false, recipientsOK},
 		{api.HeaderRequestID, f.id, false, isHex(f.id.value, requestIDDigits)},
 		{api.HeaderAffinity, f.affinity, true, isName(f.affinity.value)},
-		{api.HeaderSize, f.size, true, isSize(f.size.value)},
+		{api.HeaderSize, f.size, true, badSize == nil},
 	} {
 		if must.absent && must.field.times == 0 {
 			continue
@@ -182,15 +190,4 @@ func parseRecipients(s string) (kids []string, ok bool) {
 func isHex(s string, digits int) bool {
 	return len(s) == digits &&
 		!strings.ContainsFunc(s, func(c rune) bool { return (c < '0' || c > '9') && (c < 'a' || c > 'f') })
-}
-
-// isSize says whether s is "prompt/output", two decimal numbers.
-func isSize(s string) bool {
-	prompt, output, ok := strings.Cut(s, "/")
-	return ok && isNumber(prompt) && isNumber(output)
-}
-
-func isNumber(s string) bool {
-	return s != "" && len(s) <= maxSizeDigits &&
-		!strings.ContainsFunc(s, func(c rune) bool { return c < '0' || c > '9' })
 }

@@ -2,6 +2,8 @@ package extproc
 
 import (
 	"slices"
+	"strings"
+	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
@@ -11,9 +13,12 @@ import (
 // and not once for each request. It is immutable.
 type index struct {
 	snapshot *fleet.Snapshot
-	ready    map[*fleet.Instance]struct{}
 	models   map[string]struct{}
 	address  map[string]*fleet.Instance
+	// ready has the ids of the instances that take new requests, and since when:
+	// as of the first snapshot that showed it, or zero where that was the first
+	// snapshot of all, which says nothing about when.
+	ready map[string]time.Time
 }
 
 // index gives the present snapshot's index; nil while nothing is known of the
@@ -24,17 +29,32 @@ func (p *Picker) index() *index {
 	if snapshot == nil || len(snapshot.Instances) == 0 {
 		return nil
 	}
-	if ix := p.latest.Load(); ix != nil && ix.snapshot == snapshot {
-		return ix
+	before := p.latest.Load()
+	if before != nil && before.snapshot == snapshot {
+		return before
 	}
+	ix := newIndex(snapshot, before, p.staleAfter)
+	p.latest.Store(ix)
+	p.outcomes.forget(func(id string) bool { return !ix.has(id) || ix.newlyReady(id, before) })
+	return ix
+}
+
+func newIndex(snapshot *fleet.Snapshot, before *index, staleAfter time.Duration) *index {
 	ix := &index{
 		snapshot: snapshot,
-		ready:    make(map[*fleet.Instance]struct{}),
 		models:   make(map[string]struct{}),
 		address:  make(map[string]*fleet.Instance, len(snapshot.Instances)),
+		ready:    make(map[string]time.Time),
 	}
-	for _, in := range snapshot.Ready(p.staleAfter) {
-		ix.ready[in] = struct{}{}
+	for _, in := range snapshot.Ready(staleAfter) {
+		var since time.Time
+		if before != nil {
+			var already bool
+			if since, already = before.ready[in.ID]; !already {
+				since = snapshot.At
+			}
+		}
+		ix.ready[in.ID] = since
 	}
 	for _, in := range snapshot.Instances {
 		ix.address[in.Address] = in
@@ -42,8 +62,26 @@ func (p *Picker) index() *index {
 			ix.models[model] = struct{}{}
 		}
 	}
-	p.latest.Store(ix)
 	return ix
+}
+
+// has says whether an instance is in the fleet.
+func (ix *index) has(id string) bool {
+	_, found := slices.BinarySearchFunc(ix.snapshot.Instances, id, func(in *fleet.Instance, id string) int {
+		return strings.Compare(in.ID, id)
+	})
+	return found
+}
+
+// newlyReady says whether an instance has become ready, since an index that may
+// be nil: what it did before says nothing about it any more.
+func (ix *index) newlyReady(id string, before *index) bool {
+	if before == nil {
+		return false
+	}
+	_, is := ix.ready[id]
+	_, was := before.ready[id]
+	return is && !was
 }
 
 // serves says whether any instance serves a model, ready or not.
@@ -62,14 +100,34 @@ func (ix *index) at(address string) *fleet.Instance {
 
 // candidates appends the instances that hold the recipients' keys to dst, each
 // once: an instance may hold several while its enclave changes keys.
-func (ix *index) candidates(dst []routing.Candidate, recipients []string, inFlight *InFlight) []routing.Candidate {
+func (p *Picker) candidates(dst []routing.Candidate, ix *index, recipients []string, now time.Time) []routing.Candidate {
 	for _, kid := range recipients {
 		in := ix.snapshot.ByKeyID(kid)
 		if in == nil || slices.ContainsFunc(dst, func(c routing.Candidate) bool { return c.Instance == in }) {
 			continue
 		}
-		_, ready := ix.ready[in]
-		dst = append(dst, routing.Candidate{Instance: in, Ready: ready, InFlight: inFlight.Count(in.ID)})
+		dst = append(dst, p.candidate(ix, in, now))
 	}
 	return dst
+}
+
+// candidate is all that the picker knows of an instance.
+func (p *Picker) candidate(ix *index, in *fleet.Instance, now time.Time) routing.Candidate {
+	work := p.inFlight.On(in.ID)
+	c := routing.Candidate{
+		Instance: in,
+		InFlight: work.Requests, InFlightTokens: work.Tokens,
+		ErrorRate: p.outcomes.errorRate(in.ID),
+	}
+	switch {
+	case p.report != nil:
+		c.Report = p.report(in)
+	case !ix.snapshot.Stale(in, p.staleAfter):
+		c.Report = routing.Report{Load: in.Load, Age: routing.AgeStale} // seconds old
+	}
+	var since time.Time
+	if since, c.Ready = ix.ready[in.ID]; !since.IsZero() {
+		c.SinceReady = max(now.Sub(since), 1) // 0 would be a long time
+	}
+	return c
 }

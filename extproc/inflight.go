@@ -6,8 +6,8 @@ import (
 	"time"
 )
 
-// InFlight counts the requests that are in flight on each instance. Each
-// request counts once however often its end is reported, and for no longer than
+// InFlight counts the requests that are in flight on each instance, and their
+// tokens. Each request counts once however often its end is reported, and for no longer than
 // a time-out, so that a lost report cannot make an instance look busy for ever.
 //
 // It is safe for concurrent use. Time is an argument; it has no clock.
@@ -16,28 +16,36 @@ type InFlight struct {
 
 	mu       sync.Mutex // guards all below
 	requests map[string]*flight
-	counts   map[string]int // by instance; no zeros
+	counts   map[string]Work // by instance; none without requests
 	// The flights in order of their start: the oldest is at head, so that
 	// expiring looks at nothing that has not expired.
 	head, tail *flight
 }
 
+// Work is what is in flight on an instance.
+type Work struct {
+	Requests int
+	Tokens   int // of their prompts, that the instance has to read anew
+}
+
 // flight is one request in flight.
 type flight struct {
 	request, instance string
+	tokens            int
 	start             time.Time
 	older, newer      *flight
 }
 
 // NewInFlight makes an empty count whose requests are forgotten after timeout.
 func NewInFlight(timeout time.Duration) *InFlight {
-	return &InFlight{timeout: timeout, requests: make(map[string]*flight), counts: make(map[string]int)}
+	return &InFlight{timeout: timeout, requests: make(map[string]*flight), counts: make(map[string]Work)}
 }
 
-// Add counts a request on an instance from now on. A request that is in flight
+// Add counts a request on an instance from now on, with the tokens of its prompt
+// that the instance has to read. A request that is in flight
 // already moves there. One without an id is not counted, as nobody could say
 // that it has ended. What has expired is forgotten on the way.
-func (f *InFlight) Add(requestID, instanceID string, now time.Time) {
+func (f *InFlight) Add(requestID, instanceID string, tokens int, now time.Time) {
 	if requestID == "" {
 		return
 	}
@@ -47,7 +55,7 @@ func (f *InFlight) Add(requestID, instanceID string, now time.Time) {
 	if old := f.requests[requestID]; old != nil {
 		f.remove(old)
 	}
-	added := &flight{request: requestID, instance: instanceID, start: now, older: f.tail}
+	added := &flight{request: requestID, instance: instanceID, tokens: tokens, start: now, older: f.tail}
 	if f.tail == nil {
 		f.head = added
 	} else {
@@ -55,29 +63,34 @@ func (f *InFlight) Add(requestID, instanceID string, now time.Time) {
 	}
 	f.tail = added
 	f.requests[requestID] = added
-	f.counts[instanceID]++
+	f.put(added)
 }
 
 // Move counts a request that is in flight on another instance from now on, as
-// of its own start; one that is not in flight is no error.
-func (f *InFlight) Move(requestID, instanceID string) {
+// of its own start, and gives the one where it was; one that is not in flight is
+// no error, and was nowhere.
+func (f *InFlight) Move(requestID, instanceID string) (from string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if moved := f.requests[requestID]; moved != nil {
-		f.take(moved.instance)
+		from = moved.instance
+		f.take(moved)
 		moved.instance = instanceID
-		f.counts[instanceID]++
+		f.put(moved)
 	}
+	return from
 }
 
-// Done ends a request, wherever it was added; one that is not in flight is no
-// error.
-func (f *InFlight) Done(requestID string) {
+// Done ends a request, and gives the instance where it was; one that is not in
+// flight is no error, and was nowhere.
+func (f *InFlight) Done(requestID string) (at string) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if ended := f.requests[requestID]; ended != nil {
+		at = ended.instance
 		f.remove(ended)
 	}
+	return at
 }
 
 // Expire forgets the requests that were added longer than the time-out before
@@ -88,15 +101,15 @@ func (f *InFlight) Expire(now time.Time) {
 	f.expire(now)
 }
 
-// Count is the number of requests in flight on an instance.
-func (f *InFlight) Count(instanceID string) int {
+// On is what is in flight on an instance.
+func (f *InFlight) On(instanceID string) Work {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.counts[instanceID]
 }
 
-// Counts has the number of every instance that has any. It is the caller's.
-func (f *InFlight) Counts() map[string]int {
+// All is what is in flight on every instance that has any. It is the caller's.
+func (f *InFlight) All() map[string]Work {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return maps.Clone(f.counts)
@@ -110,7 +123,7 @@ func (f *InFlight) expire(now time.Time) {
 
 func (f *InFlight) remove(r *flight) {
 	delete(f.requests, r.request)
-	f.take(r.instance)
+	f.take(r)
 	if r.older == nil {
 		f.head = r.newer
 	} else {
@@ -123,9 +136,18 @@ func (f *InFlight) remove(r *flight) {
 	}
 }
 
-// take counts one less on an instance.
-func (f *InFlight) take(instanceID string) {
-	if f.counts[instanceID]--; f.counts[instanceID] == 0 {
-		delete(f.counts, instanceID)
+// put counts a flight where it is.
+func (f *InFlight) put(r *flight) {
+	on := f.counts[r.instance]
+	f.counts[r.instance] = Work{on.Requests + 1, on.Tokens + r.tokens}
+}
+
+// take no longer counts a flight where it is.
+func (f *InFlight) take(r *flight) {
+	on := f.counts[r.instance]
+	if on.Requests == 1 {
+		delete(f.counts, r.instance)
+		return
 	}
+	f.counts[r.instance] = Work{on.Requests - 1, on.Tokens - r.tokens}
 }

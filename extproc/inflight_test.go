@@ -18,24 +18,24 @@ var _ = Describe("InFlight", func() {
 
 	It("moves a request that is added again", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("r", "a", epoch())
-		f.Add("r", "b", epoch())
-		Expect(f.Counts()).To(Equal(map[string]int{"b": 1}))
+		f.Add("r", "a", 5, epoch())
+		f.Add("r", "b", 7, epoch())
+		Expect(f.All()).To(Equal(map[string]extproc.Work{"b": {Requests: 1, Tokens: 7}}))
 	})
 
 	It("does not count a request that has no id", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("", "a", epoch())
-		Expect(f.Count("a")).To(BeZero())
+		f.Add("", "a", 5, epoch())
+		Expect(f.On("a")).To(BeZero())
 	})
 
 	It("forgets what has expired when something is added", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("old", "a", epoch())
-		f.Add("new", "a", epoch().Add(timeout+1))
-		Expect(f.Count("a")).To(Equal(1))
+		f.Add("old", "a", 5, epoch())
+		f.Add("new", "a", 7, epoch().Add(timeout+1))
+		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 7}))
 		f.Done("old")
-		Expect(f.Count("a")).To(Equal(1))
+		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 7}))
 	})
 
 	It("never drifts from a plain list of requests", func() {
@@ -43,6 +43,7 @@ var _ = Describe("InFlight", func() {
 			f, now := extproc.NewInFlight(timeout), epoch()
 			type flight struct {
 				instance string
+				tokens   int
 				start    time.Time
 			}
 			twin := map[string]flight{}
@@ -55,20 +56,26 @@ var _ = Describe("InFlight", func() {
 			t.Repeat(map[string]func(*rapid.T){
 				"add": func(t *rapid.T) {
 					id, in := request.Draw(t, "request"), instance.Draw(t, "instance")
-					f.Add(id, in, now)
+					tokens := rapid.IntRange(0, 3).Draw(t, "tokens")
+					f.Add(id, in, tokens, now)
 					expire()
-					twin[id] = flight{in, now}
+					twin[id] = flight{in, tokens, now}
 				},
 				"move": func(t *rapid.T) {
 					id, in := request.Draw(t, "request"), instance.Draw(t, "instance")
-					f.Move(id, in)
-					if r, ok := twin[id]; ok {
-						twin[id] = flight{in, r.start}
+					r, ok := twin[id]
+					if from := f.Move(id, in); from != r.instance {
+						t.Fatalf("moved from %q, want %q", from, r.instance)
+					}
+					if ok {
+						twin[id] = flight{in, r.tokens, r.start}
 					}
 				},
 				"done": func(t *rapid.T) {
 					id := request.Draw(t, "request")
-					f.Done(id)
+					if at := f.Done(id); at != twin[id].instance {
+						t.Fatalf("ended at %q, want %q", at, twin[id].instance)
+					}
 					delete(twin, id)
 				},
 				"wait": func(t *rapid.T) {
@@ -79,16 +86,16 @@ var _ = Describe("InFlight", func() {
 					expire()
 				},
 				"": func(t *rapid.T) {
-					want := map[string]int{}
+					want := map[string]extproc.Work{}
 					for _, r := range twin {
-						want[r.instance]++
+						want[r.instance] = extproc.Work{Requests: want[r.instance].Requests + 1, Tokens: want[r.instance].Tokens + r.tokens}
 					}
-					if got := f.Counts(); !maps.Equal(got, want) {
-						t.Fatalf("counts %v, want %v", got, want)
+					if got := f.All(); !maps.Equal(got, want) {
+						t.Fatalf("%v, want %v", got, want)
 					}
 					for _, in := range []string{"a", "b", "c"} {
-						if f.Count(in) != want[in] {
-							t.Fatalf("count of %s is %d, want %d", in, f.Count(in), want[in])
+						if f.On(in) != want[in] {
+							t.Fatalf("%s has %v, want %v", in, f.On(in), want[in])
 						}
 					}
 				},
@@ -103,8 +110,8 @@ var _ = Describe("InFlight", func() {
 			all.Go(func() {
 				for i := range 500 {
 					id := fmt.Sprintf("%d-%d", worker, i)
-					f.Add(id, fmt.Sprintf("in-%d", i%3), epoch())
-					f.Count("in-0")
+					f.Add(id, fmt.Sprintf("in-%d", i%3), i, epoch())
+					f.On("in-0")
 					f.Expire(epoch())
 					f.Done(id)
 					f.Done(fmt.Sprintf("%d-%d", (worker+1)%8, i)) // another's, perhaps not there
@@ -112,6 +119,6 @@ var _ = Describe("InFlight", func() {
 			})
 		}
 		all.Wait()
-		Expect(f.Counts()).To(BeEmpty())
+		Expect(f.All()).To(BeEmpty())
 	})
 })

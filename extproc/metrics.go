@@ -11,16 +11,21 @@ import (
 // metrics is what a picker publishes.
 type metrics struct {
 	picks    *prometheus.CounterVec // by outcome: a routing.Reason that picks, or a refusal's code
+	affinity *prometheus.CounterVec // by outcome: a routing.Gate that is not none
 	duration prometheus.Histogram   // of a decision, without gRPC
 }
 
 // newMetrics registers with reg, unless it is nil. Requests in flight are asked
 // for when somebody looks and not counted a second time.
-func newMetrics(reg prometheus.Registerer, region fleet.Region, inFlight func() map[string]int) (*metrics, error) {
+func newMetrics(reg prometheus.Registerer, region fleet.Region, perInstance func() map[string]figures) (*metrics, error) {
 	m := &metrics{
 		picks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mrgc_picks_total",
 			Help: "Requests that the picker decided over, by outcome: picked, spilled, or the code of the refusal.",
+		}, []string{"outcome"}),
+		affinity: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mrgc_affinity_picks_total",
+			Help: "Requests of conversations that the picker sent home, or released because their home is saturated.",
 		}, []string{"outcome"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "mrgc_pick_duration_seconds",
@@ -34,25 +39,46 @@ func newMetrics(reg prometheus.Registerer, region fleet.Region, inFlight func() 
 	reg = prometheus.WrapRegistererWith(prometheus.Labels{"region": string(region)}, reg)
 	return m, errors.Join(
 		reg.Register(m.picks),
+		reg.Register(m.affinity),
 		reg.Register(m.duration),
-		reg.Register(inFlightCollector{
-			counts: inFlight,
-			desc: prometheus.NewDesc("mrgc_in_flight",
-				"Requests that this picker sent to an instance and has not seen end.", []string{"instance"}, nil),
-		}),
+		reg.Register(newInstanceCollector(perInstance)),
 	)
 }
 
-// inFlightCollector reads the counts when they are collected.
-type inFlightCollector struct {
-	counts func() map[string]int
-	desc   *prometheus.Desc
+// figures are what a picker publishes of an instance.
+type figures struct {
+	work      Work
+	errorRate float64
 }
 
-func (c inFlightCollector) Describe(ch chan<- *prometheus.Desc) { ch <- c.desc }
+// instanceCollector reads figures when they are collected.
+type instanceCollector struct {
+	figures                     func() map[string]figures
+	requests, tokens, errorRate *prometheus.Desc
+}
 
-func (c inFlightCollector) Collect(ch chan<- prometheus.Metric) {
-	for instance, n := range c.counts() {
-		ch <- prometheus.MustNewConstMetric(c.desc, prometheus.GaugeValue, float64(n), instance)
+func newInstanceCollector(read func() map[string]figures) instanceCollector {
+	desc := func(name, help string) *prometheus.Desc {
+		return prometheus.NewDesc(name, help, []string{"instance"}, nil)
+	}
+	return instanceCollector{
+		figures:   read,
+		requests:  desc("mrgc_in_flight", "Requests that this picker sent to an instance and has not seen end."),
+		tokens:    desc("mrgc_in_flight_tokens", "Tokens of their prompts that the instance has to read, as far as clients declare them."),
+		errorRate: desc("mrgc_error_rate", "Recent share of an instance's requests that failed; from 0.5 it gets probes only."),
+	}
+}
+
+func (c instanceCollector) Describe(ch chan<- *prometheus.Desc) {
+	ch <- c.requests
+	ch <- c.tokens
+	ch <- c.errorRate
+}
+
+func (c instanceCollector) Collect(ch chan<- prometheus.Metric) {
+	for instance, f := range c.figures() {
+		ch <- prometheus.MustNewConstMetric(c.requests, prometheus.GaugeValue, float64(f.work.Requests), instance)
+		ch <- prometheus.MustNewConstMetric(c.tokens, prometheus.GaugeValue, float64(f.work.Tokens), instance)
+		ch <- prometheus.MustNewConstMetric(c.errorRate, prometheus.GaugeValue, f.errorRate, instance)
 	}
 }

@@ -37,6 +37,12 @@ type Config struct {
 	// constant time, does not block, and does not keep bearer, which is wiped
 	// afterwards.
 	Authenticate func(tenant string, bearer []byte) bool
+	// Policies are those of the models that have another than the default,
+	// [routing.PolicyGateThenLoad].
+	Policies map[string]routing.Policy
+	// Report gives an instance's last load report; it does not block. Default:
+	// that of its heartbeat, which is stale.
+	Report func(*fleet.Instance) routing.Report
 	// InFlightTimeout is after what time a request counts as ended although
 	// nobody said so. Default: [DefaultInFlightTimeout].
 	InFlightTimeout time.Duration
@@ -64,9 +70,19 @@ type Picker struct {
 	now          func() time.Time
 	log          *slog.Logger
 	metrics      *metrics
+	report       func(*fleet.Instance) routing.Report // nil: heartbeats
+	models       map[string]*modelState               // those with a policy of their own; never written to
 	inFlight     *InFlight
+	outcomes     *outcomes
+	homes        *homes
 
 	latest atomic.Pointer[index] // of the last snapshot seen; nil before the first
+}
+
+// modelState is what picks of one model's requests need.
+type modelState struct {
+	policy   routing.Policy
+	requests atomic.Uint64 // picked so far
 }
 
 // New makes a picker and registers its metrics.
@@ -90,9 +106,16 @@ func New(cfg Config) (*Picker, error) {
 		authenticate: cfg.Authenticate,
 		now:          cfg.Now,
 		log:          cfg.Logger,
+		report:       cfg.Report,
+		models:       make(map[string]*modelState, len(cfg.Policies)),
 		inFlight:     NewInFlight(cfg.InFlightTimeout),
+		outcomes:     newOutcomes(),
+		homes:        newHomes(),
 	}
-	m, err := newMetrics(cfg.Metrics, cfg.Region, p.inFlightByInstance)
+	for model, policy := range cfg.Policies {
+		p.models[model] = &modelState{policy: policy}
+	}
+	m, err := newMetrics(cfg.Metrics, cfg.Region, p.figures)
 	if err != nil {
 		return nil, fmt.Errorf("extproc: register metrics: %w", err)
 	}
@@ -116,6 +139,11 @@ func (cfg *Config) check() error {
 	for i, region := range cfg.SpillTo {
 		if region == "" || region == cfg.Region || slices.Contains(cfg.SpillTo[:i], region) {
 			return fmt.Errorf("config: SpillTo[%d] is %q: must be another region, named once", i, region)
+		}
+	}
+	for model, policy := range cfg.Policies {
+		if _, err := routing.ParsePolicy(policy.String()); err != nil {
+			return fmt.Errorf("config: Policies[%q]: %w", model, err)
 		}
 	}
 	return nil
@@ -155,7 +183,7 @@ func (p *Picker) Process(stream grpc.BidiStreamingServer[extprocv3.ProcessingReq
 func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*extprocv3.ProcessingResponse, string) {
 	start := p.now()
 	req := readHeaders(headers.GetHeaders().GetHeaders())
-	decision, refusal := p.decide(&req)
+	decision, refusal := p.decide(&req, start)
 	wipe(headers.GetHeaders().GetHeaders())
 	clear(req.bearer)
 	p.metrics.duration.Observe(p.now().Sub(start).Seconds())
@@ -167,12 +195,17 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 		return refuse(refusal), ""
 	}
 	p.metrics.picks.WithLabelValues(string(decision.Reason)).Inc()
-	p.inFlight.Add(req.envoyID, decision.Instances[0].ID, start)
+	if decision.Gate != routing.GateNone {
+		p.metrics.affinity.WithLabelValues(string(decision.Gate)).Inc()
+	}
+	first := decision.Instances[0].ID
+	returns := req.affinity != "" && p.homes.visit(req.affinity, first)
+	p.inFlight.Add(req.envoyID, first, routing.UncachedTokens(req.size.Prompt, returns), start)
 	return steer(decision.Destination()), req.envoyID
 }
 
 // decide checks a request, cheapest and least revealing first, and picks.
-func (p *Picker) decide(req *request) (routing.Decision, *api.Error) {
+func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Error) {
 	var none routing.Decision
 	switch {
 	case !req.sealed:
@@ -189,13 +222,20 @@ func (p *Picker) decide(req *request) (routing.Decision, *api.Error) {
 	case !ix.serves(req.model):
 		return none, errModelNotFound(req.model)
 	}
+	pick := routing.Request{
+		ID:           req.id,
+		Model:        req.model,
+		Recipients:   req.recipients,
+		Regions:      p.regions,
+		Affinity:     req.affinity,
+		PromptTokens: req.size.Prompt,
+		OutputTokens: req.size.Output,
+	}
+	if model := p.models[req.model]; model != nil {
+		pick.Policy, pick.Sequence = model.policy, model.requests.Add(1)
+	}
 	var buf [8]routing.Candidate // few requests have more recipients: no allocation
-	decision := routing.Pick(routing.Request{
-		ID:         req.id,
-		Model:      req.model,
-		Recipients: req.recipients,
-		Regions:    p.regions,
-	}, ix.candidates(buf[:0], req.recipients, p.inFlight))
+	decision := routing.Pick(pick, p.candidates(buf[:0], ix, req.recipients, now))
 	if len(decision.Instances) > 0 {
 		return decision, nil
 	}
@@ -209,18 +249,34 @@ func (p *Picker) decide(req *request) (routing.Decision, *api.Error) {
 // seen end.
 func (p *Picker) InFlight(instanceID string) int {
 	p.inFlight.Expire(p.now())
-	return p.inFlight.Count(instanceID)
+	return p.inFlight.On(instanceID).Requests
 }
 
-// inFlightByInstance counts for every instance of the fleet, the idle included,
-// and for those that have left it with requests in flight.
-func (p *Picker) inFlightByInstance() map[string]int {
-	p.inFlight.Expire(p.now())
-	counts := p.inFlight.Counts()
-	if snapshot := p.view(); snapshot != nil {
-		for _, in := range snapshot.Instances {
-			counts[in.ID] += 0
-		}
+// Candidates is every instance of the fleet as the picker sees it now, in order
+// of ID: for [routing.Candidates], and for people. It is the caller's.
+func (p *Picker) Candidates() []routing.Candidate {
+	ix, now := p.index(), p.now()
+	if ix == nil {
+		return nil
 	}
-	return counts
+	p.inFlight.Expire(now)
+	all := make([]routing.Candidate, len(ix.snapshot.Instances))
+	for i, in := range ix.snapshot.Instances {
+		all[i] = p.candidate(ix, in, now)
+	}
+	return all
+}
+
+// figures has those of every instance of the fleet, the idle included, and of
+// those that have left it with requests in flight.
+func (p *Picker) figures() map[string]figures {
+	p.inFlight.Expire(p.now())
+	all := make(map[string]figures)
+	for id, work := range p.inFlight.All() {
+		all[id] = figures{work: work}
+	}
+	for _, c := range p.Candidates() {
+		all[c.Instance.ID] = figures{work: Work{c.InFlight, c.InFlightTokens}, errorRate: c.ErrorRate}
+	}
+	return all
 }

@@ -19,6 +19,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 // Config is a cluster's configuration. One that Load or Parse returned is valid
@@ -56,6 +57,15 @@ func (c *Config) EnclaveTokens() credential.Set {
 	return tokens
 }
 
+// Policies are the models' routing policies, by name.
+func (c *Config) Policies() map[string]routing.Policy {
+	policies := make(map[string]routing.Policy, len(c.Models))
+	for _, m := range c.Models {
+		policies[m.Name] = m.Policy
+	}
+	return policies
+}
+
 // Region is one region of the cluster.
 type Region struct {
 	// Name in the cluster: 1 to 63 of a-z, 0-9 and '-', no '-' at either end.
@@ -74,6 +84,10 @@ type Model struct {
 	// Name as tenants ask for it: 1 to 128 of A-Z, a-z, 0-9 and ._/:-.
 	// Required, unique.
 	Name string `yaml:"name"`
+	// Policy is how its requests are ordered among instances: gate-then-load,
+	// score, least-in-flight, power-of-two or round-robin, which
+	// internal/routing explains. Default gate-then-load.
+	Policy routing.Policy `yaml:"policy"`
 }
 
 // Tenant is someone who may send requests. The file has digests of tokens,

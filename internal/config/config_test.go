@@ -12,6 +12,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 const minimal = `
@@ -63,6 +64,10 @@ var _ = Describe("A configuration", func() {
 			func(c *config.Config) any { return c.Models[0].Name }, "0123"),
 		Entry("a name that looks like a truth value", "name: m", "name: yes",
 			func(c *config.Config) any { return c.Models[0].Name }, "yes"),
+		Entry("a model's policy", "name: m", "name: m, policy: least-in-flight",
+			func(c *config.Config) any { return c.Policies() }, map[string]routing.Policy{"m": routing.PolicyLeastInFlight}),
+		Entry("the default policy, by its name", "name: m", "name: m, policy: gate-then-load",
+			func(c *config.Config) any { return c.Models[0] }, config.Model{Name: "m"}),
 		Entry("a digest that looks like a number", "models:", "tenants: [{name: acme, edge_token_sha256: ["+strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)+
 			"], enclave_token_sha256: ["+strings.Repeat("ab", 32)+"]}]\nmodels:",
 			func(c *config.Config) any { return c.Tenants[0].EdgeTokenSHA256[0].String() }, strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)),

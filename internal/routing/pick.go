@@ -1,7 +1,6 @@
 package routing
 
 import (
-	"cmp"
 	"slices"
 	"strings"
 
@@ -10,19 +9,23 @@ import (
 
 // Request is what a pick knows of a request.
 type Request struct {
-	ID         string   // any string that differs between requests: spreads ties
+	ID         string   // any string that differs between requests: what is random is drawn from it
 	Model      string   // name of the model, aliases resolved
 	Recipients []string // key ids in hex, as fleet.Instance.KeyIDs has them
 	// Regions are those that may serve the request: the picker's own first, then
 	// the ones to spill to, in order of preference. No other is used.
 	Regions []fleet.Region
-}
 
-// Candidate is an instance that may be picked.
-type Candidate struct {
-	Instance *fleet.Instance
-	Ready    bool // takes new requests, as fleet.Snapshot.Ready says
-	InFlight int  // requests that the picker has sent there and not seen end
+	Policy Policy // the model's
+	// Affinity is the same for requests whose prompts begin alike, and says
+	// nothing else; empty for none. Only [PolicyGateThenLoad] reads it.
+	Affinity string
+	// PromptTokens is the size of the prompt and OutputTokens the most that the
+	// answer may be, as the client declares them, in tokens and rounded; 0 when it
+	// does not. They weigh a request against others and admit nothing.
+	PromptTokens, OutputTokens int
+	// Sequence counts a model's requests. Only [PolicyRoundRobin] reads it.
+	Sequence uint64
 }
 
 // Reason says why a [Decision] is what it is. It is stable: metrics and
@@ -33,7 +36,8 @@ type Reason string
 const (
 	// ReasonPicked: a recipient in the picker's own region serves.
 	ReasonPicked Reason = "picked"
-	// ReasonSpilled: none in the picker's own region is ready, one elsewhere is.
+	// ReasonSpilled: none in the picker's own region is ready or does not fail,
+	// one elsewhere is.
 	ReasonSpilled Reason = "spilled"
 	// ReasonRecipientsUnknown: no candidate holds any of the recipients' keys.
 	ReasonRecipientsUnknown Reason = "recipients_unknown"
@@ -44,11 +48,22 @@ const (
 	ReasonNoRecipientReady Reason = "no_recipient_ready"
 )
 
+// Gate says what became of a request's affinity. It is stable like [Reason].
+type Gate string
+
+// Gates.
+const (
+	GateNone     Gate = ""         // the request has no affinity, or the policy none
+	GateHome     Gate = "home"     // the home is first
+	GateReleased Gate = "released" // the home is saturated, and another first
+)
+
 // Decision is the outcome of a pick.
 type Decision struct {
 	// Instances are those to try, best first; empty when none can serve.
 	Instances []*fleet.Instance
 	Reason    Reason
+	Gate      Gate
 }
 
 // Destination lists the instances' addresses in the form of the Gateway API
@@ -74,46 +89,32 @@ func (d Decision) Destination() string {
 // of one of its recipients, serve its model, are ready, and are in one of its
 // regions.
 //
-// An instance of a preferred region comes before any of the next one. Within a
-// region the policy is least in flight: fewest requests in flight first, then
-// the highest [Score], then a hash of request and instance, so that requests
-// which find several equally good instances spread over them evenly and two
-// pickers with the same view do not send everything to the same one.
+// Those that fail come last, unless all do; of a small share of the requests,
+// [ProbeShare], a failing one is the first. Then an instance of a preferred
+// region comes before any of the next one. Among the first of a region the
+// request's policy decides; what follows is in the order of load, for retries.
+// Where several are equally good, a hash of request and instance spreads
+// requests over them evenly, and two pickers with the same view do not send
+// everything to the same one.
 //
 // Candidates come in any order, each instance at most once; whatever is no
 // recipient has no influence.
 func Pick(req Request, candidates []Candidate) Decision {
 	var buf [8]ranked // few requests have more recipients: no allocation
-	able := buf[:0]
-	reason := ReasonRecipientsUnknown
-	for _, c := range candidates {
-		if !holdsAny(c.Instance, req.Recipients) {
-			continue
-		}
-		if !slices.Contains(c.Instance.Models, req.Model) {
-			reason = further(reason, ReasonModelNotServed)
-			continue
-		}
-		reason = ReasonNoRecipientReady
-		distance := slices.Index(req.Regions, c.Instance.Region)
-		if !c.Ready || distance < 0 {
-			continue
-		}
-		able = append(able, ranked{
-			instance: c.Instance,
-			distance: distance,
-			inFlight: c.InFlight,
-			score:    Score(c.Instance.Health, c.Instance.Load),
-			tie:      affinity(req.ID, c.Instance.ID),
-		})
-	}
+	able, reason := req.able(buf[:0], candidates)
 	if len(able) == 0 {
 		return Decision{Reason: reason}
 	}
+	req.weigh(able, candidates)
+	demote(able, ProbeShare)
 	slices.SortFunc(able, ranked.compare)
-	d := Decision{Instances: make([]*fleet.Instance, len(able)), Reason: ReasonPicked}
-	for i, r := range able {
-		d.Instances[i] = r.instance
+	d := Decision{
+		Reason: ReasonPicked,
+		Gate:   req.apply(foremost(able)),
+	}
+	d.Instances = make([]*fleet.Instance, len(able))
+	for i := range able {
+		d.Instances[i] = able[i].instance
 	}
 	if able[0].distance > 0 {
 		d.Reason = ReasonSpilled
@@ -121,12 +122,29 @@ func Pick(req Request, candidates []Candidate) Decision {
 	return d
 }
 
-// further keeps the reason of the candidate that came closest to being picked.
-func further(have, next Reason) Reason {
-	if have == ReasonNoRecipientReady {
-		return have
+// able appends the candidates that can serve the request to dst. Without any,
+// the reason is that of the candidate that came closest.
+func (req *Request) able(dst []ranked, candidates []Candidate) ([]ranked, Reason) {
+	reason := ReasonRecipientsUnknown
+	for i := range candidates {
+		c := &candidates[i]
+		if !holdsAny(c.Instance, req.Recipients) {
+			continue
+		}
+		if !slices.Contains(c.Instance.Models, req.Model) {
+			if reason == ReasonRecipientsUnknown {
+				reason = ReasonModelNotServed
+			}
+			continue
+		}
+		reason = ReasonNoRecipientReady
+		distance := slices.Index(req.Regions, c.Instance.Region)
+		if !c.Ready || distance < 0 {
+			continue
+		}
+		dst = append(dst, ranked{at: i, instance: c.Instance, distance: distance})
 	}
-	return next
+	return dst, reason
 }
 
 func holdsAny(in *fleet.Instance, recipients []string) bool {
@@ -138,45 +156,46 @@ func holdsAny(in *fleet.Instance, recipients []string) bool {
 	return false
 }
 
-// ranked is a candidate that can serve, with all that its place depends on.
-type ranked struct {
-	instance *fleet.Instance
-	distance int // index of its region in the order of preference
-	inFlight int
-	score    int
-	tie      uint64
+// foremost are the instances among which the policy decides: those as near and
+// in as good a standing as the first that is no probe.
+func foremost(sorted []ranked) []ranked {
+	from := 0
+	for from < len(sorted)-1 && sorted[from].standing == probed {
+		from++
+	}
+	to := from + 1
+	for to < len(sorted) && sorted[to].standing == sorted[from].standing && sorted[to].distance == sorted[from].distance {
+		to++
+	}
+	return sorted[from:to]
 }
 
-// compare orders the better one first. It is total over distinct instances, so
-// that the order of the input never shows.
-func (r ranked) compare(o ranked) int {
-	return cmp.Or(
-		cmp.Compare(r.distance, o.distance),
-		cmp.Compare(r.inFlight, o.inFlight),
-		cmp.Compare(o.score, r.score),
-		cmp.Compare(r.tie, o.tie),
-		cmp.Compare(r.instance.ID, o.instance.ID),
-	)
+// apply moves the policy's choice among the foremost, which are in the order of
+// load, to their head.
+func (req *Request) apply(foremost []ranked) Gate {
+	switch {
+	case len(foremost) == 0:
+	case req.Policy == PolicyPowerOfTwo:
+		toFront(foremost, betterOfTwo(foremost))
+	case req.Policy == PolicyRoundRobin:
+		rotate(foremost, req.Sequence)
+	case req.Policy == PolicyGateThenLoad && req.Affinity != "":
+		home := homeOf(foremost)
+		id := foremost[home].instance.ID
+		if !saturated(foremost, home) {
+			toFront(foremost, home)
+		}
+		if foremost[0].instance.ID != id {
+			return GateReleased
+		}
+		return GateHome
+	}
+	return GateNone
 }
 
-// affinity is the rendezvous hash of a request and an instance: for each
-// request it puts the instances in an order of its own, and an instance that
-// goes leaves the order of the others as it was. FNV-1a over both, then the
-// finaliser of MurmurHash3, because FNV's high bits, which decide a comparison,
-// hardly depend on the last bytes.
-func affinity(requestID, instanceID string) uint64 {
-	const offset, prime = 14695981039346656037, 1099511628211
-	h := uint64(offset)
-	for i := range len(requestID) {
-		h = (h ^ uint64(requestID[i])) * prime
-	}
-	h *= prime // a zero byte: keeps "a"+"bc" and "ab"+"c" apart
-	for i := range len(instanceID) {
-		h = (h ^ uint64(instanceID[i])) * prime
-	}
-	h ^= h >> 33
-	h *= 0xff51afd7ed558ccd
-	h ^= h >> 33
-	h *= 0xc4ceb9fe1a85ec53
-	return h ^ h>>33
+// toFront moves one to the head and keeps the order of the others.
+func toFront(rs []ranked, i int) {
+	first := rs[i]
+	copy(rs[1:i+1], rs[:i])
+	rs[0] = first
 }

@@ -2,6 +2,7 @@ package routing_test
 
 import (
 	"fmt"
+	"math"
 	"slices"
 	"time"
 
@@ -32,11 +33,41 @@ func candidate(id string, region fleet.Region, change ...func(*routing.Candidate
 	return c
 }
 
+var policies = []routing.Policy{
+	routing.PolicyGateThenLoad, routing.PolicyScore, routing.PolicyLeastInFlight, routing.PolicyPowerOfTwo, routing.PolicyRoundRobin,
+}
+
 func inFlight(n int) func(*routing.Candidate) { return func(c *routing.Candidate) { c.InFlight = n } }
 
-func queued(n int) func(*routing.Candidate) {
-	return func(c *routing.Candidate) { c.Instance.Load.Queued = n }
+func tokens(n int) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { c.InFlightTokens = n }
 }
+
+// reports has just said how many requests it has, all slots counted.
+func reports(requests int) func(*routing.Candidate) {
+	return func(c *routing.Candidate) {
+		c.Report = routing.Report{Age: routing.AgeFresh, Load: fleet.Load{Queued: requests, Slots: 4}}
+	}
+}
+
+func latency(d time.Duration) func(*routing.Candidate) {
+	return func(c *routing.Candidate) {
+		c.Report = routing.Report{Age: routing.AgeStale, Load: fleet.Load{Slots: 4, Latency: d}}
+	}
+}
+
+func slots(n int) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { c.Instance.Load.Slots = n }
+}
+
+func sinceReady(d time.Duration) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { c.SinceReady = d }
+}
+
+func errorRate(rate float64) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { c.ErrorRate = rate }
+}
+
 func notReady(c *routing.Candidate)   { c.Ready = false }
 func otherModel(c *routing.Candidate) { c.Instance.Models = []string{"large"} }
 
@@ -71,17 +102,11 @@ var _ = Describe("Pick", func() {
 		Entry("fewest in flight first", request("a", "b", "c"),
 			[]routing.Candidate{candidate("a", "use1", inFlight(2)), candidate("b", "use1"), candidate("c", "use1", inFlight(1))},
 			routing.ReasonPicked, "b", "c", "a"),
-		Entry("in flight before score", request("a", "b"),
-			[]routing.Candidate{candidate("a", "use1", inFlight(1)), candidate("b", "use1", queued(8))},
-			routing.ReasonPicked, "b", "a"),
-		Entry("score among as many in flight", request("a", "b"),
-			[]routing.Candidate{candidate("a", "use1", queued(4)), candidate("b", "use1", queued(1))},
-			routing.ReasonPicked, "b", "a"),
 		Entry("recipients only", request("b"),
 			[]routing.Candidate{candidate("a", "use1"), candidate("b", "use1", inFlight(9))},
 			routing.ReasonPicked, "b"),
 		Entry("ready ones only, whatever they score", request("a", "b"),
-			[]routing.Candidate{candidate("a", "use1", notReady), candidate("b", "use1", inFlight(9), queued(9))},
+			[]routing.Candidate{candidate("a", "use1", notReady), candidate("b", "use1", inFlight(9), reports(9))},
 			routing.ReasonPicked, "b"),
 		Entry("the own region before others, however loaded, in the order of spilling", request("a", "b", "c"),
 			[]routing.Candidate{candidate("c", "usw2"), candidate("b", "use2", inFlight(5)), candidate("a", "use1", inFlight(9))},
@@ -181,13 +206,37 @@ var _ = Describe("Pick", func() {
 			id := candidates[at].Instance.ID
 			before := slices.Index(ids(routing.Pick(req, candidates).Instances), id)
 
-			busier := *candidates[at].Instance
-			busier.Load.Queued += rapid.IntRange(0, 5).Draw(t, "queued")
-			busier.Load.Running += rapid.IntRange(0, 5).Draw(t, "running")
-			busier.Load.Latency += time.Duration(rapid.IntRange(0, 500).Draw(t, "ms")) * time.Millisecond
-			candidates[at].Instance = &busier
-			candidates[at].InFlight += rapid.IntRange(0, 5).Draw(t, "inFlight")
+			busier := &candidates[at]
+			busier.Report.Load.Queued += rapid.IntRange(0, 5).Draw(t, "queued")
+			busier.Report.Load.Running += rapid.IntRange(0, 5).Draw(t, "running")
+			busier.Report.Load.Latency += time.Duration(rapid.IntRange(0, 500).Draw(t, "ms")) * time.Millisecond
+			busier.InFlight += rapid.IntRange(0, 5).Draw(t, "inFlight")
+			busier.InFlightTokens += rapid.IntRange(0, 5000).Draw(t, "tokens")
 			if after := slices.Index(ids(routing.Pick(req, candidates).Instances), id); after < before {
+				t.Fatalf("%s moved from place %d to %d", id, before, after)
+			}
+		})
+	})
+
+	It("never prefers an instance because it fails, though it sheds load by that", func() {
+		rapid.Check(GinkgoT(), func(t *rapid.T) {
+			req, candidates := anyPick(t)
+			if len(candidates) == 0 {
+				return
+			}
+			at := rapid.IntRange(0, len(candidates)-1).Draw(t, "at")
+			c := &candidates[at]
+			id := c.Instance.ID
+			c.ErrorRate = 0
+			before := slices.Index(ids(routing.Pick(req, candidates).Instances), id)
+
+			// Of what it was sent, it has left what it did not fail.
+			c.ErrorRate = float64(rapid.IntRange(1, 20).Draw(t, "failed of 20")) / 20
+			left := func(n int) int { return int(math.Ceil(float64(n) * (1 - c.ErrorRate))) }
+			c.InFlight, c.InFlightTokens = left(c.InFlight), left(c.InFlightTokens)
+			c.Report.Load.Running, c.Report.Load.Queued = left(c.Report.Load.Running), left(c.Report.Load.Queued)
+			after := slices.Index(ids(routing.Pick(req, candidates).Instances), id)
+			if after < before && (after > 0 || !isProbe(req, candidates, at)) {
 				t.Fatalf("%s moved from place %d to %d", id, before, after)
 			}
 		})
@@ -217,33 +266,61 @@ func chiSquare(counts map[string]int, total int, names []string) float64 {
 	return sum
 }
 
+// isProbe says whether an instance is first only to see whether it still fails:
+// that does not depend on its load.
+func isProbe(req routing.Request, candidates []routing.Candidate, at int) bool {
+	hopeless := slices.Clone(candidates)
+	hopeless[at].ErrorRate, hopeless[at].InFlight, hopeless[at].InFlightTokens = 1, 1_000_000, 1_000_000_000
+	return ids(routing.Pick(req, hopeless).Instances)[0] == candidates[at].Instance.ID
+}
+
 // anyPick draws a fleet and a request for some of it, with few different values
 // so that ties and misses of every kind happen.
 func anyPick(t *rapid.T) (routing.Request, []routing.Candidate) {
-	var candidates []routing.Candidate
+	candidates := anyFleet(t)
 	req := routing.Request{
-		ID:      rapid.StringMatching(`[0-9a-f]{8}`).Draw(t, "request"),
-		Model:   model,
-		Regions: []fleet.Region{"use1", "use2"},
+		ID:           rapid.StringMatching(`[0-9a-f]{8}`).Draw(t, "request"),
+		Model:        model,
+		Regions:      []fleet.Region{"use1", "use2"},
+		Policy:       rapid.SampledFrom(policies).Draw(t, "policy"),
+		Affinity:     rapid.SampledFrom([]string{"", "x", "y", "z"}).Draw(t, "affinity"),
+		PromptTokens: rapid.SampledFrom([]int{0, 100, 4000}).Draw(t, "prompt"),
+		OutputTokens: rapid.SampledFrom([]int{0, 1000}).Draw(t, "output"),
+		Sequence:     rapid.Uint64().Draw(t, "sequence"),
 	}
-	for i := range rapid.IntRange(0, 12).Draw(t, "instances") {
-		region := rapid.SampledFrom([]fleet.Region{"use1", "use2", "usw2"}).Draw(t, "region")
-		c := candidate(fmt.Sprintf("%s-%d", region, i), region)
-		c.Ready = rapid.IntRange(0, 3).Draw(t, "ready") > 0
-		c.InFlight = rapid.IntRange(0, 3).Draw(t, "inFlight")
-		c.Instance.Load = fleet.Load{
-			Running: rapid.IntRange(0, 4).Draw(t, "running"),
-			Queued:  rapid.IntRange(0, 4).Draw(t, "queued"),
-			Slots:   rapid.IntRange(0, 4).Draw(t, "slots"),
-			Latency: time.Duration(rapid.IntRange(0, 3).Draw(t, "latency")) * time.Second,
-		}
-		if rapid.IntRange(0, 4).Draw(t, "other model") == 0 {
-			otherModel(&c)
-		}
+	for _, c := range candidates {
 		if rapid.Bool().Draw(t, "recipient") {
 			req.Recipients = append(req.Recipients, c.Instance.KeyIDs[0])
 		}
-		candidates = append(candidates, c)
 	}
 	return req, candidates
+}
+
+func anyFleet(t *rapid.T) []routing.Candidate {
+	var candidates []routing.Candidate
+	for i := range rapid.IntRange(0, 12).Draw(t, "instances") {
+		region := rapid.SampledFrom([]fleet.Region{"use1", "use2", "usw2"}).Draw(t, "region")
+		c := candidate(fmt.Sprintf("%s-%d", region, i), region)
+		c.Instance.Zone = fmt.Sprintf("%s-az%d", region, rapid.IntRange(1, 2).Draw(t, "zone"))
+		c.Ready = rapid.IntRange(0, 3).Draw(t, "ready") > 0
+		c.InFlight = rapid.IntRange(0, 6).Draw(t, "inFlight")
+		c.InFlightTokens = c.InFlight * rapid.SampledFrom([]int{0, 500, 2000}).Draw(t, "tokens each")
+		c.Instance.Load.Slots = rapid.IntRange(0, 4).Draw(t, "slots")
+		c.Report = routing.Report{
+			Age: rapid.SampledFrom([]routing.Age{routing.AgeMissing, routing.AgeStale, routing.AgeFresh}).Draw(t, "age"),
+			Load: fleet.Load{
+				Running: rapid.IntRange(0, 4).Draw(t, "running"),
+				Queued:  rapid.IntRange(0, 4).Draw(t, "queued"),
+				Slots:   rapid.IntRange(0, 4).Draw(t, "slots"),
+				Latency: time.Duration(rapid.IntRange(0, 3).Draw(t, "latency")) * time.Second,
+			},
+		}
+		c.SinceReady = time.Duration(rapid.IntRange(0, 12).Draw(t, "since ready")) * time.Second
+		c.ErrorRate = rapid.SampledFrom([]float64{0, 0, 0.2, 0.6, 1}).Draw(t, "error rate")
+		if rapid.IntRange(0, 4).Draw(t, "other model") == 0 {
+			otherModel(&c)
+		}
+		candidates = append(candidates, c)
+	}
+	return candidates
 }

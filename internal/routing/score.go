@@ -40,7 +40,12 @@ const (
 // A score is no judgement of readiness: an idle instance with a dead enclave
 // has 90 points. Filter first.
 func Score(h fleet.Health, l fleet.Load) int {
-	depth := (count(l.Running) + count(l.Queued)) / max(count(l.Slots), 1)
+	return score(h, l, count(l.Running)+count(l.Queued))
+}
+
+// score is the score of an instance that has so many requests.
+func score(h fleet.Health, l fleet.Load, requests float64) int {
+	depth := requests / max(count(l.Slots), 1)
 	queue := 1 - min(depth/QueueFull, 1)
 	latency := 1 - min(max(l.Latency.Seconds(), 0)/LatencyFull.Seconds(), 1)
 	return int(math.Round(queueWeight*queue + latencyWeight*latency + healthWeight*health(h)))

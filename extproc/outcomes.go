@@ -1,0 +1,68 @@
+package extproc
+
+import (
+	"maps"
+	"sync"
+	"time"
+
+	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+
+	"github.com/mrgc/mrgc/internal/routing"
+)
+
+// outcomes holds how each instance's requests ended of late. It is safe for
+// concurrent use.
+type outcomes struct {
+	mu         sync.Mutex
+	byInstance map[string]routing.Outcomes // guarded by mu
+}
+
+func newOutcomes() *outcomes { return &outcomes{byInstance: make(map[string]routing.Outcomes)} }
+
+func (o *outcomes) add(instanceID string, failed bool, at time.Time) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.byInstance[instanceID] = o.byInstance[instanceID].Add(failed, at)
+}
+
+func (o *outcomes) errorRate(instanceID string) float64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.byInstance[instanceID].ErrorRate()
+}
+
+// forget drops instances, all that is known of them.
+func (o *outcomes) forget(which func(instanceID string) bool) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	maps.DeleteFunc(o.byInstance, func(id string, _ routing.Outcomes) bool { return which(id) })
+}
+
+// outcome is what the end of a request says of the instance where it was.
+type outcome uint8
+
+const (
+	saysNothing outcome = iota // nobody answered, or somebody else did
+	served
+	failed
+)
+
+// outcomeOf reads the last entry of a request. An instance fails that answers
+// with a status from 500, or not, or not to the end. It does not fail where
+// Envoy had nobody to ask or may not ask, nor where the client has gone before
+// there was an answer.
+func outcomeOf(entry *accesslogdatav3.HTTPAccessLogEntry) outcome {
+	flags := entry.GetCommonProperties().GetResponseFlags()
+	status := entry.GetResponse().GetResponseCode().GetValue()
+	switch {
+	case flags.GetUpstreamConnectionFailure(), flags.GetUpstreamConnectionTermination(),
+		flags.GetUpstreamRemoteReset(), flags.GetUpstreamRequestTimeout(), flags.GetUpstreamProtocolError():
+		return failed
+	case flags.GetNoHealthyUpstream(), flags.GetUpstreamOverflow(), status == 0:
+		return saysNothing
+	case status >= 500:
+		return failed
+	default:
+		return served
+	}
+}

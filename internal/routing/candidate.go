@@ -1,0 +1,139 @@
+package routing
+
+import (
+	"time"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+// Candidate is an instance that may be picked, and what the picker knows of it.
+type Candidate struct {
+	Instance *fleet.Instance
+	Ready    bool // takes new requests, as fleet.Snapshot.Ready says
+	// InFlight is how many requests the picker has sent there and not seen end,
+	// InFlightTokens how many tokens of their prompts the instance had to read
+	// anew: the sum of [UncachedTokens].
+	InFlight, InFlightTokens int
+	// Report is what the instance last said of its load.
+	Report Report
+	// SinceReady is how long ago the picker saw the instance become ready; 0 for
+	// one that it has not seen otherwise. See [SlowStart].
+	SinceReady time.Duration
+	// ErrorRate is the recent share of its requests that failed, from 0 to 1, as
+	// [Outcomes.ErrorRate] says. See [FailingRate].
+	ErrorRate float64
+}
+
+// Report is an instance's report of its load. The zero value is a missing one.
+type Report struct {
+	Load fleet.Load
+	Age  Age
+}
+
+// Age says what a report is still good for. No age keeps an instance from being
+// picked: reports fail together, and a fleet that is not heard of still serves.
+type Age uint8
+
+// Ages of a report.
+const (
+	// AgeMissing: there is none, or one too old to mean anything. The number of
+	// slots is that of the instance's last heartbeat, the load what the picker
+	// itself has in flight there.
+	AgeMissing Age = iota
+	// AgeStale: older than a request takes. Slots and latency still hold; the
+	// load is what the picker itself has in flight there.
+	AgeStale
+	// AgeFresh: it tells of requests that the picker knows nothing of, sent by
+	// other pickers. It may still lack the picker's own last ones, so that the
+	// larger of the two counts.
+	AgeFresh
+)
+
+const (
+	// SlowStart is how long an instance that has become ready is spared. Its load
+	// counts for more than it is, by up to 10 times at first and evenly less, and
+	// it becomes the home of conversations one after the other: an engine that
+	// has just started is slower while it captures graphs and has an empty cache,
+	// and would otherwise get everything, having nothing in flight.
+	SlowStart = 10 * time.Second
+	// FailingRate is the [Candidate.ErrorRate] from which an instance counts as
+	// failing: it comes after all that do not fail. Below, its load counts for as
+	// much more as it would have if it did not get rid of requests by failing.
+	FailingRate = 0.5
+	// ProbeShare is the share of requests that are sent to a failing instance
+	// first, to see whether it still fails. Envoy takes those that do to another.
+	ProbeShare = 1.0 / 128
+
+	// UnknownPromptTokens is what a prompt counts whose size is not declared: the
+	// median of chat requests in Azure's trace of 2023 (AzureLLMInferenceTrace).
+	UnknownPromptTokens = 1024
+	// StreamTokens is what a stream counts as work besides its prompt, in tokens
+	// read: a sequence that is being decoded takes a slot and a part of every
+	// step. About the mean of what chat requests generate in the same trace.
+	StreamTokens = 256
+
+	slowStartFloor = 0.1  // share of its capacity that a new instance has at first
+	lossFloor      = 0.05 // share that one has left which does nothing but fail
+	maxReported    = 1 << 30
+)
+
+// UncachedTokens is how many tokens of a prompt an instance has to read anew. An
+// undeclared size, 0, counts as [UnknownPromptTokens]. Of a conversation that
+// returns to where its last request went, a fifth counts: llm-d keeps a request
+// where at least 0.8 of its prompt is cached.
+func UncachedTokens(prompt int, returns bool) int {
+	if prompt <= 0 {
+		prompt = UnknownPromptTokens
+	}
+	if returns {
+		return prompt / 5
+	}
+	return prompt
+}
+
+// load is what the instance is doing now, as well as it can be told.
+func (c *Candidate) load() fleet.Load {
+	own := clamp(c.InFlight)
+	l := c.Report.Load
+	switch c.Report.Age {
+	case AgeFresh:
+		l.Running, l.Queued = clamp(l.Running), clamp(l.Queued)
+		own = max(own-l.Running-l.Queued, 0)
+	case AgeStale:
+		l.Running, l.Queued = 0, 0
+	default:
+		l = fleet.Load{Slots: c.Instance.Load.Slots}
+	}
+	l.Slots = clamp(l.Slots)
+	free := max(l.Slots-l.Running, 0)
+	l.Running += min(own, free)
+	l.Queued += max(own-free, 0)
+	return l
+}
+
+// share is how much of an instance's capacity to count on, from just above 0 to
+// 1: less while it starts slowly, and as it fails.
+func (c *Candidate) share() float64 {
+	return c.ramp() * max(1-c.errorRate(), lossFloor)
+}
+
+// ramp goes from slowStartFloor to 1 in the time of the slow start.
+func (c *Candidate) ramp() float64 {
+	if c.SinceReady <= 0 || c.SinceReady >= SlowStart {
+		return 1
+	}
+	return max(float64(c.SinceReady)/float64(SlowStart), slowStartFloor)
+}
+
+// errorRate is the error rate within its bounds; what is no number is no error.
+func (c *Candidate) errorRate() float64 {
+	if c.ErrorRate > 0 {
+		return min(c.ErrorRate, 1)
+	}
+	return 0
+}
+
+func (c *Candidate) failing() bool { return c.errorRate() >= FailingRate }
+
+// clamp keeps a reported number from overflowing when it is added to others.
+func clamp(n int) int { return min(max(n, 0), maxReported) }

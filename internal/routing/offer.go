@@ -1,0 +1,117 @@
+package routing
+
+import (
+	"math"
+	"slices"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+// Offer is what [Candidates] knows of a client that asks for recipients.
+type Offer struct {
+	Model string // name of the model, aliases resolved
+	N     int    // recipients wanted
+	// Affinity is that of the requests that will be sealed; empty when it is not
+	// known or they have several.
+	Affinity string
+	// Regions are those that may serve the client: the picker's own first, then
+	// the ones to spill to, in order of preference. No other is used.
+	Regions []fleet.Region
+	// Seed is drawn anew for each answer, so that clients do not herd.
+	Seed uint64
+}
+
+// Candidates chooses up to N instances to seal requests to, best first, among
+// those that are ready and serve the model:
+//
+//   - the home of the affinity, if there is one, as [Pick] will find it;
+//   - others of the nearest region, drawn at random, one with half the load for
+//     each slot twice as likely, and at least one of another zone than the first
+//     where there is one;
+//   - as the last, one of another region, for when the local ones have gone: of
+//     the first in the order of preference that has any. An only recipient is
+//     local.
+//
+// What the nearest region lacks the others make up for, and the other way
+// round.
+//
+// One that fails comes after all that do not, unless all do. But of three or
+// more recipients it may be drawn for the last local place, one that does nothing
+// but fail less often by a factor of 20: it must be a recipient for requests to
+// show that it serves again, and [Pick] passes it over meanwhile.
+func Candidates(o Offer, candidates []Candidate) []*fleet.Instance {
+	drawn := o.draw(candidates)
+	if o.N <= 0 || len(drawn) == 0 {
+		return nil
+	}
+	local := foremost(drawn)
+	if o.Affinity != "" {
+		toFront(local, homeOf(local))
+	}
+	away := drawn[len(local):]
+	n := min(o.N, len(local))
+	if n == o.N && n > 1 && len(away) > 0 && away[0].standing == sound {
+		n-- // a place for another region
+	}
+	if failed := luckiest(away, local[0].distance); o.N > 2 && n > 1 && failed >= 0 && away[failed].key < local[n-1].key {
+		local[n-1], away[failed] = away[failed], local[n-1]
+	}
+	otherZone(local, n)
+	out := make([]*fleet.Instance, 0, min(o.N, len(drawn)))
+	for _, r := range local[:n] {
+		out = append(out, r.instance)
+	}
+	for _, r := range away[:min(len(away), o.N-n)] {
+		out = append(out, r.instance)
+	}
+	return out
+}
+
+// draw gives all that can serve by standing and region, in an order drawn by
+// weight within each: Efraimidis and Spirakis's, in which each has an
+// exponentially distributed key whose rate is its weight, and the lowest win.
+func (o *Offer) draw(candidates []Candidate) []ranked {
+	var able []ranked
+	for i := range candidates {
+		in := candidates[i].Instance
+		distance := slices.Index(o.Regions, in.Region)
+		if candidates[i].Ready && distance >= 0 && slices.Contains(in.Models, o.Model) {
+			able = append(able, ranked{at: i, instance: in, distance: distance})
+		}
+	}
+	load := Request{Policy: PolicyGateThenLoad, Affinity: o.Affinity}
+	load.weigh(able, candidates)
+	demote(able, 0)
+	for i := range able {
+		r := &able[i]
+		r.tie = mix(r.tie ^ o.Seed)
+		r.key *= -math.Log(1 - fraction(r.tie, forOffer)) // of 1 to just above 0
+	}
+	slices.SortFunc(able, ranked.compare)
+	return able
+}
+
+// luckiest gives the index of the failing instance of a region, or a nearer one,
+// that is drawn first; below 0 if there is none.
+func luckiest(rs []ranked, distance int) int {
+	lucky := -1
+	for i, r := range rs {
+		if r.standing == failing && r.distance <= distance && (lucky < 0 || r.key < rs[lucky].key) {
+			lucky = i
+		}
+	}
+	return lucky
+}
+
+// otherZone makes sure that the first n are of two zones, where there are two:
+// the last of them gives way to the next of another zone.
+func otherZone(rs []ranked, n int) {
+	if n < 2 {
+		return
+	}
+	zone := rs[0].instance.Zone
+	other := slices.IndexFunc(rs, func(r ranked) bool { return r.instance.Zone != zone })
+	if other >= n {
+		rs[n-1], rs[other] = rs[other], rs[n-1]
+	}
+}
