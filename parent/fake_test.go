@@ -111,27 +111,36 @@ func keyID(claims string) string {
 	return hex.EncodeToString(hash[:8])
 }
 
-const metrics = "llamacpp:requests_processing 2\nllamacpp:requests_deferred 3\n"
+const (
+	metrics     = "llamacpp:requests_processing 2\nllamacpp:requests_deferred 3\n"
+	idleMetrics = "llamacpp:requests_processing 0\nllamacpp:requests_deferred 0\n"
+)
 
 // fakeGuard is an engine behind mutual TLS, as enclave and parent reach it.
 type fakeGuard struct {
 	address string
 	stop    func()
 	sick    atomic.Bool
-	away    atomic.Bool // cannot be dialled
+	away    atomic.Bool            // cannot be dialled
+	says    atomic.Pointer[string] // its metrics
+	asked   atomic.Int64           // for them
 	open    atomic.Int64
 }
 
 func newFakeGuard(source *identity.Source) *fakeGuard {
 	GinkgoHelper()
 	g := &fakeGuard{}
+	g.measures(metrics)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
 		if g.sick.Load() {
 			w.WriteHeader(http.StatusServiceUnavailable)
 		}
 	})
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, metrics) })
+	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
+		g.asked.Add(1)
+		_, _ = io.WriteString(w, *g.says.Load())
+	})
 	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	Expect(err).NotTo(HaveOccurred())
@@ -150,6 +159,9 @@ func newFakeGuard(source *identity.Source) *fakeGuard {
 	DeferCleanup(g.stop)
 	return g
 }
+
+// measures replaces the engine's metrics.
+func (g *fakeGuard) measures(text string) { g.says.Store(&text) }
 
 // dial is the parent's way to the guard; connections that are open are counted.
 func (g *fakeGuard) dial(ctx context.Context) (net.Conn, error) {

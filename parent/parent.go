@@ -7,6 +7,8 @@
 //     the enclave's own TLS;
 //   - admits no more requests than the instance can work on;
 //   - registers the instance in the fleet and reports its health and load;
+//   - streams load reports to the routers of its region, and puts one on every
+//     answer (package loadreport says what is in them);
 //   - hands the enclave's claims and attestation documents to the routers.
 //
 // [New] takes a [Config]; [Parent.Run] serves until its context ends, then
@@ -25,11 +27,13 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/loadreport"
 )
 
 // Config says which instance this is and how its parts are reached. Every
@@ -59,7 +63,19 @@ type Config struct {
 	ConcurrentRequests int           // default 64; more are told to go elsewhere
 	EngineSlots        int           // requests that the engine runs at once; 0: not known
 
-	Logger *slog.Logger // default: none
+	// ModelVersions are the versions of Instance.Models, for load reports; a
+	// model that is not among them has none.
+	ModelVersions map[string]string
+	// ReadGPU reads the instance's GPUs. It is called up to ten times a second,
+	// never twice at once; nil: there is none to see.
+	ReadGPU func() (loadreport.GPU, error)
+	// BusyReportInterval is how often a load report is made while there is work,
+	// and IdleReportInterval while there is none; default 100 and 500 ms. Longer
+	// than half of loadreport.FreshFor, and routers take reports for stale.
+	BusyReportInterval, IdleReportInterval time.Duration
+
+	Metrics prometheus.Registerer // default: metrics are kept and not published
+	Logger  *slog.Logger          // default: none
 }
 
 // Parent is the service. It is made by New and used once.
@@ -70,6 +86,9 @@ type Parent struct {
 	guard   *http.Client
 	peers   *http.Client // other instances' parents
 	load    *load
+	gauges  gauges
+	reports *reporter
+	metrics *metrics
 
 	probeAgain chan struct{}
 
@@ -85,6 +104,8 @@ func New(config Config) (*Parent, error) {
 	config.DrainTimeout = cmp.Or(config.DrainTimeout, 30*time.Second)
 	config.RequestBodyBytes = cmp.Or(config.RequestBodyBytes, 8<<20)
 	config.ConcurrentRequests = cmp.Or(config.ConcurrentRequests, 64)
+	config.BusyReportInterval = cmp.Or(config.BusyReportInterval, 100*time.Millisecond)
+	config.IdleReportInterval = cmp.Or(config.IdleReportInterval, 500*time.Millisecond)
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	switch {
 	case config.Store == nil:
@@ -114,6 +135,15 @@ func New(config Config) (*Parent, error) {
 
 		probeAgain: make(chan struct{}, 1),
 	}
+	first := loadreport.Report{Slots: config.EngineSlots, Models: reportedModels(&config)}
+	if err := first.Validate(); err != nil {
+		return nil, fmt.Errorf("parent: %w", err)
+	}
+	var err error
+	if p.metrics, err = newMetrics(config.Metrics, config.Instance); err != nil {
+		return nil, fmt.Errorf("parent: %w", err)
+	}
+	p.reports = newReporter(config.Instance.Region, first)
 	return p, nil
 }
 
@@ -129,13 +159,14 @@ func enclaveClient(dial func(context.Context) (net.Conn, error)) *http.Client {
 	}}
 }
 
-// guardClient is for probes, which are rare and small: one idle connection is
-// enough.
+// guardClient is for probes, which are short: one connection is enough, and
+// keeps them from asking the engine two things at once.
 func guardClient(config *Config) *http.Client {
 	self := config.Identity.ID()
 	guard := identity.ID{Region: self.Region, Instance: self.Instance, Role: identity.RoleGuard}
 	return &http.Client{Transport: &http.Transport{
 		DialTLSContext:      config.Identity.DialTLS(config.DialGuard, func(id identity.ID) bool { return id == guard }),
+		MaxConnsPerHost:     1,
 		MaxIdleConnsPerHost: 1,
 		IdleConnTimeout:     time.Minute,
 	}}
@@ -160,6 +191,8 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 		IdleTimeout:       5 * time.Minute,
 		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
+	server.RegisterOnShutdown(p.reports.end) // else a drain would wait for streams that have no end
+	defer p.reports.end()
 	defer p.enclave.CloseIdleConnections()
 	defer p.guard.CloseIdleConnections()
 	defer p.peers.CloseIdleConnections()
@@ -179,6 +212,7 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 		return nil
 	})
 	group.Go(func() error { return p.relayEngine(groupCtx) })
+	group.Go(func() error { p.makeReports(groupCtx); return nil })
 	group.Go(func() error {
 		for snapshot := range p.config.Store.Watch(registering) {
 			p.view.Store(snapshot)

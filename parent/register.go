@@ -1,7 +1,6 @@
 package parent
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -12,11 +11,9 @@ import (
 	"net/http"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/engineload"
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
@@ -30,53 +27,6 @@ const (
 	maxRecipientsBytes = 256 << 10
 	maxMetricsBytes    = 1 << 20
 )
-
-// load counts what the instance is working on.
-type load struct {
-	limit int
-
-	mu      sync.Mutex
-	running int           // guarded by mu
-	latency time.Duration // guarded by mu: moving mean of the time to the first byte
-}
-
-// latencyWeight makes the mean follow the last ten requests or so.
-const latencyWeight = 0.1
-
-func newLoad(limit int) *load { return &load{limit: limit} }
-
-// begin admits a request unless the limit is reached.
-func (l *load) begin() (done func(), ok bool) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.running >= l.limit {
-		return nil, false
-	}
-	l.running++
-	return l.end, true
-}
-
-func (l *load) end() {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	l.running--
-}
-
-func (l *load) observe(firstByte time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.latency == 0 {
-		l.latency = firstByte
-		return
-	}
-	l.latency += time.Duration(latencyWeight * float64(firstByte-l.latency))
-}
-
-func (l *load) read() (running int, latency time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.running, l.latency
-}
 
 // observation is what one round of probes found.
 type observation struct {
@@ -174,14 +124,11 @@ func (p *Parent) probe(ctx context.Context) observation {
 // engineLoad is what the engine's metrics say; of an engine without metrics, or
 // one that does not answer, it is what this parent has under way.
 func (p *Parent) engineLoad(ctx context.Context) fleet.Load {
-	running, latency := p.load.read()
-	seen := fleet.Load{Running: running}
-	if body, err := get(ctx, p.guard, "https://guard/metrics", maxMetricsBytes); err == nil {
-		if metrics, err := engineload.Read(bytes.NewReader(body)); err == nil {
-			seen = metrics
-		}
+	own := p.load.read()
+	seen := fleet.Load{Running: own.running, Slots: p.config.EngineSlots, Latency: own.latency}
+	if engine := p.measure(ctx).engine; engine != nil {
+		seen.Running, seen.Queued = engine.Running, engine.Queued
 	}
-	seen.Slots, seen.Latency = p.config.EngineSlots, latency
 	return seen
 }
 

@@ -13,6 +13,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/loadreport"
 )
 
 // bound are the request headers that go on, all of them bound by the envelope.
@@ -37,6 +38,7 @@ func (p *Parent) Handler() http.Handler {
 	mux.HandleFunc("GET "+pathRecipients, p.serveRecipients)
 	mux.HandleFunc("GET "+api.PathKeys, p.serveKeys)
 	mux.HandleFunc("GET /healthz", p.serveHealth)
+	mux.Handle("POST "+pathReports, p.reports.handler())
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		api.Errorf(http.StatusNotFound, "not_found", "no such path on an instance").Write(w)
 	})
@@ -51,7 +53,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		api.Errorf(http.StatusForbidden, "not_allowed", "only Envoy and other parents send requests here").Write(w)
 		return
 	}
-	done, ok := p.load.begin()
+	done, ok := p.load.begin(declaredTokens(r.Header))
 	if !ok {
 		overloaded := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
 		overloaded.RetryAfter = time.Second
@@ -81,12 +83,14 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		p.probeNow() // the enclave may have other keys than it had
 	}
 	copyHeaders(w.Header(), resp.Header, fromEnclave)
+	w.Header()[loadreport.Header] = p.reports.header()
 	w.WriteHeader(resp.StatusCode)
 	if err := stream(w, body); err != nil {
 		// A cut answer must look cut: closing the stream in good order would
 		// hide it from everyone but the tenant's client.
 		panic(http.ErrAbortHandler)
 	}
+	p.metrics.use(resp.Trailer.Get(api.HeaderUsage))
 }
 
 // send sends the request on. The body streams through.
@@ -126,6 +130,7 @@ func (p *Parent) answerFailure(w http.ResponseWriter, r *http.Request, err error
 			"the sealed request is larger than %d bytes", tooLarge.Limit).Write(w)
 		return
 	}
+	p.load.fail()
 	p.log.Warn("no enclave answered", "error", err)
 	unreachable := api.Errorf(http.StatusServiceUnavailable, "enclave_unreachable", "the instance's enclave does not answer; try again")
 	unreachable.RetryAfter = time.Second

@@ -10,9 +10,6 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
-// Candidates is candidates.
-var Candidates = candidates
-
 // Collector is collector.
 type Collector struct{ *collector }
 
@@ -31,3 +28,6 @@ func (c Collector) Refresh(ctx context.Context, snapshot *fleet.Snapshot, now ti
 
 // PollCertificate has the tenant certificate looked at so often.
 func (r *Router) PollCertificate(every time.Duration) { r.certificatePoll = every }
+
+// TakeForBroken has a stream of load reports count as broken after a silence.
+func (r *Router) TakeForBroken(after time.Duration) { r.loads.silence = after }

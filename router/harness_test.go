@@ -97,6 +97,10 @@ func startParent(ca *devca.Authority, region fleet.Region, id string) *parent {
 	p := &parent{answers: offer(api.Recipient{Claims: claimsOf(id), Attestation: []byte("document of " + id)})}
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.Method != http.MethodGet { // for load reports, of which it has none
+				http.NotFound(w, r)
+				return
+			}
 			p.mu.Lock()
 			p.asked++
 			answers := p.answers
@@ -191,6 +195,9 @@ type running struct {
 	store             *fakeStore
 	log               *gbytes.Buffer
 	grpc, http, admin string // addresses
+
+	silence time.Duration  // of a parent that reports load; 0: as it is
+	router  *router.Router // once it has started
 }
 
 // newRouter prepares a router; start starts it.
@@ -244,6 +251,10 @@ func (r *running) start() *running {
 	made, err := router.New(r.config)
 	Expect(err).NotTo(HaveOccurred())
 	made.PollCertificate(5 * time.Millisecond)
+	if r.silence > 0 {
+		made.TakeForBroken(r.silence)
+	}
+	r.router = made
 	on := router.Listeners{GRPC: listen(), HTTP: listen(), Admin: listen()}
 	r.grpc, r.http, r.admin = on.GRPC.Addr().String(), on.HTTP.Addr().String(), on.Admin.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())

@@ -1,7 +1,6 @@
 package router
 
 import (
-	"cmp"
 	"encoding/json"
 	"math/rand/v2"
 	"net/http"
@@ -9,38 +8,12 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
-// Candidates per answer of the keys route: local instances to choose among, and
-// one in another region for when the local ones have gone. What one side lacks
-// the other makes up for. It is how many a client seals to by default.
-const (
-	allCandidates    = 3
-	remoteCandidates = 1
-)
-
-// candidates lists the instances that the picker would send a request to now,
-// best first: local ones by requests in flight, then remote ones in the order
-// of spill. Those that are alike stay in the order of ready.
-func candidates(ready []*fleet.Instance, model string, local fleet.Region, spill []fleet.Region, inFlight func(id string) int) []*fleet.Instance {
-	var here, away []*fleet.Instance
-	for _, in := range ready {
-		switch {
-		case !slices.Contains(in.Models, model):
-		case in.Region == local:
-			here = append(here, in)
-		case slices.Contains(spill, in.Region):
-			away = append(away, in)
-		}
-	}
-	byLoad := func(a, b *fleet.Instance) int { return cmp.Compare(inFlight(a.ID), inFlight(b.ID)) }
-	slices.SortStableFunc(here, byLoad)
-	slices.SortStableFunc(away, func(a, b *fleet.Instance) int {
-		return cmp.Or(cmp.Compare(slices.Index(spill, a.Region), slices.Index(spill, b.Region)), byLoad(a, b))
-	})
-	here = here[:min(len(here), allCandidates-min(len(away), remoteCandidates))]
-	return append(here, away[:min(len(away), allCandidates-len(here))]...)
-}
+// offered is how many recipients an answer of the keys route has: as many as a
+// client seals to by default.
+const offered = 3
 
 // serveKeys answers [api.PathKeys].
 func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
@@ -54,16 +27,16 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	var answer api.Recipients
-	if snapshot := r.view.Load(); snapshot != nil {
-		ready := snapshot.Ready(r.config.StaleAfter)
-		// Tenants who ask an idle cluster must not all seal to the same instances.
-		rand.Shuffle(len(ready), func(i, j int) { ready[i], ready[j] = ready[j], ready[i] }) //nolint:gosec // no secret
-		for _, in := range candidates(ready, model, r.config.Region, r.config.SpillTo, r.picker.InFlight) {
-			for _, kid := range in.KeyIDs {
-				if recipient, ok := r.recipients.get(kid); ok {
-					answer.Recipients = append(answer.Recipients, recipient)
-					break // the newest: an older key is for requests that are on their way
-				}
+	offer := routing.Offer{
+		Model: model, N: offered, Affinity: req.URL.Query().Get("affinity"),
+		Regions: append([]fleet.Region{r.config.Region}, r.config.SpillTo...),
+		Seed:    rand.Uint64(), //nolint:gosec // tenants must not herd; there is no secret in it
+	}
+	for _, in := range routing.Candidates(offer, r.picker.Candidates()) {
+		for _, kid := range in.KeyIDs {
+			if recipient, ok := r.recipients.get(kid); ok {
+				answer.Recipients = append(answer.Recipients, recipient)
+				break // the newest: an older key is for requests that are on their way
 			}
 		}
 	}

@@ -8,42 +8,9 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/fleet"
-	"github.com/mrgc/mrgc/router"
 )
 
 const keys = api.PathKeys + "?model=" + model
-
-var _ = Describe("Candidates", func() {
-	type load map[string]int // id → in flight
-
-	DescribeTable("are", func(ready []string, busy load, want ...string) {
-		regions := map[byte]fleet.Region{'a': "use1", 'b': "use2", 'c': "usw2", 'x': "euw1"}
-		var instances []*fleet.Instance
-		for _, id := range ready {
-			instances = append(instances, &fleet.Instance{ID: id, Region: regions[id[0]], Models: []string{model}})
-		}
-		instances = append(instances, &fleet.Instance{ID: "a-other", Region: "use1", Models: []string{"large"}})
-		chosen := router.Candidates(instances, model, "use1", []fleet.Region{"usw2", "use2"}, func(id string) int { return busy[id] })
-		var ids []string
-		for _, in := range chosen {
-			ids = append(ids, in.ID)
-		}
-		Expect(ids).To(HaveExactElements(want))
-	},
-		Entry("none of none", nil, nil),
-		Entry("the only one", []string{"a1"}, nil, "a1"),
-		Entry("two here and one away", []string{"a1", "a2", "a3", "b1", "b2"}, nil, "a1", "a2", "b1"),
-		Entry("the least busy here first", []string{"a1", "a2", "a3"}, load{"a1": 2, "a2": 1}, "a3", "a2", "a1"),
-		Entry("the first of those alike", []string{"a1", "a2", "a3"}, load{"a1": 1, "a2": 1, "a3": 1}, "a1", "a2", "a3"),
-		Entry("three at most", []string{"a1", "a2", "a3", "a4"}, load{"a1": 1}, "a2", "a3", "a4"),
-		Entry("away in the order of spill, however busy", []string{"a1", "a2", "b1", "c1"}, load{"c1": 9}, "a1", "a2", "c1"),
-		Entry("away by load within a region", []string{"a1", "a2", "c1", "c2"}, load{"c1": 9}, "a1", "a2", "c2"),
-		Entry("filled up from away", []string{"a1", "b1", "c1", "c2"}, nil, "a1", "c1", "c2"),
-		Entry("all from away", []string{"b1", "b2", "c1", "c2"}, nil, "c1", "c2", "b1"),
-		Entry("not from where nothing spills to", []string{"a1", "x1"}, nil, "a1"),
-	)
-})
 
 var _ = Describe("The keys route", func() {
 	var r *running

@@ -1,8 +1,9 @@
 // Package router is the process beside each region's Envoys: it tells them
 // where instances are (package xds), picks an instance for each request
-// (package extproc), and serves the recipients that requests are sealed to.
+// (package extproc), and serves the recipients that requests are sealed to. It
+// follows the load of its region's instances by their parents' reports.
 //
-// All three look at one immutable view of the fleet, which the router follows
+// All of them look at one immutable view of the fleet, which the router follows
 // in the store. A store that has gone leaves the last view in place; a router
 // that has gone leaves Envoy with its last configuration and weights.
 //
@@ -39,6 +40,7 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/xds"
 )
 
@@ -47,9 +49,10 @@ type Config struct {
 	Region     fleet.Region
 	SpillTo    []fleet.Region // other regions in order of preference
 	Models     []string
-	EdgeTokens credential.Set // stored edge tokens of all tenants
-	XDS        xds.Config     // what the router does not fill in itself: addresses, limits
-	StaleAfter time.Duration  // age of a heartbeat that no longer counts
+	EdgeTokens credential.Set            // stored edge tokens of all tenants
+	Policies   map[string]routing.Policy // of the models that have another than the default
+	XDS        xds.Config                // what the router does not fill in itself: addresses, limits
+	StaleAfter time.Duration             // age of a heartbeat that no longer counts
 
 	Store    fleet.Store
 	Identity *identity.Source
@@ -76,6 +79,7 @@ type Router struct {
 	xds        *xds.Server
 	picker     *extproc.Picker
 	recipients *collector
+	loads      *loads
 	metrics    *prometheus.Registry
 
 	certificatePoll time.Duration
@@ -106,6 +110,14 @@ func New(config Config) (*Router, error) {
 		IdleConnTimeout:     2 * documentRefresh,
 	}}, r.log)
 
+	r.loads = newLoads(config.Region, config.Identity, r.log)
+	if err := registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker); err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
+
+	if config.XDS.Weight == nil {
+		config.XDS.Weight = r.weight
+	}
 	var err error
 	if r.xds, err = xds.New(config.XDS); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
@@ -116,6 +128,8 @@ func New(config Config) (*Router, error) {
 		View:         r.view.Load,
 		StaleAfter:   config.StaleAfter,
 		Authenticate: config.EdgeTokens.Holds,
+		Policies:     config.Policies,
+		Report:       r.reported,
 		Logger:       r.log,
 		Metrics:      r.metrics,
 	})
@@ -153,12 +167,14 @@ func requireLoopback(l net.Listener) error {
 	return nil
 }
 
-// follow shows each new snapshot to the picker and to Envoy. It never waits for
-// an instance.
+// follow shows each new snapshot to the picker and to Envoy, and to those who
+// follow the load of its instances. It never waits for an instance.
 func (r *Router) follow(ctx context.Context) {
+	defer r.loads.stop()
 	for snapshot := range r.config.Store.Watch(ctx) {
 		r.view.Store(snapshot)
 		r.xds.Update(snapshot)
+		r.loads.update(ctx, snapshot.Ready(r.config.StaleAfter))
 		select {
 		case r.changed <- struct{}{}:
 		default: // collect has yet to look at the change before
@@ -222,8 +238,8 @@ func (r *Router) serveHTTP(ctx context.Context, l net.Listener) error {
 	return serveUntil(ctx, server, l, true)
 }
 
-// adminHandler is the operator's: package xds's pages, metrics, and a readiness
-// that includes the recipients.
+// adminHandler is the operator's: package xds's pages, the instances' load,
+// metrics, and a readiness that includes the recipients.
 func (r *Router) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	xdsAdmin := r.xds.Admin()
@@ -234,6 +250,7 @@ func (r *Router) adminHandler() http.Handler {
 		}
 		xdsAdmin.ServeHTTP(w, req)
 	})
+	mux.HandleFunc("GET /load", r.loads.serveLoad)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))
 	mux.Handle("/", xdsAdmin)
 	return mux

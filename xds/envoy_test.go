@@ -144,6 +144,14 @@ func (r *region) sealed(headers ...string) answer {
 	}, headers...)...)
 }
 
+// zeros is a body without an end.
+type zeros struct{}
+
+func (zeros) Read(p []byte) (int, error) {
+	clear(p)
+	return len(p), nil
+}
+
 // many sends n sealed requests, a few at a time, and counts who answered.
 func (r *region) many(n, concurrency int) map[string]int {
 	var mu sync.Mutex
@@ -303,22 +311,63 @@ var _ = Describe("With the real Envoy", func() {
 		Expect(r.parents[1].Served()).To(Equal(before))
 	})
 
-	It("sends a large request again, too", func() {
-		r := startRegion(nil, "use1", "use1").serving()
-		busy := http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			_, _ = io.Copy(io.Discard, req.Body)
-			w.WriteHeader(http.StatusServiceUnavailable)
+	DescribeTable("sends a request again, however large it may be", func(announced, read bool) {
+		const limit = 8 << 20 // mrgc.yaml's default
+		r := startRegion(func(c *xds.Config) { c.MaxBodyBytes = limit }, "use1", "use1").serving()
+		r.parents[0].Handle(func(w http.ResponseWriter, req *http.Request) {
+			if read {
+				_, _ = io.Copy(io.Discard, req.Body)
+			}
+			api.Errorf(http.StatusServiceUnavailable, "instance_busy", "not now").Write(w)
 		})
-		r.parents[0].Handle(busy)
 		r.parents[1].Handle(func(w http.ResponseWriter, req *http.Request) {
 			n, _ := io.Copy(io.Discard, req.Body)
 			_, _ = fmt.Fprint(w, n)
 		})
 		r.router.picker.picks(r.parents[0].Address.String() + "," + r.parents[1].Address.String())
-		size := 5 << 20
-		a := r.request(http.MethodPost, r.url+api.PathSealed, make([]byte, size), "Content-Type", api.ContentTypeSealedRequest, api.HeaderModel, model)
-		Expect(a.body).To(Equal(fmt.Sprint(size)))
-		Expect(r.parents[0].Served()).To(Equal(1))
+		send := func(size int64) answer {
+			req, err := http.NewRequest(http.MethodPost, r.url+api.PathSealed, io.LimitReader(zeros{}, size))
+			Expect(err).NotTo(HaveOccurred())
+			req.ContentLength = -1
+			if announced {
+				req.ContentLength = size
+			}
+			req.Header.Set("Content-Type", api.ContentTypeSealedRequest)
+			req.Header.Set(api.HeaderModel, model)
+			return r.do(req)
+		}
+		for _, size := range []int64{5 << 20, limit - 1, limit} {
+			before := r.parents[0].Served()
+			Eventually(func() int { // a picker that is late on a busy machine has weights choose
+				Expect(send(size).body).To(Equal(fmt.Sprint(size)))
+				return r.parents[0].Served()
+			}).Should(BeNumerically(">", before), "the first was asked before")
+		}
+		switch {
+		case announced:
+			before := r.parents[0].Served() + r.parents[1].Served()
+			Expect(send(limit + 1)).To(haveError(413, "request_too_large"))
+			Expect(r.parents[0].Served()+r.parents[1].Served()).To(Equal(before), "nobody was asked")
+		case read: // what nobody announced is the parent's to refuse, and is not kept
+			Eventually(func() answer { return send(limit + 1) }).Should(haveError(503, "instance_busy"))
+		}
+	},
+		Entry("up to the limit, announced, and read before it is refused", true, true),
+		Entry("up to the limit, announced, and refused at once", true, false),
+		Entry("up to the limit, not announced, and read before it is refused", false, true),
+		Entry("up to the limit, not announced, and refused at once", false, false),
+	)
+
+	It("ends a request on which there is silence for too long, as an error", func() {
+		r := startRegion(func(c *xds.Config) { c.ResponseIdleTimeout = 300 * time.Millisecond }, "use1").serving()
+		r.parents[0].Handle(func(_ http.ResponseWriter, req *http.Request) { <-req.Context().Done() })
+		Expect(r.sealed()).To(haveError(504, "timeout"))
+		r.parents[0].Handle(func(w http.ResponseWriter, req *http.Request) {
+			_, _ = io.WriteString(w, "half")
+			_ = http.NewResponseController(w).Flush()
+			<-req.Context().Done()
+		})
+		Expect(r.sealed().body).To(ContainSubstring("stream error"), "a cut, not an end")
 	})
 
 	It("spills to the next region, and is unwell only when nobody is left", func() {

@@ -3,6 +3,7 @@ package xds
 import (
 	"math"
 	"net/http"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -16,6 +17,7 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/loadreport"
 )
 
 // tenantRoutes is the name of the tenants' route configuration.
@@ -59,8 +61,9 @@ func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
 		api.Errorf(http.StatusNotFound, "not_found", "there is nothing at this path"))
 
 	return &routev3.RouteConfiguration{
-		Name:                    tenantRoutes,
-		ResponseHeadersToRemove: []string{"server"},
+		Name: tenantRoutes,
+		// Envoy has read an instance's load by then, and it is no tenant's business.
+		ResponseHeadersToRemove: []string{"server", strings.ToLower(loadreport.Header)},
 		VirtualHosts:            []*routev3.VirtualHost{{Name: tenantRoutes, Domains: []string{"*"}, Routes: routes}},
 	}
 }

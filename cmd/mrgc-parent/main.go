@@ -19,9 +19,11 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/open"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/loadreport"
 	"github.com/mrgc/mrgc/internal/lockdown"
 	"github.com/mrgc/mrgc/internal/vsock"
 	"github.com/mrgc/mrgc/parent"
+	"github.com/mrgc/mrgc/parent/gpu"
 )
 
 func main() {
@@ -46,7 +48,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
 	store := flags.String("store", "", "fleet store: "+open.Forms)
 	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
-	models := flags.String("models", "", "models that the engine serves, comma separated")
+	models := flags.String("models", "", "models that the engine serves, comma separated, each NAME or NAME@VERSION")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -74,11 +76,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if *advertise == "" {
 		*advertise = *listen
 	}
+	names, versions := splitModels(*models)
+	readGPU, closeGPU := openGPU(logger)
+	defer closeGPU()
 	service, err := parent.New(parent.Config{
 		Instance: fleet.Instance{
 			ID: self.ID().Instance, Region: fleet.Region(self.ID().Region), Zone: *zone,
-			Address: *advertise, Models: strings.Split(*models, ","),
+			Address: *advertise, Models: names,
 		},
+		ModelVersions: versions, ReadGPU: readGPU,
 		Store: instances, Identity: self, EdgeTokens: cluster.EdgeTokens(),
 		DialEnclave: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) },
 		EngineRelay: relay,
@@ -101,4 +107,25 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return err
 	}
 	return service.Run(ctx, listener)
+}
+
+// splitModels reads NAME and NAME@VERSION, comma separated.
+func splitModels(list string) (names []string, versions map[string]string) {
+	versions = map[string]string{}
+	for _, model := range strings.Split(list, ",") {
+		name, version, _ := strings.Cut(model, "@")
+		names = append(names, name)
+		versions[name] = version
+	}
+	return names, versions
+}
+
+// openGPU gives what reads the GPUs; nil, said once, when none is seen.
+func openGPU(logger *slog.Logger) (read func() (loadreport.GPU, error), closeGPU func()) {
+	device, err := gpu.Open()
+	if err != nil {
+		logger.Info("load reports go without GPUs", "reason", err)
+		return nil, func() {}
+	}
+	return device.Read, func() { _ = device.Close() } // nothing is lost with it
 }

@@ -12,21 +12,30 @@ import (
 	dto "github.com/prometheus/client_model/go"
 	"github.com/prometheus/common/expfmt"
 	"github.com/prometheus/common/model"
-
-	"github.com/mrgc/mrgc/internal/fleet"
 )
+
+// Metrics is what an engine says of its load.
+type Metrics struct {
+	Running    int     // requests in work
+	Queued     int     // requests that wait
+	KVCacheUse float64 // share of the KV cache in use, 0 to 1; 0 also when the engine does not tell
+}
+
+// kvCache is vLLM's gauge; llama.cpp has none. "perc" notwithstanding it is a
+// fraction.
+const kvCache = "vllm:kv_cache_usage_perc"
 
 // Read reads how busy an engine is from its metrics in Prometheus' text
 // format. It knows llama.cpp's names (llamacpp:requests_processing and
-// _deferred) and vLLM's (vllm:num_requests_running and _waiting); vLLM has a
-// series for each of its engines, which are added up. Slots and Latency are
-// not in the metrics and stay zero.
-func Read(metrics io.Reader) (fleet.Load, error) {
+// _deferred) and vLLM's (vllm:num_requests_running and _waiting, and
+// kv_cache_usage_perc). vLLM has a series for each of its engines: requests are
+// added up, and of the caches, which are alike, the mean is taken.
+func Read(metrics io.Reader) (Metrics, error) {
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(metrics)
 	if err != nil {
 		// The parser's error quotes what it read, which need not be metrics.
-		return fleet.Load{}, errors.New("engine metrics: not Prometheus' text format")
+		return Metrics{}, errors.New("engine metrics: not Prometheus' text format")
 	}
 	for _, names := range [][2]string{
 		{"llamacpp:requests_processing", "llamacpp:requests_deferred"},
@@ -36,16 +45,19 @@ func Read(metrics io.Reader) (fleet.Load, error) {
 		if running == nil || queued == nil {
 			continue
 		}
-		var load fleet.Load
+		var load Metrics
 		if load.Running, err = sum(running); err != nil {
-			return fleet.Load{}, err
+			return Metrics{}, err
 		}
 		if load.Queued, err = sum(queued); err != nil {
-			return fleet.Load{}, err
+			return Metrics{}, err
+		}
+		if load.KVCacheUse, err = share(families[kvCache]); err != nil {
+			return Metrics{}, err
 		}
 		return load, nil
 	}
-	return fleet.Load{}, errors.New("engine metrics: neither llama.cpp's nor vLLM's request counts are there")
+	return Metrics{}, errors.New("engine metrics: neither llama.cpp's nor vLLM's request counts are there")
 }
 
 // maxRequests is beyond what any engine can have; larger numbers are an error.
@@ -54,7 +66,7 @@ const maxRequests = 1 << 30
 func sum(family *dto.MetricFamily) (int, error) {
 	total := 0.0
 	for _, m := range family.GetMetric() {
-		v := m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue() // one of them is set
+		v := value(m)
 		if math.IsNaN(v) || v < 0 {
 			return 0, fmt.Errorf("engine metrics: %s is not a count", family.GetName())
 		}
@@ -64,4 +76,25 @@ func sum(family *dto.MetricFamily) (int, error) {
 		return 0, fmt.Errorf("engine metrics: %s is not a count", family.GetName())
 	}
 	return int(total), nil
+}
+
+// share is the mean of a family of fractions; 0 of one that is not there.
+func share(family *dto.MetricFamily) (float64, error) {
+	if len(family.GetMetric()) == 0 {
+		return 0, nil
+	}
+	total := 0.0
+	for _, m := range family.GetMetric() {
+		v := value(m)
+		if math.IsNaN(v) || v < 0 || v > 1 {
+			return 0, fmt.Errorf("engine metrics: %s is not between 0 and 1", family.GetName())
+		}
+		total += v
+	}
+	return min(total/float64(len(family.GetMetric())), 1), nil
+}
+
+// value is what a metric says, whatever it calls itself.
+func value(m *dto.Metric) float64 {
+	return m.GetGauge().GetValue() + m.GetCounter().GetValue() + m.GetUntyped().GetValue() // one of them is set
 }

@@ -8,7 +8,6 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/engineload"
-	"github.com/mrgc/mrgc/internal/fleet"
 )
 
 func TestEngineLoad(t *testing.T) {
@@ -28,16 +27,19 @@ vllm:num_requests_running{engine="0",model_name="m"} 3.0
 vllm:num_requests_running{engine="1",model_name="m"} 2.0
 # TYPE vllm:num_requests_waiting gauge
 vllm:num_requests_waiting{engine="0",model_name="m"} 7.0
+# TYPE vllm:kv_cache_usage_perc gauge
+vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.5
+vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.25
 `
 
 var _ = Describe("Read", func() {
 	DescribeTable("reads",
-		func(text string, want fleet.Load) {
+		func(text string, want engineload.Metrics) {
 			Expect(engineload.Read(strings.NewReader(text))).To(Equal(want))
 		},
-		Entry("llama.cpp", llamaMetrics, fleet.Load{Running: 4, Queued: 24}),
-		Entry("vLLM with two engines", vllmMetrics, fleet.Load{Running: 5, Queued: 7}),
-		Entry("metrics without types", "llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n", fleet.Load{Running: 1, Queued: 2}),
+		Entry("llama.cpp", llamaMetrics, engineload.Metrics{Running: 4, Queued: 24}),
+		Entry("vLLM with two engines", vllmMetrics, engineload.Metrics{Running: 5, Queued: 7, KVCacheUse: 0.375}),
+		Entry("metrics without types", "llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n", engineload.Metrics{Running: 1, Queued: 2}),
 	)
 	DescribeTable("refuses",
 		func(text, reason string) {
@@ -49,6 +51,8 @@ var _ = Describe("Read", func() {
 		Entry("something else", "<html>SECRET {{", "not Prometheus"),
 		Entry("less than none", strings.Replace(llamaMetrics, "processing 4", "processing -4", 1), "requests_processing is not a count"),
 		Entry("no number", strings.Replace(llamaMetrics, "deferred 24", "deferred NaN", 1), "requests_deferred is not a count"),
+		Entry("a cache that is more than full", strings.Replace(vllmMetrics, "0.25", "1.25", 1), "kv_cache_usage_perc is not between 0 and 1"),
+		Entry("a cache of NaN", strings.Replace(vllmMetrics, "0.25", "NaN", 1), "kv_cache_usage_perc is not between 0 and 1"),
 		Entry("too many", strings.Replace(llamaMetrics, "processing 4", "processing 1e300", 1), "is not a count"),
 	)
 })
@@ -56,11 +60,12 @@ var _ = Describe("Read", func() {
 func FuzzRead(f *testing.F) {
 	f.Add(llamaMetrics)
 	f.Add(vllmMetrics)
+	f.Add("vllm:num_requests_running 1\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc -Inf\n")
 	f.Add("vllm:num_requests_running +Inf\nvllm:num_requests_waiting 0\n")
 	f.Fuzz(func(t *testing.T, text string) {
 		load, err := engineload.Read(strings.NewReader(text))
-		if err == nil && (load.Running < 0 || load.Queued < 0) {
-			t.Errorf("negative load %+v", load)
+		if err == nil && (load.Running < 0 || load.Queued < 0 || load.KVCacheUse < 0 || load.KVCacheUse > 1) {
+			t.Errorf("impossible load %+v", load)
 		}
 	})
 }

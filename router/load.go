@@ -1,0 +1,193 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	orcaservicev3 "github.com/cncf/xds/go/xds/service/orca/v3"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
+	"google.golang.org/grpc/credentials"
+	"google.golang.org/protobuf/types/known/durationpb"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/loadreport"
+	"github.com/mrgc/mrgc/internal/routing"
+)
+
+const (
+	// reportInterval is the least time between two reports of an instance. It is
+	// below the 100 ms at which a busy parent makes them, so that none waits for
+	// the next.
+	reportInterval = 50 * time.Millisecond
+	// silence is how long a parent may say nothing before its stream counts as
+	// broken: an idle one speaks twice a second.
+	silence = 5 * time.Second
+	// The pauses before a broken stream is opened again; each is drawn from the
+	// upper half.
+	firstPause, longestPause = 100 * time.Millisecond, 5 * time.Second
+	// streamBufferBytes is ample for reports, of which each connection carries
+	// nothing else. gRPC's default is 32 KiB, twice.
+	streamBufferBytes = 4 << 10
+)
+
+// loads follows the load of the region's ready instances: one stream of reports
+// from each one's parent.
+type loads struct {
+	region   fleet.Region
+	identity *identity.Source
+	log      *slog.Logger
+	silence  time.Duration
+	tracker  loadreport.Tracker
+
+	streams sync.WaitGroup
+	open    map[string]subscription // of the goroutine that calls update and stop: by instance
+}
+
+// subscription is to an instance's parent at an address.
+type subscription struct {
+	address string
+	cancel  context.CancelFunc
+}
+
+func newLoads(region fleet.Region, self *identity.Source, log *slog.Logger) *loads {
+	return &loads{region: region, identity: self, log: log, silence: silence, open: map[string]subscription{}}
+}
+
+// update follows who is ready now and nobody else. It does not wait for
+// anything. Streams end with ctx, too.
+func (l *loads) update(ctx context.Context, ready []*fleet.Instance) {
+	wanted := map[string]*fleet.Instance{}
+	var ids []string
+	for _, in := range ready {
+		if in.Region == l.region {
+			wanted[in.ID] = in
+			ids = append(ids, in.ID)
+		}
+	}
+	for id, s := range l.open {
+		if in := wanted[id]; in == nil || in.Address != s.address {
+			s.cancel()
+			delete(l.open, id)
+		}
+	}
+	l.tracker.Follow(ids)
+	for id, in := range wanted {
+		if _, ok := l.open[id]; ok {
+			continue
+		}
+		streamCtx, cancel := context.WithCancel(ctx)
+		l.open[id] = subscription{address: in.Address, cancel: cancel}
+		l.streams.Go(func() { l.follow(streamCtx, in) })
+	}
+}
+
+// stop ends all streams and waits for it.
+func (l *loads) stop() {
+	for _, s := range l.open {
+		s.cancel()
+	}
+	l.streams.Wait()
+}
+
+// follow keeps a stream to an instance's parent open until ctx ends.
+func (l *loads) follow(ctx context.Context, in *fleet.Instance) {
+	want := parentOf(in)
+	conn, err := grpc.NewClient("passthrough:///"+in.Address,
+		grpc.WithTransportCredentials(credentials.NewTLS(l.identity.ClientTLS(func(id identity.ID) bool { return id == want }))),
+		grpc.WithConnectParams(grpc.ConnectParams{
+			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.2, MaxDelay: longestPause},
+			MinConnectTimeout: l.silence,
+		}),
+		grpc.WithReadBufferSize(streamBufferBytes), grpc.WithWriteBufferSize(streamBufferBytes),
+		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
+	)
+	if err != nil { // an address that the store has checked
+		l.log.Error("no load reports from instance", "instance", in.ID, "error", err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	client := orcaservicev3.NewOpenRcaServiceClient(conn)
+	pause, told := firstPause, false
+	for {
+		heard, err := l.listen(ctx, client, in.ID)
+		if ctx.Err() != nil {
+			return
+		}
+		if heard {
+			pause, told = firstPause, false
+		}
+		if !told {
+			l.log.Warn("no load reports from instance; trying on", "instance", in.ID, "error", err)
+			told = true
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause/2 + rand.N(pause/2)): //nolint:gosec // no secret
+		}
+		pause = min(2*pause, longestPause)
+	}
+}
+
+var errSilent = errors.New("the parent has gone silent")
+
+// listen takes reports until the stream breaks, and says whether there was any.
+// A report that is not valid breaks it.
+func (l *loads) listen(ctx context.Context, client orcaservicev3.OpenRcaServiceClient, id string) (heard bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silent := time.AfterFunc(l.silence, func() { cancel(errSilent) })
+	defer silent.Stop()
+	stream, err := client.StreamCoreMetrics(ctx, &orcaservicev3.OrcaLoadReportRequest{ReportInterval: durationpb.New(reportInterval)})
+	for err == nil {
+		message, recvErr := stream.Recv()
+		if recvErr != nil {
+			err = recvErr
+			break
+		}
+		report, decodeErr := loadreport.Decode(message)
+		if decodeErr != nil {
+			err = decodeErr
+			break
+		}
+		heard = true
+		l.tracker.Put(id, report, time.Now())
+		silent.Reset(l.silence)
+	}
+	if errors.Is(context.Cause(ctx), errSilent) {
+		err = fmt.Errorf("%w for %s", errSilent, l.silence)
+	}
+	return heard, err
+}
+
+// reported is what the picker goes by.
+func (r *Router) reported(in *fleet.Instance) routing.Report {
+	report, age := r.Report(in.ID)
+	load := fleet.Load{Running: report.Running, Queued: report.Queued, Slots: report.Slots, Latency: in.Load.Latency}
+	return routing.Report{Load: load, Age: routing.Age(age)} //nolint:gosec // the same three, in the same order
+}
+
+// weight is an instance's score, by its newest load report as long as that is
+// fresh, else by its heartbeat.
+func (r *Router) weight(in *fleet.Instance) uint32 {
+	load := in.Load
+	if reported := r.reported(in); reported.Age == routing.AgeFresh {
+		load = reported.Load
+	}
+	return uint32(routing.Score(in.Health, load)) //nolint:gosec // 0 to 100
+}
+
+// Report gives the newest load report of an instance of the router's region
+// that is ready, and how far it is still to be trusted. An instance of which
+// nothing is known has a report that is [loadreport.Missing], and is none the
+// worse for it.
+func (r *Router) Report(instanceID string) (loadreport.Report, loadreport.Age) {
+	return r.loads.tracker.Get(instanceID, time.Now())
+}
