@@ -60,14 +60,15 @@ type requests struct {
 	cancel context.CancelFunc
 	done   sync.WaitGroup
 
-	mu       sync.Mutex
-	sent     int
-	failures []failure // guarded by mu
+	mu   sync.Mutex
+	sent []request // guarded by mu: in the order in which they ended
 }
 
-type failure struct {
-	at   time.Time
-	what string
+// request is one that has been answered, or never will be.
+type request struct {
+	ended   time.Time
+	took    time.Duration
+	failure string // empty: it was answered well
 }
 
 // send keeps two tenants asking, as fast as they are answered but for a pause.
@@ -79,9 +80,10 @@ func (c *cluster) send() *requests {
 			pause := time.NewTicker(20 * time.Millisecond)
 			defer pause.Stop()
 			for ctx.Err() == nil {
+				began := time.Now()
 				status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "are you there?")
 				if ctx.Err() == nil {
-					r.note(status, body, err)
+					r.note(began, status, body, err)
 				}
 				select {
 				case <-pause.C:
@@ -93,31 +95,32 @@ func (c *cluster) send() *requests {
 	return r
 }
 
-func (r *requests) note(status int, body string, err error) {
+func (r *requests) note(began time.Time, status int, body string, err error) {
+	one := request{ended: time.Now(), took: time.Since(began)}
+	if err != nil || status != http.StatusOK {
+		one.failure = fmt.Sprintf("status %d, error %v: %s", status, err, body)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.sent++
-	if err != nil || status != http.StatusOK {
-		r.failures = append(r.failures, failure{time.Now(), fmt.Sprintf("status %d, error %v: %s", status, err, body)})
-	}
+	r.sent = append(r.sent, one)
 }
 
 func (r *requests) count() int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.sent
+	return len(r.sent)
 }
 
-// stop ends the sending and gives the failures.
-func (r *requests) stop() []failure {
+// stop ends the sending and gives what was sent.
+func (r *requests) stop() []request {
 	r.cancel()
 	r.done.Wait()
-	return r.failures
+	return r.sent
 }
 
 // during sends requests while a fault happens and for some 100 requests after,
 // records what it cost, and gives the failures.
-func (c *cluster) during(name string, fault func()) []failure {
+func (c *cluster) during(name string, fault func()) (failures []string) {
 	GinkgoHelper()
 	r := c.send()
 	DeferCleanup(r.cancel)
@@ -126,15 +129,28 @@ func (c *cluster) during(name string, fault func()) []failure {
 	fault()
 	after := r.count()
 	Eventually(r.count, "60s").Should(BeNumerically(">", after+100))
-	failures := r.stop()
-	var recovery time.Duration
-	if len(failures) > 0 {
-		recovery = failures[len(failures)-1].at.Sub(began)
-		GinkgoWriter.Println(failures[0].what)
+	sent := r.stop()
+	var slowest, recovery time.Duration
+	for _, one := range sent {
+		if one.failure != "" {
+			failures = append(failures, one.failure)
+			recovery = one.ended.Sub(began)
+		}
+		if one.ended.After(began) {
+			slowest = max(slowest, one.took)
+		}
 	}
-	AddReportEntry("fault", fmt.Sprintf("%s: %d of %d requests failed, recovered after %s", name, len(failures), r.sent, recovery.Round(time.Millisecond)))
+	reportFault("%s: %d of %d requests failed, the last after %s, slowest answer %s", name, len(failures), len(sent),
+		recovery.Round(time.Millisecond), slowest.Round(time.Millisecond))
 	return failures
 }
+
+// reportFault says what a fault cost, for docs/faults.md.
+func reportFault(format string, args ...any) {
+	AddReportEntry("fault", fmt.Sprintf(format, args...))
+}
+
+func since(began time.Time) time.Duration { return time.Since(began).Round(time.Millisecond) }
 
 // signal sends a signal to children whose names begin with prefix, and says how
 // to undo it.
@@ -237,8 +253,11 @@ var _ = Describe("A fault", func() {
 			answers <- fmt.Sprint(status, " ", strings.TrimSpace(body), " ", err)
 		}()
 		Eventually(ctx, arrived).Should(Receive())
-		c.signal(dies+c.serving(ctx), syscall.SIGKILL)
+		instance := c.serving(ctx)
+		began := time.Now()
+		c.signal(dies+instance, syscall.SIGKILL)
 		Eventually(ctx, answers).Should(Receive(Equal(`200 {"moved":true} <nil>`)))
+		reportFault("%s killed before the first byte: answered from elsewhere after %s", strings.TrimSuffix(dies, "-"), since(began))
 	},
 		Entry("when its parent dies", NodeTimeout(30*time.Second), "parent-"),
 		Entry("when its enclave dies", NodeTimeout(30*time.Second), "enclave-"),
@@ -264,9 +283,11 @@ var _ = Describe("A fault", func() {
 			answers <- answer{body, err}
 		}()
 		Eventually(ctx, streaming).Should(BeClosed())
+		began := time.Now()
 		c.signal("enclave-", syscall.SIGKILL)
 		var got answer
 		Eventually(ctx, answers).Should(Receive(&got))
+		reportFault("enclave killed within a stream: the tenant has an error after %s", since(began))
 		Expect(got.err).To(MatchError(io.ErrUnexpectedEOF))
 		Expect(got.body).To(And(ContainSubstring(`"choices"`), ContainSubstring("answer_cut"), Not(ContainSubstring("[DONE]"))))
 	}, NodeTimeout(30*time.Second))
@@ -282,8 +303,10 @@ var _ = Describe("A fault", func() {
 		gone, leave := context.WithCancel(ctx)
 		go func() { _, _, _ = c.tryChat(gone, http.DefaultClient, c.base(), "never mind") }()
 		Eventually(ctx, generating).Should(BeClosed())
+		began := time.Now()
 		leave()
 		Eventually(ctx, stopped).Should(BeClosed())
+		reportFault("tenant gone: the engine's request is cancelled after %s", since(began))
 	}, NodeTimeout(30*time.Second))
 
 	It("is an error with a reason while the engine is away, and over when it is back", func(ctx SpecContext) {
@@ -292,16 +315,37 @@ var _ = Describe("A fault", func() {
 		Expect(status).To(Or(Equal(http.StatusBadGateway), Equal(http.StatusServiceUnavailable)), body)
 		Expect(body).To(ContainSubstring(`"engine_`))
 		engine.says(`{}`)
+		began := time.Now()
 		status, body = c.chat(ctx, http.DefaultClient, c.base(), "hello!")
 		Expect(status).To(Equal(http.StatusOK), body)
+		reportFault("engine back: answered after %s", since(began))
 	}, NodeTimeout(30*time.Second))
 
 	It("is a 503 while the engine hangs, not a wait, and over when it does not", func(ctx SpecContext) {
+		began := time.Now()
 		engine.hangs.Store(true)
 		Expect(c.eventuallyAsked(ctx, http.StatusServiceUnavailable)).To(ContainSubstring("no_instance_ready"))
+		reportFault("engine hangs: 503 after %s", since(began))
+		began = time.Now()
 		engine.hangs.Store(false)
 		c.eventuallyAsked(ctx, http.StatusOK)
+		reportFault("engine hangs no more: answered after %s", since(began))
 	}, NodeTimeout(60*time.Second))
+})
+
+var _ = Describe("A fault of an engine", func() {
+	It("costs the requests that it is sent until it is back, which are told so", func() {
+		c := startCluster("--regions", "use1", "--instances", "2", "--engine", "sim", "--ask=false")
+		failures := c.during("engine killed", func() {
+			before := c.pids()["engine-0"]
+			c.signal("engine-0", syscall.SIGKILL)
+			Eventually(func() int { return c.pids()["engine-0"] }, "20s").Should(And(Not(Equal(before)), Not(BeZero())))
+		})
+		for _, failure := range failures {
+			Expect(failure).To(And(MatchRegexp("^status 50[23], error <nil>"), ContainSubstring(`"code":"engine_`)))
+		}
+		Expect(c.during("engine back", func() {})).To(BeEmpty())
+	})
 })
 
 // eventuallyAsked sends requests until one gets the status.

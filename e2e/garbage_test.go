@@ -73,6 +73,8 @@ func garbage() [][]byte {
 		[]byte("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\xff\xff\xff\x00\x00\x00\x00\x00\x00"),
 		{0x16, 0x03, 0x01, 0xff, 0xff, 0x01}, // the start of a TLS record that never ends
 		[]byte("CONNECT 99999999999999999999\n"),
+		append([]byte("CONNECT 5000\n"), random...), // past the handshake, to the enclave
+		[]byte("CONNECT 5000\nPOST /v1/sealed HTTP/1.1\r\nHost: x\r\nMrgc-Recipients: ,\r\nContent-Length: 7\r\n\r\n{\"a\":1}"),
 		[]byte(`{"token":` + strings.Repeat("[", 10_000)),
 	}
 }

@@ -59,13 +59,25 @@ func root() string {
 // the spec does, nothing of it is left afterwards.
 func startCluster(args ...string) *cluster {
 	GinkgoHelper()
+	stateDir := GinkgoT().TempDir()
+	up := upCommand(stateDir, args...)
+	c := &cluster{stateDir: stateDir}
+	c.start(exec.Command(up[0], up[1:]...))
+	c.await()
+	return c
+}
+
+// upCommand is `mrgc up` with its state in a directory.
+func upCommand(stateDir string, args ...string) []string {
+	GinkgoHelper()
 	program := filepath.Join(root(), "bin", "mrgc")
 	Expect(program).To(BeAnExistingFile(), "run `make build` first, or the tests by `make test`")
-	c := &cluster{stateDir: GinkgoT().TempDir()}
-	command := exec.Command(program, append([]string{
-		"up", "--port", "0", "--state-dir", c.stateDir, "--tools-dir", filepath.Join(root(), ".tools"),
-	}, args...)...)
-	session, err := gexec.Start(command, GinkgoWriter, GinkgoWriter)
+	return append([]string{program, "up", "--port", "0", "--state-dir", stateDir, "--tools-dir", filepath.Join(root(), ".tools")}, args...)
+}
+
+func (c *cluster) start(up *exec.Cmd) {
+	GinkgoHelper()
+	session, err := gexec.Start(up, GinkgoWriter, GinkgoWriter)
 	Expect(err).NotTo(HaveOccurred())
 	c.session = session
 	DeferCleanup(func() {
@@ -74,12 +86,15 @@ func startCluster(args ...string) *cluster {
 			Eventually(session, stopTimeout).Should(gexec.Exit())
 		}
 	})
+}
+
+func (c *cluster) await() {
+	GinkgoHelper()
 	Eventually(func() bool {
-		Expect(session.ExitCode()).To(Equal(-1), "mrgc up ended: %s", session.Err.Contents())
+		Expect(c.session.ExitCode()).To(Equal(-1), "mrgc up ended: %s", c.session.Err.Contents())
 		_, err := os.Stat(c.envFile())
 		return err == nil
 	}, upTimeout, "100ms").Should(BeTrue(), "the env file appears once all is healthy")
-	return c
 }
 
 func (c *cluster) envFile() string { return filepath.Join(c.stateDir, "env") }
