@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-hot clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-hot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -71,6 +71,16 @@ bench-startup: parts ## time to the first answer, idle cost
 bench-latency: parts ## what everything adds to an engine's latency, processor time and memory (some 10 minutes)
 	$(GO) run ./bench/latency
 	$(GO) run ./bench/report
+
+bench-routing: parts $(TOOLS)/peers/.done ## our policies and every peer that runs here, on the same traffic (ARGS="-seeds 3 -duration 20s"; hours by default)
+	$(GO) run ./bench/routing $(ARGS)
+	$(GO) run ./bench/report
+
+# The routers to compare with, pinned with hashes.
+$(TOOLS)/peers/.done: bench/routing/peers.txt
+	rm -rf $(@D)
+	$(PYTHON) -m pip install --quiet --require-hashes --no-compile --target $(@D) -r $<
+	touch $@
 
 bench-hot: ## hot paths: seal and open, verify, pick, relay (some 4 minutes)
 	$(GO) run ./bench/hot

@@ -21,7 +21,7 @@ import (
 )
 
 // packages have the paths that every request takes.
-var packages = []string{"./internal/seal", "./internal/attest", "./internal/routing", "./extproc", "./parent"}
+var packages = []string{"./internal/seal", "./internal/attest", "./internal/routing", "./internal/loadreport", "./extproc", "./parent"}
 
 func main() {
 	count := flag.Int("count", 6, "runs of each benchmark; their median counts")

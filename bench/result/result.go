@@ -27,6 +27,7 @@ type Result struct {
 	Figures     []Figure     `json:"figures"`
 	Comparisons []Comparison `json:"comparisons,omitempty"`
 	Breakdowns  []Breakdown  `json:"breakdowns,omitempty"`
+	Tables      []Table      `json:"tables,omitempty"`
 	// Notes are what one must know to read the figures, a sentence or two each.
 	Notes []string `json:"notes,omitempty"`
 }
@@ -57,6 +58,13 @@ type Breakdown struct {
 	Name  string             `json:"name"`
 	Unit  string             `json:"unit"`
 	Parts map[string]float64 `json:"parts"` // by program
+}
+
+// Table is for what neither of the others can say. Cells are for people.
+type Table struct {
+	Title   string     `json:"title"`
+	Columns []string   `json:"columns"`
+	Rows    [][]string `json:"rows"`
 }
 
 // Sum is what all programs take together.

@@ -7,6 +7,7 @@ import (
 	"math"
 	"slices"
 	"strings"
+	"text/tabwriter"
 )
 
 // Print writes the result for whoever waits for it.
@@ -23,6 +24,14 @@ func (r Result) Print(w io.Writer) {
 			_, _ = fmt.Fprintf(w, "  %s %.3g", program, d.Parts[program])
 		}
 		_, _ = fmt.Fprintln(w)
+	}
+	for _, t := range r.Tables {
+		columns := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+		_, _ = fmt.Fprintf(columns, "\n%s\n%s\n", t.Title, strings.Join(t.Columns, "\t"))
+		for _, row := range t.Rows {
+			_, _ = fmt.Fprintln(columns, strings.Join(row, "\t"))
+		}
+		_ = columns.Flush()
 	}
 }
 
@@ -42,10 +51,20 @@ func (r Result) Markdown() string {
 			c.Name, c.Unit, c.Added.Samples, c.Direct.Text(), c.Through.Text(), c.Added.Text(), 100*c.Added.P50/c.Direct.P50)
 	}
 	r.breakdownTable(&b)
+	for _, t := range r.Tables {
+		t.markdown(&b)
+	}
 	for _, note := range r.Notes {
 		fmt.Fprintf(&b, "\n%s\n", note)
 	}
 	return b.String()
+}
+
+func (t Table) markdown(b *strings.Builder) {
+	fmt.Fprintf(b, "\n**%s**\n\n| %s |\n|%s\n", t.Title, strings.Join(t.Columns, " | "), strings.Repeat(" --- |", len(t.Columns)))
+	for _, row := range t.Rows {
+		fmt.Fprintf(b, "| %s |\n", strings.Join(row, " | "))
+	}
 }
 
 // breakdownTable has a row for each program and a column for each breakdown.

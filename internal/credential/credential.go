@@ -1,7 +1,7 @@
 // Package credential derives what each part of the cluster gets to see of a
 // tenant's API key.
 //
-// The key itself stays on the tenant's machine. Three independent secrets are
+// The key itself stays on the tenant's machine. Four independent secrets are
 // derived from it with HMAC-SHA-256 (RFC 2104), so that no part can compute what
 // another part checks:
 //
@@ -10,7 +10,9 @@
 //   - the enclave token, which travels inside the sealed plaintext and
 //     authenticates the tenant to the enclave;
 //   - the cache secret, also sealed, which separates the tenant's prompt cache
-//     from everyone else's.
+//     from everyone else's;
+//   - the affinity secret, which stays with the key and makes the affinity of
+//     conversations a secret function of how they begin.
 //
 // The cluster stores SHA-256 digests of the two tokens and can derive neither
 // from them: the tokens have 256 bits of entropy, so a plain hash is enough.

@@ -1,0 +1,138 @@
+// Routing measures who routes best: our policies and the peers that run on one
+// machine, on the same seeded traffic, open loop, before engines that are
+// simulated (package engine/sim) and of which one is half as fast.
+//
+// Routing alone is measured: requests are in clear, so that the peers can take
+// part. Ours go the way of sealed ones otherwise: a real Envoy configured by
+// our xDS server, and our picker, which sees headers alone.
+//
+// Every contender gets every seed's traffic, in an order that the seed shuffles;
+// a run in which the client fell behind or the machine was too busy is void and
+// repeated once.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/signal"
+	"regexp"
+	"syscall"
+	"time"
+)
+
+// options say how long and what to measure.
+type options struct {
+	tools    string
+	seeds    int
+	duration time.Duration
+	rate     float64
+	slo      time.Duration
+	only     *regexp.Regexp
+	scene    *regexp.Regexp
+}
+
+func main() {
+	if len(os.Args) == 3 && os.Args[1] == "child" {
+		if err := child(os.Args[2]); err != nil {
+			fmt.Fprintln(os.Stderr, "routing:", os.Args[2]+":", err)
+			os.Exit(1)
+		}
+		return
+	}
+	var o options
+	var only, scene string
+	flag.StringVar(&o.tools, "tools-dir", ".tools", "where Envoy and the peers are")
+	flag.IntVar(&o.seeds, "seeds", 10, "traffics that everyone gets")
+	flag.DurationVar(&o.duration, "duration", 40*time.Second, "of each traffic's arrivals")
+	flag.Float64Var(&o.rate, "rate", 0, "requests per second; 0: 85 % of what the best peer can take within -slo")
+	flag.DurationVar(&o.slo, "slo", time.Second, "time to first token that 99 % must keep")
+	flag.StringVar(&only, "only", "", "measure the contenders whose names match this regular expression")
+	flag.StringVar(&scene, "scenario", "", "measure the scenarios whose names match this regular expression")
+	flag.Parse()
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	defer stop()
+	var err error
+	if o.only, err = regexp.Compile(only); err == nil {
+		o.scene, err = regexp.Compile(scene)
+	}
+	if err == nil {
+		err = run(ctx, o)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "routing:", err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, o options) error {
+	recording, err := readRecording()
+	if err != nil {
+		return err
+	}
+	field := append(ours(o.tools), peers(o.tools)...)
+	if o.rate == 0 {
+		if o.rate, err = sustainable(ctx, o, recording, field); err != nil {
+			return err
+		}
+	}
+	b := book{options: o}
+	for _, s := range []scenario{
+		{name: "reuse", reuse: true},
+		{name: "no reuse"},
+		{name: "reuse, one engine fails fast", reuse: true, failing: true},
+	} {
+		if !o.scene.MatchString(s.name) {
+			continue
+		}
+		for seed := range uint64(o.seeds) {
+			requests := traffic(recording, shape{rate: o.rate, duration: o.duration, reuse: s.reuse}, seed)
+			order := rand.New(rand.NewPCG(seed, 7)).Perm(len(field)) //nolint:gosec // an order is no secret
+			for _, i := range order {
+				if !o.only.MatchString(field[i].name) {
+					continue
+				}
+				if err := b.enter(ctx, field[i], s, seed, requests); err != nil {
+					return err
+				}
+			}
+		}
+	}
+	r := b.result()
+	r.Print(os.Stdout)
+	return r.Write()
+}
+
+// sustainable is 85 % of the highest rate at which a peer still keeps the goal,
+// of the best peer: found by raising the rate by a quarter until it does not.
+func sustainable(ctx context.Context, o options, recording []arrival, field []contender) (float64, error) {
+	best, s := 0.0, scenario{name: "capacity", reuse: true}
+	for _, c := range field {
+		if c.ours || !o.only.MatchString(c.name) {
+			continue
+		}
+		for rate := max(8, best); ; rate *= 1.25 {
+			requests := traffic(recording, shape{rate: rate, duration: 20 * time.Second, reuse: true}, 1000)
+			m, err := measure(ctx, c, s, requests)
+			if isNotHere(err) {
+				break
+			}
+			if err != nil {
+				return 0, err
+			}
+			say("%s at %.1f requests/s: p99 %.0f ms", c.name, rate, m.p99)
+			if m.failed > 0 || m.p99 > o.slo.Seconds()*1e3 {
+				break
+			}
+			best = rate
+		}
+	}
+	if best == 0 {
+		return 0, fmt.Errorf("no peer keeps %v at any rate: give one with -rate", o.slo)
+	}
+	return 0.85 * best, nil
+}
+
+func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

@@ -1,0 +1,46 @@
+package main
+
+import (
+	"math"
+	"math/rand/v2"
+	"slices"
+)
+
+// quantile is by nearest rank; NaN of nothing.
+func quantile(samples []float64, share float64) float64 {
+	if len(samples) == 0 {
+		return math.NaN()
+	}
+	sorted := slices.Sorted(slices.Values(samples))
+	return sorted[max(int(math.Ceil(share*float64(len(sorted))))-1, 0)]
+}
+
+// interval is an estimate with the bounds of its 95 % interval.
+type interval struct{ low, mid, high float64 }
+
+// ratio is the geometric mean of a[i]/b[i], where both come from the same
+// traffic; its interval is by bootstrap over the pairs (percentiles of 10,000
+// resamples: Efron and Tibshirani, An Introduction to the Bootstrap, 13.3).
+func ratio(a, b []float64) interval {
+	logs := make([]float64, len(a))
+	for i := range a {
+		logs[i] = math.Log(a[i] / b[i])
+	}
+	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // the same figures give the same interval
+	means := make([]float64, 10_000)
+	for i := range means {
+		for range logs {
+			means[i] += logs[random.IntN(len(logs))]
+		}
+		means[i] /= float64(len(logs))
+	}
+	return interval{math.Exp(quantile(means, 0.025)), math.Exp(mean(logs)), math.Exp(quantile(means, 0.975))}
+}
+
+func mean(v []float64) float64 {
+	sum := 0.0
+	for _, x := range v {
+		sum += x
+	}
+	return sum / float64(len(v))
+}
