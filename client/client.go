@@ -74,6 +74,7 @@ type Client struct {
 	endpoints  []*url.URL
 	http       *http.Client
 	recipients *recipientCache
+	homes      *homes
 }
 
 // New checks the configuration. It connects to nothing yet.
@@ -110,6 +111,7 @@ func New(config Config) (*Client, error) {
 	}
 	c.http = newHTTPClient(config.RootCAs)
 	c.recipients = newRecipientCache(c)
+	c.homes = newHomes()
 	return c, nil
 }
 
@@ -204,7 +206,11 @@ func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question
 	if err != nil {
 		return nil, err
 	}
-	resp, err := c.send(req, key, q, list.recipients)
+	var home *seal.Recipient
+	if kid, ok := c.homes.get(q.affinity); ok {
+		home = list.find(kid)
+	}
+	resp, err := c.send(req, key, q, list.choose(c.config.Recipients, home))
 	if !errors.Is(err, errStaleRecipients) {
 		return resp, err
 	}
@@ -212,7 +218,7 @@ func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question
 	if list, err = c.recipients.newer(req.Context(), key, q.model, list.version); err != nil {
 		return nil, err
 	}
-	resp, err = c.send(req, key, q, list.recipients)
+	resp, err = c.send(req, key, q, list.choose(c.config.Recipients, nil))
 	if errors.Is(err, errStaleRecipients) {
 		stale := api.Errorf(http.StatusServiceUnavailable, "recipients_changing", "the cluster's instances are changing faster than requests reach them; try again")
 		stale.RetryAfter = time.Second
@@ -225,8 +231,7 @@ func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question
 // sealed to keys that nobody holds any more.
 var errStaleRecipients = errors.New("recipients are stale")
 
-// send seals once, to the first recipients: the server's order is a hint about
-// load, and nothing more.
+// send seals once.
 func (c *Client) send(req *http.Request, key *credential.Key, q *question, recipients []*seal.Recipient) (*http.Response, error) {
 	request := seal.Request{
 		Operation: q.operation,
@@ -242,7 +247,7 @@ func (c *Client) send(req *http.Request, key *credential.Key, q *question, recip
 	if _, err := rand.Read(request.RequestID[:]); err != nil {
 		return nil, fmt.Errorf("client: draw a request id: %w", err)
 	}
-	sealed, err := seal.Seal(rand.Reader, request, recipients[:min(len(recipients), c.config.Recipients)])
+	sealed, err := seal.Seal(rand.Reader, request, recipients)
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
@@ -254,7 +259,11 @@ func (c *Client) send(req *http.Request, key *credential.Key, q *question, recip
 	if resp.Header.Get("Content-Type") != api.ContentTypeSealedResponse || resp.StatusCode != http.StatusOK {
 		return nil, unsealedAnswer(resp)
 	}
-	return openResponse(req, resp, sealed)
+	opened, answeredBy, err := openResponse(req, resp, sealed)
+	if err == nil && q.affinity != "" {
+		c.homes.set(q.affinity, answeredBy)
+	}
+	return opened, err
 }
 
 // post sends a sealed request to the first endpoint that takes a connection.

@@ -13,3 +13,18 @@ func Routed(op seal.Operation, body []byte, key *credential.Key) (size, affinity
 	}
 	return q.size, q.affinity, nil
 }
+
+// Homes is homes.
+type Homes struct{ *homes }
+
+// MaxHomes is maxHomes.
+const MaxHomes = maxHomes
+
+// NewHomes makes empty ones.
+func NewHomes() Homes { return Homes{newHomes()} }
+
+// Get is get.
+func (h Homes) Get(affinity string) (seal.KeyID, bool) { return h.get(affinity) }
+
+// Set is set.
+func (h Homes) Set(affinity string, kid seal.KeyID) { h.set(affinity, kid) }

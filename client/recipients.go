@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"sync"
 	"time"
 
@@ -24,6 +25,8 @@ const (
 	recipientsRefresh  = 5 * time.Second
 	recipientsTimeout  = 10 * time.Second
 	maxRecipientsBytes = 1 << 20
+	// maxEarlier is how many recipients are kept beside the present list.
+	maxEarlier = 256
 )
 
 // recipientCache holds verified recipients by model. Verification does not
@@ -39,8 +42,11 @@ type recipientCache struct {
 // recipientList is one fetch's verified recipients. It does not change.
 type recipientList struct {
 	recipients []*seal.Recipient
-	version    int // counts the model's fetches; 0: none yet
-	fetched    time.Time
+	// earlier are those of earlier fetches that were not listed again: busier now,
+	// but good, and perhaps where a conversation is at home.
+	earlier []*seal.Recipient
+	version int // counts the model's fetches; 0: none yet
+	fetched time.Time
 }
 
 func newRecipientCache(c *Client) *recipientCache {
@@ -101,14 +107,35 @@ func (rc *recipientCache) fetchNewer(ctx context.Context, key *credential.Key, m
 func (rc *recipientCache) usable(model string) recipientList {
 	list := rc.list(model)
 	now := rc.client.config.Now()
-	var usable []*seal.Recipient
-	for _, r := range list.recipients {
-		if rc.outlasts(r.Claims(), now) {
-			usable = append(usable, r)
+	expired := func(r *seal.Recipient) bool { return !rc.outlasts(r.Claims(), now) }
+	list.recipients = slices.DeleteFunc(slices.Clone(list.recipients), expired)
+	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), expired)
+	return list
+}
+
+// find gives the recipient of that key; nil if it is not known any more.
+func (l recipientList) find(kid seal.KeyID) *seal.Recipient {
+	for _, r := range slices.Concat(l.recipients, l.earlier) {
+		if r.KeyID() == kid {
+			return r
 		}
 	}
-	list.recipients = usable
-	return list
+	return nil
+}
+
+// choose gives n recipients to seal to: the first ones, as the server's order is
+// a hint about load, and in the place of the last but one that of home, unless
+// home is nil or among them. (The last is often one of another region.)
+func (l recipientList) choose(n int, home *seal.Recipient) []*seal.Recipient {
+	first := l.recipients[:min(n, len(l.recipients))]
+	if home == nil || slices.Contains(first, home) {
+		return first
+	}
+	others := first
+	if len(first) == n {
+		others = slices.Delete(slices.Clone(first), max(n-2, 0), max(n-1, 1))
+	}
+	return append([]*seal.Recipient{home}, others...)
 }
 
 // outlasts says whether claims are valid from now until a request made now
@@ -126,7 +153,14 @@ func (rc *recipientCache) list(model string) recipientList {
 func (rc *recipientCache) store(model string, verified []*seal.Recipient) recipientList {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
-	list := recipientList{recipients: verified, version: rc.lists[model].version + 1, fetched: rc.client.config.Now()}
+	before := rc.lists[model]
+	list := recipientList{recipients: verified, version: before.version + 1, fetched: rc.client.config.Now()}
+	for _, r := range slices.Concat(before.recipients, before.earlier) {
+		if len(list.earlier) < maxEarlier && !slices.ContainsFunc(verified, func(v *seal.Recipient) bool { return v.KeyID() == r.KeyID() }) &&
+			rc.outlasts(r.Claims(), list.fetched) {
+			list.earlier = append(list.earlier, r)
+		}
+	}
 	rc.lists[model] = list
 	return list
 }
@@ -135,7 +169,8 @@ func (rc *recipientCache) store(model string, verified []*seal.Recipient) recipi
 // verified before stays so until its claims expire: its key cannot have changed.
 func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*seal.Recipient, error) {
 	known := map[seal.KeyID]*seal.Recipient{}
-	for _, r := range rc.list(model).recipients {
+	list := rc.list(model)
+	for _, r := range slices.Concat(list.recipients, list.earlier) {
 		known[r.KeyID()] = r
 	}
 	now := rc.client.config.Now()

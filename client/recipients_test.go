@@ -3,6 +3,7 @@ package client_test
 import (
 	"context"
 	"net/http"
+	"strings"
 	"sync"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/seal"
 )
 
 // hangUp breaks the connection off.
@@ -69,6 +71,38 @@ var _ = Describe("Recipients", func() {
 			return len(sealed[len(sealed)-1].header.Get(api.HeaderRecipients))
 		}).Should(Equal(16 + 1 + 16))
 		Expect(e.requests(api.PathKeys)).To(HaveLen(2))
+	})
+
+	It("are those that answered a conversation last, too, though others are listed by now", func(ctx SpecContext) {
+		expectReply(t.ask(ctx))
+		c.replace(append(c.present(), c.newEnclave(), c.newEnclave(), c.newEnclave(), c.newEnclave())...)
+		first, listed := c.recipients()[0], c.recipients()[1:]
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, listed) })
+		c.clock.advance(5 * time.Second)
+		expectReply(t.ask(ctx)) // has them fetched
+		kids := func(recipients ...api.Recipient) string {
+			var all []seal.KeyID
+			for _, r := range recipients {
+				parsed, err := seal.ParseRecipient(r.Claims)
+				Expect(err).NotTo(HaveOccurred())
+				all = append(all, parsed.KeyID())
+			}
+			return seal.FormatKeyIDs(all)
+		}
+		last := func() string {
+			sealed := e.requests(api.PathSealed)
+			return sealed[len(sealed)-1].header.Get(api.HeaderRecipients)
+		}
+		Expect(last()).To(Equal(kids(first)))
+		Eventually(func() string {
+			expectReply(t.ask(ctx))
+			return last()
+		}).Should(Equal(kids(first, listed[0], listed[2])))
+
+		By("another conversation going by the list alone")
+		_, err := t.send(ctx, http.MethodPost, "/chat/completions", strings.NewReader(strings.Replace(chat, prompt, "hello", 1)))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(last()).To(Equal(kids(listed[:3]...)))
 	})
 
 	It("are fetched once for all who wait", func(ctx SpecContext) {

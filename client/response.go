@@ -41,26 +41,26 @@ func setRetryAfter(resp *http.Response, after time.Duration) {
 }
 
 // openResponse waits for the sealed head and makes a response whose body opens
-// the rest as it is read.
-func openResponse(req *http.Request, outer *http.Response, sealed *seal.Sealed) (*http.Response, error) {
+// the rest as it is read. It says whose recipient answers, too.
+func openResponse(req *http.Request, outer *http.Response, sealed *seal.Sealed) (resp *http.Response, answeredBy seal.KeyID, err error) {
 	reader := sealed.OpenResponse(outer.Body)
 	head, err := reader.Head()
 	if err != nil {
 		_ = outer.Body.Close() // the first error says it
 		var failed *seal.ResponseError
 		if errors.As(err, &failed) {
-			return nil, api.ParseError(http.StatusBadGateway, failed.Body)
+			return nil, answeredBy, api.ParseError(http.StatusBadGateway, failed.Body)
 		}
 		if req.Context().Err() != nil {
-			return nil, req.Context().Err()
+			return nil, answeredBy, req.Context().Err()
 		}
-		return nil, api.Errorf(http.StatusBadGateway, "answer_cut", "the answer was cut off or damaged before it began; try again")
+		return nil, answeredBy, api.Errorf(http.StatusBadGateway, "answer_cut", "the answer was cut off or damaged before it began; try again")
 	}
 	trailer := http.Header{api.HeaderUsage: nil}
-	resp := response(req, head.Status, head.ContentType, &sealedBody{reader: reader, outer: outer.Body, trailer: trailer})
+	resp = response(req, head.Status, head.ContentType, &sealedBody{reader: reader, outer: outer.Body, trailer: trailer})
 	resp.Trailer = trailer
 	setRetryAfter(resp, head.RetryAfter)
-	return resp, nil
+	return resp, reader.KeyID(), nil
 }
 
 // sealedBody is the opened answer. Its Read returns io.EOF only for a complete

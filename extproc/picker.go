@@ -199,8 +199,10 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 		p.metrics.affinity.WithLabelValues(string(decision.Gate)).Inc()
 	}
 	first := decision.Instances[0].ID
-	returns := req.affinity != "" && p.homes.visit(req.affinity, first)
-	p.inFlight.Add(req.envoyID, first, routing.UncachedTokens(req.size.Prompt, returns), start)
+	if req.affinity != "" {
+		p.homes.set(req.affinity, first)
+	}
+	p.inFlight.Add(req.envoyID, first, routing.UncachedTokens(req.size.Prompt, decision.Gate == routing.GateHome), start)
 	return steer(decision.Destination()), req.envoyID
 }
 
@@ -227,7 +229,6 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		Model:        req.model,
 		Recipients:   req.recipients,
 		Regions:      p.regions,
-		Affinity:     req.affinity,
 		PromptTokens: req.size.Prompt,
 		OutputTokens: req.size.Output,
 	}
@@ -235,7 +236,11 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		pick.Policy, pick.Sequence = model.policy, model.requests.Add(1)
 	}
 	var buf [8]routing.Candidate // few requests have more recipients: no allocation
-	decision := routing.Pick(pick, p.candidates(buf[:0], ix, req.recipients, now))
+	candidates := p.candidates(buf[:0], ix, req.recipients, now)
+	if req.affinity != "" {
+		pick.Home = p.homes.of(req.affinity, candidates)
+	}
+	decision := routing.Pick(pick, candidates)
 	if len(decision.Instances) > 0 {
 		return decision, nil
 	}

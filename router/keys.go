@@ -28,7 +28,7 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 	}
 	var answer api.Recipients
 	offer := routing.Offer{
-		Model: model, N: offered, Affinity: req.URL.Query().Get("affinity"),
+		Model: model, N: offered,
 		Regions: append([]fleet.Region{r.config.Region}, r.config.SpillTo...),
 		Seed:    rand.Uint64(), //nolint:gosec // tenants must not herd; there is no secret in it
 	}

@@ -23,7 +23,7 @@ func benchFleet() []routing.Candidate {
 func BenchmarkPick(b *testing.B) {
 	all := benchFleet()
 	req := request("use1-0", "use1-9", "use2-13")
-	req.ID, req.Affinity = "0123456789abcdef0123456789abcdef", "fedcba9876543210"
+	req.ID, req.Home = "0123456789abcdef0123456789abcdef", "use1-9"
 	req.PromptTokens, req.OutputTokens = 2048, 256
 	for _, among := range []struct {
 		name       string
@@ -46,7 +46,7 @@ func BenchmarkPick(b *testing.B) {
 }
 
 func BenchmarkCandidates(b *testing.B) {
-	offer := routing.Offer{Model: model, N: 3, Affinity: "fedcba9876543210", Regions: []fleet.Region{"use1", "use2", "usw2"}}
+	offer := routing.Offer{Model: model, N: 3, Regions: []fleet.Region{"use1", "use2", "usw2"}}
 	candidates := benchFleet()
 	b.ReportAllocs()
 	for b.Loop() {

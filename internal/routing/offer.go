@@ -11,9 +11,6 @@ import (
 type Offer struct {
 	Model string // name of the model, aliases resolved
 	N     int    // recipients wanted
-	// Affinity is that of the requests that will be sealed; empty when it is not
-	// known or they have several.
-	Affinity string
 	// Regions are those that may serve the client: the picker's own first, then
 	// the ones to spill to, in order of preference. No other is used.
 	Regions []fleet.Region
@@ -24,8 +21,7 @@ type Offer struct {
 // Candidates chooses up to N instances to seal requests to, best first, among
 // those that are ready and serve the model:
 //
-//   - the home of the affinity, if there is one, as [Pick] will find it;
-//   - others of the nearest region, drawn at random, one with half the load for
+//   - those of the nearest region, drawn at random, one with half the load for
 //     each slot twice as likely, and at least one of another zone than the first
 //     where there is one;
 //   - as the last, one of another region, for when the local ones have gone: of
@@ -45,9 +41,6 @@ func Candidates(o Offer, candidates []Candidate) []*fleet.Instance {
 		return nil
 	}
 	local := foremost(drawn)
-	if o.Affinity != "" {
-		toFront(local, homeOf(local))
-	}
 	away := drawn[len(local):]
 	n := min(o.N, len(local))
 	if n == o.N && n > 1 && len(away) > 0 && away[0].standing == sound {
@@ -79,7 +72,7 @@ func (o *Offer) draw(candidates []Candidate) []ranked {
 			able = append(able, ranked{at: i, instance: in, distance: distance})
 		}
 	}
-	load := Request{Policy: PolicyGateThenLoad, Affinity: o.Affinity}
+	load := Request{Policy: PolicyGateThenLoad}
 	load.weigh(able, candidates)
 	demote(able, 0)
 	for i := range able {

@@ -1,7 +1,6 @@
 package routing_test
 
 import (
-	"fmt"
 	"slices"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -18,21 +17,6 @@ var _ = Describe("Candidates", func() {
 		return routing.Offer{Model: model, N: n, Regions: []fleet.Region{"use1", "use2", "usw2"}}
 	}
 	zone := func(z string) func(*routing.Candidate) { return func(c *routing.Candidate) { c.Instance.Zone = z } }
-
-	It("offers the home of the affinity, which Pick finds among them", func() {
-		all := []routing.Candidate{candidate("a", "use1"), candidate("b", "use1"), candidate("c", "use1"), candidate("d", "use1"), candidate("e", "use2")}
-		for i := range 200 {
-			o := offer(3)
-			o.Affinity, o.Seed = fmt.Sprint(i%20), uint64(i)
-			got := ids(routing.Candidates(o, all))
-			req := request("a", "b", "c", "d", "e")
-			req.Affinity = o.Affinity
-			Expect(got[0]).To(Equal(routing.Pick(req, all).Instances[0].ID))
-			req = request(got...)
-			req.Affinity = o.Affinity
-			Expect(routing.Pick(req, all).Instances[0].ID).To(Equal(got[0]))
-		}
-	})
 
 	It("draws the less busy more often, in proportion", func() {
 		// The work is 1280 tokens of the next request for all, and as much again
@@ -69,14 +53,14 @@ var _ = Describe("Candidates", func() {
 		Entry("none wanted", 0, BeEmpty(), candidate("a", "use1")),
 	)
 
-	It("lets an instance that fails be the last local one now and then, and no home", func() {
+	It("lets an instance that fails be the last local one now and then, and never the first", func() {
 		all := []routing.Candidate{
 			candidate("a", "use1", errorRate(1)), candidate("b", "use1"), candidate("c", "use1"), candidate("d", "use1"), candidate("r", "use2"),
 		}
 		offered := 0
 		for i := range 10_000 {
 			o := offer(3)
-			o.Affinity, o.Seed = fmt.Sprint(i%100), uint64(i)
+			o.Seed = uint64(i)
 			got := ids(routing.Candidates(o, all))
 			Expect(got[0] != "a" && got[2] == "r").To(BeTrue(), "%v", got)
 			if got[1] == "a" {
@@ -95,7 +79,6 @@ var _ = Describe("Candidates", func() {
 		rapid.Check(GinkgoT(), func(t *rapid.T) {
 			all := anyFleet(t)
 			o := offer(rapid.IntRange(0, 5).Draw(t, "n"))
-			o.Affinity = rapid.SampledFrom([]string{"", "x", "y"}).Draw(t, "affinity")
 			o.Seed = rapid.Uint64().Draw(t, "seed")
 			var able, sound []*fleet.Instance
 			for _, c := range all {

@@ -17,9 +17,9 @@ type Request struct {
 	Regions []fleet.Region
 
 	Policy Policy // the model's
-	// Affinity is the same for requests whose prompts begin alike, and says
-	// nothing else; empty for none. Only [PolicyGateThenLoad] reads it.
-	Affinity string
+	// Home is the ID of the instance that the conversation's last request went to;
+	// empty when that is not known. Only [PolicyGateThenLoad] reads it.
+	Home string
 	// PromptTokens is the size of the prompt and OutputTokens the most that the
 	// answer may be, as the client declares them, in tokens and rounded; 0 when it
 	// does not. They weigh a request against others and admit nothing.
@@ -48,14 +48,14 @@ const (
 	ReasonNoRecipientReady Reason = "no_recipient_ready"
 )
 
-// Gate says what became of a request's affinity. It is stable like [Reason].
+// Gate says what became of a request's home. It is stable like [Reason].
 type Gate string
 
 // Gates.
 const (
-	GateNone     Gate = ""         // the request has no affinity, or the policy none
+	GateNone     Gate = ""         // the request has no home, or the policy none
 	GateHome     Gate = "home"     // the home is first
-	GateReleased Gate = "released" // the home is saturated, and another first
+	GateReleased Gate = "released" // the home is saturated, failing or gone, and another first
 )
 
 // Decision is the outcome of a pick.
@@ -179,13 +179,15 @@ func (req *Request) apply(foremost []ranked) Gate {
 		toFront(foremost, betterOfTwo(foremost))
 	case req.Policy == PolicyRoundRobin:
 		rotate(foremost, req.Sequence)
-	case req.Policy == PolicyGateThenLoad && req.Affinity != "":
-		home := homeOf(foremost)
-		id := foremost[home].instance.ID
+	case req.Policy == PolicyGateThenLoad && req.Home != "":
+		home := slices.IndexFunc(foremost, func(r ranked) bool { return r.instance.ID == req.Home })
+		if home < 0 {
+			return GateReleased
+		}
 		if !saturated(foremost, home) {
 			toFront(foremost, home)
 		}
-		if foremost[0].instance.ID != id {
+		if foremost[0].instance.ID != req.Home {
 			return GateReleased
 		}
 		return GateHome

@@ -283,7 +283,7 @@ func anyPick(t *rapid.T) (routing.Request, []routing.Candidate) {
 		Model:        model,
 		Regions:      []fleet.Region{"use1", "use2"},
 		Policy:       rapid.SampledFrom(policies).Draw(t, "policy"),
-		Affinity:     rapid.SampledFrom([]string{"", "x", "y", "z"}).Draw(t, "affinity"),
+		Home:         rapid.SampledFrom([]string{"", "use1-0", "use1-1", "use2-0", "gone"}).Draw(t, "home"),
 		PromptTokens: rapid.SampledFrom([]int{0, 100, 4000}).Draw(t, "prompt"),
 		OutputTokens: rapid.SampledFrom([]int{0, 1000}).Draw(t, "output"),
 		Sequence:     rapid.Uint64().Draw(t, "sequence"),

@@ -240,7 +240,7 @@ var _ = Describe("An instance that has just become ready", func() {
 	It("serves when there are only such", func() {
 		for _, policy := range policies {
 			req := by(policy)
-			req.Affinity = "x"
+			req.Home = "a"
 			got := routing.Pick(req, []routing.Candidate{candidate("a", "use1", sinceReady(1)), candidate("b", "use1", sinceReady(1))})
 			Expect(got.Instances).To(HaveLen(2), policy.String())
 		}

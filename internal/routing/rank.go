@@ -33,13 +33,12 @@ type ranked struct {
 	key      float64 // the policy's measure, less is better
 	score    int     // decides among equal keys; 0 where the policy has no use for it
 
-	tie  uint64 // rendezvous hash with the request's id
-	home uint64 // the same with its affinity; 0 without one
+	tie uint64 // rendezvous hash with the request's id
 }
 
 // weigh works out what the places of those that can serve depend on.
 func (req *Request) weigh(able []ranked, candidates []Candidate) {
-	id, home := hashOf(req.ID), hashOf(req.Affinity)
+	id := hashOf(req.ID)
 	fewest := math.Inf(1) // known slots
 	for i := range able {
 		r, c := &able[i], &candidates[able[i].at]
@@ -47,9 +46,6 @@ func (req *Request) weigh(able []ranked, candidates []Candidate) {
 		r.requests, r.slots = count(load.Running)+count(load.Queued), count(load.Slots)
 		r.share, r.ramp, r.fails = c.share(), c.ramp(), c.failing()
 		r.tie = id.rendezvous(c.Instance.ID)
-		if req.Affinity != "" {
-			r.home = home.rendezvous(c.Instance.ID)
-		}
 		if r.slots > 0 {
 			fewest = min(fewest, r.slots)
 		}

@@ -38,6 +38,7 @@ type simulation struct {
 	now       time.Duration
 	events    eventHeap
 	instances []*simInstance
+	homes     map[string]string // by affinity
 	sequence  uint64
 	turns     []simTurn
 }
@@ -104,6 +105,7 @@ func (s *simulation) simulate() {
 		in.fails = i == 7
 		s.instances = append(s.instances, in)
 	}
+	s.homes = map[string]string{}
 	s.after(0, s.arrive)
 	for s.events.Len() > 0 {
 		next := heap.Pop(&s.events).(event)
@@ -136,7 +138,7 @@ func (s *simulation) arrive() {
 		c.affinity = "hot"
 	}
 	for _, in := range routing.Candidates(routing.Offer{
-		Model: model, N: 3, Affinity: c.affinity, Regions: []fleet.Region{"use1"}, Seed: c.random.Uint64(),
+		Model: model, N: 3, Regions: []fleet.Region{"use1"}, Seed: c.random.Uint64(),
 	}, s.candidates()) {
 		c.kids = append(c.kids, in.KeyIDs...)
 	}
@@ -158,8 +160,9 @@ func (s *simulation) ask(c *conversation, prompt int) {
 	s.sequence++
 	decision := routing.Pick(routing.Request{
 		ID: fmt.Sprintf("%016x", c.random.Uint64()), Model: model, Recipients: c.kids, Regions: []fleet.Region{"use1"},
-		Policy: s.policy, Affinity: c.affinity, PromptTokens: prompt, Sequence: s.sequence,
+		Policy: s.policy, Home: s.homes[c.affinity], PromptTokens: prompt, Sequence: s.sequence,
 	}, s.candidates())
+	s.homes[c.affinity] = decision.Instances[0].ID
 	c.turns++
 	turn := simTurn{at: s.now, first: decision.Instances[0].ID, followUp: c.turns > 1}
 	output := 1 + int(exponential(c.random, simOutput))
