@@ -44,6 +44,7 @@ func startBesideEnvoy() *besideEnvoy {
 	ca := envoytest.NewCA(GinkgoTB())
 	r.config.Identity = ca.Source(GinkgoTB(), routerID)
 	r.config.XDS.TenantAddress = netip.MustParseAddrPort("127.0.0.1:0")
+	r.config.XDS.MessageTimeout = 2 * time.Second // the machine may be busy with other tests
 	r.config.XDS.HealthAddress = netip.MustParseAddrPort("127.0.0.1:0")
 	r.writeCertificate(ca.Server(GinkgoTB(), "localhost"))
 	r.start()

@@ -45,6 +45,7 @@ func startRegion(change func(*xds.Config), in ...fleet.Region) *region {
 	envoytest.Binary(GinkgoTB())
 	r := &region{ca: envoytest.NewCA(GinkgoTB())}
 	config := testConfig()
+	config.MessageTimeout = 2 * time.Second // the machine may be busy with other tests
 	if change != nil {
 		change(&config)
 	}
@@ -263,6 +264,7 @@ var _ = Describe("With the real Envoy", func() {
 		r := startRegion(func(c *xds.Config) {
 			scores := map[string]uint32{"use1-0": 10, "use1-1": 30, "use1-2": 60}
 			c.Weight = func(in *fleet.Instance) uint32 { return scores[in.ID] }
+			c.MessageTimeout = 200 * time.Millisecond
 		}, "use1", "use1", "use1").serving()
 		count := r.many(300, 4)
 		Expect(count).To(And(
@@ -274,7 +276,7 @@ var _ = Describe("With the real Envoy", func() {
 		r.router.picker.hangs(true)
 		started := time.Now()
 		Expect(r.sealed().status).To(Equal(http.StatusOK))
-		Expect(time.Since(started)).To(And(BeNumerically(">=", 50*time.Millisecond), BeNumerically("<", 500*time.Millisecond)))
+		Expect(time.Since(started)).To(And(BeNumerically(">=", 150*time.Millisecond), BeNumerically("<", 2*time.Second)))
 		r.router.picker.hangs(false)
 		r.router.picker.picks(r.parents[0].Address.String())
 		Eventually(func() string { return r.sealed().body }).Should(Equal("use1-0"))
