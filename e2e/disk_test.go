@@ -3,16 +3,14 @@ package e2e_test
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"os"
 	"os/exec"
-	"path/filepath"
-	"syscall"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/fleet/storetest"
 )
 
 // startClusterOnSmallDisk gives the cluster's state a disk of its own: a tmpfs
@@ -32,21 +30,6 @@ func startClusterOnSmallDisk(args ...string) *cluster {
 	c.stateDir = fmt.Sprintf("/proc/%d/root%s", c.session.Command.Process.Pid, dir)
 	c.await()
 	return c
-}
-
-// fillDisk takes all that is left of the state's disk, and says how to give it
-// back.
-func (c *cluster) fillDisk() (free func()) {
-	GinkgoHelper()
-	path := filepath.Join(c.stateDir, "filler")
-	file, err := os.Create(path)
-	Expect(err).NotTo(HaveOccurred())
-	defer file.Close()
-	for err == nil {
-		_, err = file.Write(make([]byte, 512))
-	}
-	Expect(errors.Is(err, syscall.ENOSPC)).To(BeTrue(), "%v", err)
-	return func() { Expect(os.Remove(path)).To(Succeed()) }
 }
 
 // heartbeatAges are how long ago each instance was last heard of, as the router
@@ -77,7 +60,7 @@ var _ = Describe("A fault of the disk", func() {
 
 		free := func() {}
 		Expect(c.during("disk full under the store", func() {
-			free = c.fillDisk()
+			free = storetest.FillDisk(c.stateDir)
 			Eventually(ctx, ages, "60s").Should(And(HaveLen(2), HaveEach(BeNumerically(">", staleAfter))), "no heartbeat fits")
 		})).To(BeEmpty())
 		Expect(c.keys(ctx)).To(ContainSubstring(`"attestation"`))

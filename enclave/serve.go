@@ -46,7 +46,7 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	used, err := e.answer(r.Context(), opened, answer)
 	if errors.Is(err, errNotRun) {
 		// Nothing has happened: in clear, so that Envoy asks another recipient.
-		e.replays.Forget(opened.KeyID, opened.RequestID)
+		e.replays.Forget(opened.KeyID, opened.RequestID, opened.Expiry)
 		unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
 		unreachable.RetryAfter = time.Second
 		unreachable.Write(w)

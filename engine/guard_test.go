@@ -22,6 +22,7 @@ import (
 	"github.com/onsi/gomega/gleak"
 
 	"github.com/mrgc/mrgc/engine"
+	"github.com/mrgc/mrgc/internal/api"
 )
 
 const chat = "/v1/chat/completions"
@@ -323,11 +324,22 @@ var _ = Describe("Guard: what goes through", func() {
 		Entry("in chunks", 1, chunked(101), http.StatusRequestEntityTooLarge), Entry("in chunks, HTTP/2", 2, chunked(101), http.StatusRequestEntityTooLarge),
 	)
 
+	It("lets no engine say that it was not asked", func(ctx SpecContext) {
+		resp, err := newGuarded(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set(api.HeaderNotRun, "1")
+			w.WriteHeader(http.StatusServiceUnavailable)
+		}, 0).do(ctx, enclaveID, 1, "POST", chat, strings.NewReader("{}"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(resp).To(HaveHTTPStatus(http.StatusServiceUnavailable))
+		Expect(resp.Header).NotTo(HaveKey(api.HeaderNotRun))
+	})
+
 	It("tells a missing engine from a broken one", func(ctx SpecContext) {
 		resp, err := newGuarded(nil, 0).do(ctx, parentID, 1, "GET", "/health", nil)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(resp).To(HaveHTTPStatus(http.StatusServiceUnavailable))
 		Expect(resp).To(HaveHTTPHeaderWithValue("Retry-After", "1"))
+		Expect(resp).To(HaveHTTPHeaderWithValue(api.HeaderNotRun, "1"))
 
 		for _, answer := range []string{"SECRET not HTTP\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\nSECRET of no length", ""} {
 			g := newGuarded(func(w http.ResponseWriter, r *http.Request) {
@@ -341,6 +353,7 @@ var _ = Describe("Guard: what goes through", func() {
 			resp, err := g.do(ctx, enclaveID, 1, "POST", chat, strings.NewReader("{}"))
 			Expect(err).NotTo(HaveOccurred())
 			Expect(resp).To(HaveHTTPStatus(http.StatusBadGateway))
+			Expect(resp.Header).NotTo(HaveKey(api.HeaderNotRun), "it may have run")
 			Expect(io.ReadAll(resp.Body)).NotTo(ContainSubstring("SECRET"))
 			Expect(g.logs.String()).NotTo(ContainSubstring("SECRET"))
 		}

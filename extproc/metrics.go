@@ -25,7 +25,7 @@ func newMetrics(reg prometheus.Registerer, region fleet.Region, perInstance func
 		}, []string{"outcome"}),
 		affinity: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mrgc_affinity_picks_total",
-			Help: "Requests of conversations that the picker sent home, or released because their home is saturated.",
+			Help: "Requests of conversations that the picker sent home, or released because their home is saturated, failing or gone.",
 		}, []string{"outcome"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "mrgc_pick_duration_seconds",

@@ -154,7 +154,10 @@ var _ = Describe("Requests in flight through the real Envoy", func() {
 				case 1:
 					panic(http.ErrAbortHandler) // the same, or fails
 				case 2:
-					time.Sleep(time.Duration(mathrand.IntN(20)) * time.Millisecond)
+					select { // thinks, for as long as anyone waits
+					case <-time.After(time.Duration(mathrand.IntN(20)) * time.Millisecond):
+					case <-req.Context().Done():
+					}
 				case 3:
 					_, _ = io.WriteString(w, "a piece")
 					_ = http.NewResponseController(w).Flush()

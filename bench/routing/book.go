@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"os"
 	"time"
 
 	"github.com/mrgc/mrgc/bench/result"
@@ -50,6 +51,20 @@ func (b *book) enter(ctx context.Context, c contender, s scenario, seed uint64, 
 		say("  void: %s", why)
 	}
 	return nil
+}
+
+// write writes down what there is: also of a run that was cut short, which may
+// have taken hours.
+func (b *book) write(cut error) error {
+	if len(b.runs) == 0 {
+		return nil
+	}
+	r := b.result()
+	if cut != nil {
+		r.Notes = append(r.Notes, "The benchmark was cut short: "+cut.Error()+".")
+	}
+	r.Print(os.Stdout)
+	return r.Write()
 }
 
 func isNotHere(err error) bool {
@@ -170,7 +185,12 @@ func against(runs, peer map[uint64]entry) interval {
 	return ratio(a, b)
 }
 
-func (i interval) text() string { return fmt.Sprintf("%.2f (%.2f–%.2f)", i.mid, i.low, i.high) }
+func (i interval) text() string {
+	if math.IsNaN(i.mid) {
+		return "–"
+	}
+	return fmt.Sprintf("%.2f (%.2f–%.2f)", i.mid, i.low, i.high)
+}
 
 // goals are the issue's, for the default policy.
 func goals(s string, b *book, peer string) []result.Figure {
@@ -180,6 +200,9 @@ func goals(s string, b *book, peer string) []result.Figure {
 	}
 	var figures []result.Figure
 	p99 := against(runs, b.of(s, peer))
+	if math.IsNaN(p99.mid) {
+		return nil // no seed that both have had
+	}
 	name := fmt.Sprintf("p99 TTFT of %s over that of %s: %s (95 %% interval %.2f–%.2f)", defaultPolicy, peer, s, p99.low, p99.high)
 	switch s {
 	case "reuse":

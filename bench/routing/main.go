@@ -13,6 +13,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -95,14 +96,12 @@ func run(ctx context.Context, o options) error {
 					continue
 				}
 				if err := b.enter(ctx, field[i], s, seed, requests); err != nil {
-					return err
+					return errors.Join(err, b.write(err))
 				}
 			}
 		}
 	}
-	r := b.result()
-	r.Print(os.Stdout)
-	return r.Write()
+	return b.write(nil)
 }
 
 // sustainable is 85 % of the highest rate at which a peer still keeps the goal,

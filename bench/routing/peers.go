@@ -44,9 +44,9 @@ func (r *running) stop() {
 	}
 }
 
-// peers are those that run on one machine, each as well tuned as its options
-// let it be for few engines: thresholds of cache-aware routing that fit their
-// slots, health told by answers and not by checks alone.
+// peers are those that run on one machine. Where they learn of health by answers
+// they are told to; cache-aware ones run as they come, and once more with
+// thresholds that fit few engines of few slots.
 func peers(tools string) []contender {
 	sglang, vllm := "sglang_router", "vllm_router"
 	return []contender{

@@ -8,8 +8,8 @@ type Policy uint8
 
 // Policies, by their names in mrgc.yaml.
 const (
-	// PolicyGateThenLoad, "gate-then-load": a request with an affinity key goes to
-	// its home, where its prompt's beginning is likely to be cached, until that
+	// PolicyGateThenLoad, "gate-then-load": a request of a conversation goes to its
+	// home, where its prompt's beginning is likely to be cached, until that
 	// instance is saturated. Any other goes to the instance with the least work in
 	// flight: prompt tokens and streams, for each slot.
 	PolicyGateThenLoad Policy = iota

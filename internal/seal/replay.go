@@ -2,6 +2,7 @@ package seal
 
 import (
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 )
@@ -55,18 +56,25 @@ func (s *ReplaySet) Add(key KeyID, id RequestID, expiry, now time.Time) error {
 		return fmt.Errorf("%w: %d requests", ErrReplaySetFull, len(s.entries))
 	}
 	s.entries[entry] = struct{}{}
-	second := expiry.Add(time.Second - 1).Unix() // rounded up
+	second := expirySecond(expiry)
 	s.byExpiry[second] = append(s.byExpiry[second], entry)
 	return nil
 }
 
-// Forget takes back an Add of a request that turned out to have no effect at all:
-// it may run again.
-func (s *ReplaySet) Forget(key KeyID, id RequestID) {
+// Forget takes back an Add, with the same expiry, of a request that turned out
+// to have no effect at all: it may run again.
+func (s *ReplaySet) Forget(key KeyID, id RequestID, expiry time.Time) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	delete(s.entries, replayEntry{key, id}) // its place among those that expire does no harm
+	entry, second := replayEntry{key, id}, expirySecond(expiry)
+	if at := slices.Index(s.byExpiry[second], entry); at >= 0 { // else it has expired
+		s.byExpiry[second] = slices.Delete(s.byExpiry[second], at, at+1)
+		delete(s.entries, entry)
+	}
 }
+
+// expirySecond is the bucket of an expiry: the second in which it has passed.
+func expirySecond(expiry time.Time) int64 { return expiry.Add(time.Second - 1).Unix() }
 
 // Len is how many entries the set holds, of which some may have expired since
 // the last Add.

@@ -31,6 +31,22 @@ var _ = Describe("A replay set", func() {
 		Expect(set.Add(seal.KeyID{2}, requestID(1), expiry, now())).To(Succeed())
 	})
 
+	It("lets a request run again that it is told to forget, and no other", func() {
+		set := seal.NewReplaySet(2)
+		expiry := now().Add(time.Minute)
+		for range 10 { // leaves nothing behind
+			Expect(set.Add(key, requestID(1), expiry, now())).To(Succeed())
+			set.Forget(key, requestID(1), expiry)
+			Expect(set.Len()).To(BeZero())
+		}
+		Expect(set.Add(key, requestID(1), expiry, now())).To(Succeed())
+		set.Forget(key, requestID(2), expiry)
+		set.Forget(seal.KeyID{2}, requestID(1), expiry)
+		Expect(set.Add(key, requestID(1), expiry, now())).To(MatchError(seal.ErrReplayed))
+		Expect(set.Add(key, requestID(2), expiry, expiry)).To(MatchError(seal.ErrExpired))
+		Expect(set.Len()).To(BeZero(), "what was forgotten once expires all the same")
+	})
+
 	It("refuses when full, and has room again when entries expire", func() {
 		set := seal.NewReplaySet(2)
 		Expect(set.Add(key, requestID(1), now().Add(10*time.Second), now())).To(Succeed())

@@ -17,6 +17,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb"
+	"github.com/mrgc/mrgc/internal/fleet/storetest"
 )
 
 var _ = Describe("Opening", func() {
@@ -60,7 +61,7 @@ var _ = Describe("A call", func() {
 				answer(w, http.StatusOK, `{"Items":[]}`)
 			}
 		})
-		Expect(instances(ctx, open(ctx, cfg))).To(BeEmpty())
+		Expect(storetest.Instances(ctx, open(ctx, cfg))).To(BeEmpty())
 		Expect(bodies).To(HaveExactElements(
 			MatchJSON(`{"TableName":"gpu_instances","ConsistentRead":true}`),
 			MatchJSON(`{"TableName":"gpu_instances","ConsistentRead":true,"ExclusiveStartKey":{"instance_id":{"S":"use1-7"}}}`)))

@@ -30,7 +30,7 @@ var _ = Describe("The table", func() {
 		cfg := createTable(ctx)
 		Expect(open(ctx, cfg).Register(ctx, instance("a"))).To(Succeed())
 		Expect(dynamodb.CreateTable(ctx, cfg)).To(Succeed())
-		Expect(instances(ctx, open(ctx, cfg))).To(HaveLen(1))
+		Expect(storetest.Instances(ctx, open(ctx, cfg))).To(HaveLen(1))
 
 		table, err := client(cfg).DescribeTable(ctx, &sdk.DescribeTableInput{TableName: &cfg.Table})
 		Expect(err).NotTo(HaveOccurred())
@@ -93,7 +93,7 @@ var _ = Describe("An item", func() {
 		Expect(store.Register(ctx, instance("a"))).To(Succeed())
 		change(ctx, cfg, "a", "of_the_future", s("kept"))
 		Expect(store.Register(ctx, instance("a"))).To(Succeed())
-		Expect(instances(ctx, store)).To(HaveLen(1))
+		Expect(storetest.Instances(ctx, store)).To(HaveLen(1))
 		got, err := client(cfg).GetItem(ctx, &sdk.GetItemInput{TableName: &cfg.Table, Key: map[string]types.AttributeValue{"instance_id": s("a")}})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(got.Item).To(HaveKeyWithValue("of_the_future", s("kept")))
@@ -107,7 +107,7 @@ var _ = Describe("An item", func() {
 			store := open(ctx, cfg)
 			Expect(store.Register(ctx, instance("bad"))).To(Succeed())
 			Expect(store.Register(ctx, instance("good"))).To(Succeed())
-			snapshots := watch(ctx, store)
+			snapshots := storetest.Watch(ctx, store)
 			Eventually(snapshots).Should(Receive(HaveField("Instances", HaveLen(2))))
 			Expect(log.Contents()).To(BeEmpty())
 
@@ -116,7 +116,7 @@ var _ = Describe("An item", func() {
 			Eventually(log).Should(gbytes.Say(`no instance, skipped" table=%s item=bad error=.*%s`, cfg.Table, why))
 			Expect(store.Heartbeat(ctx, fleet.Heartbeat{ID: "good"})).To(Succeed())
 			Eventually(snapshots).Should(Receive(HaveField("Instances", ConsistOf(HaveField("Version", int64(2))))))
-			Expect(instances(ctx, store)).To(HaveLen(1))
+			Expect(storetest.Instances(ctx, store)).To(HaveLen(1))
 			Expect(log).NotTo(gbytes.Say("skipped"), "it was said once")
 
 			Expect(store.Deregister(ctx, "bad")).To(Succeed())

@@ -17,6 +17,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb/dynamodblocal"
+	"github.com/mrgc/mrgc/internal/fleet/storetest"
 )
 
 // The test binary run with writerEnv set to an endpoint is a process that
@@ -77,7 +78,7 @@ var _ = Describe("Processes that write to one instance at once", func() {
 		for _, session := range sessions {
 			Eventually(session, "60s").Should(gexec.Exit(0))
 		}
-		Expect(instances(ctx, store)).To(ConsistOf(
+		Expect(storetest.Instances(ctx, store)).To(ConsistOf(
 			SatisfyAll(HaveField("ID", "shared"), HaveField("Version", int64(1+2*processes*beats)),
 				HaveField("Draining", true), HaveField("Load.Running", beats)),
 			HaveField("ID", "use1-0"), HaveField("ID", "use1-1"),
@@ -100,7 +101,7 @@ var _ = Describe("A running store whose DynamoDB is killed", func() {
 		needLocal()
 		outage(ctx, dynamodblocal.Config{Dir: GinkgoT().TempDir()}, func(_ dynamodb.Config, store fleet.Store) {
 			Expect(store.Heartbeat(ctx, fleet.Heartbeat{ID: "a"})).To(Succeed())
-			Expect(instances(ctx, store)).To(ConsistOf(HaveField("Version", int64(2))))
+			Expect(storetest.Instances(ctx, store)).To(ConsistOf(HaveField("Version", int64(2))))
 		})
 	}, SpecTimeout(time.Minute))
 
@@ -127,7 +128,7 @@ func outage(ctx context.Context, local dynamodblocal.Config, recoverWith func(dy
 	Expect(dynamodb.CreateTable(ctx, cfg)).To(Succeed())
 	store := open(ctx, cfg)
 	Expect(store.Register(ctx, instance("a"))).To(Succeed())
-	snapshots := watch(ctx, store)
+	snapshots := storetest.Watch(ctx, store)
 	Eventually(snapshots).Should(Receive(HaveField("Instances", HaveLen(1))))
 
 	server.Kill()

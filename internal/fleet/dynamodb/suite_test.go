@@ -89,19 +89,6 @@ func open(ctx context.Context, cfg dynamodb.Config) *dynamodb.Store {
 	return store
 }
 
-func watch(ctx context.Context, store fleet.Store) <-chan *fleet.Snapshot {
-	ctx, cancel := context.WithCancel(ctx)
-	DeferCleanup(cancel)
-	return store.Watch(ctx)
-}
-
 func instance(id string) fleet.Instance {
 	return fleet.Instance{ID: id, Region: "use1", Address: "127.0.0.1:8080"}
-}
-
-func instances(ctx context.Context, store fleet.Store) []*fleet.Instance {
-	GinkgoHelper()
-	snapshot, err := store.Snapshot(ctx)
-	Expect(err).NotTo(HaveOccurred())
-	return snapshot.Instances
 }

@@ -2,12 +2,10 @@ package sqlite_test
 
 import (
 	"context"
-	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"syscall"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -16,6 +14,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/sqlite"
+	"github.com/mrgc/mrgc/internal/fleet/storetest"
 )
 
 // smallDiskEnv names the small disk to a run of the test binary that has one.
@@ -49,20 +48,6 @@ func onSmallDisk(body func(dir string)) {
 	Expect(session.ExitCode()).To(BeZero(), "%s", session.Out.Contents())
 }
 
-// fill takes all that is left of a disk, and says how to give it back.
-func fill(dir string) (free func()) {
-	GinkgoHelper()
-	path := filepath.Join(dir, "filler")
-	file, err := os.Create(path)
-	Expect(err).NotTo(HaveOccurred())
-	defer file.Close()
-	for err == nil {
-		_, err = file.Write(make([]byte, 512))
-	}
-	Expect(errors.Is(err, syscall.ENOSPC)).To(BeTrue(), "%v", err)
-	return func() { Expect(os.Remove(path)).To(Succeed()) }
-}
-
 var _ = Describe("A disk that is full", func() {
 	beFull := MatchError(ContainSubstring("disk is full"))
 
@@ -71,8 +56,8 @@ var _ = Describe("A disk that is full", func() {
 			path := filepath.Join(dir, "fleet.db")
 			store := open(ctx, path)
 			Expect(store.Register(ctx, instance("a"))).To(Succeed())
-			snapshots := watch(ctx, store)
-			free := fill(dir)
+			snapshots := storetest.Watch(ctx, store)
+			free := storetest.FillDisk(dir)
 			taken := beatUntilRefused(ctx, store, beFull)
 
 			By("refusing every other change, too")
@@ -83,9 +68,9 @@ var _ = Describe("A disk that is full", func() {
 			By("reading what it has taken, for whoever opens it now as well")
 			unharmed := ConsistOf(And(HaveField("ID", "a"), HaveField("Load.Running", taken),
 				HaveField("Version", int64(1+taken)), HaveField("Draining", false)))
-			Expect(instances(ctx, store)).To(unharmed)
+			Expect(storetest.Instances(ctx, store)).To(unharmed)
 			other := open(ctx, path)
-			Expect(instances(ctx, other)).To(unharmed)
+			Expect(storetest.Instances(ctx, other)).To(unharmed)
 			Expect(other.Close()).To(Succeed())
 			Eventually(snapshots).Should(Receive(HaveField("Instances", unharmed)))
 			Expect(integrity(ctx, path)).To(Equal("ok"))
@@ -104,15 +89,15 @@ var _ = Describe("A disk that is full", func() {
 			path := filepath.Join(dir, "fleet.db")
 			store := open(ctx, path)
 			Expect(store.Register(ctx, instance("a"))).To(Succeed())
-			free := fill(dir)
+			free := storetest.FillDisk(dir)
 			taken := beatUntilRefused(ctx, store, beFull)
 			_ = store.Close() // what its log has stays there, if the file cannot take it
 
 			again := open(ctx, path)
-			Expect(instances(ctx, again)).To(ConsistOf(HaveField("Version", int64(1+taken))))
+			Expect(storetest.Instances(ctx, again)).To(ConsistOf(HaveField("Version", int64(1+taken))))
 			free()
 			Expect(again.Heartbeat(ctx, fleet.Heartbeat{ID: "a"})).To(Succeed())
-			Expect(instances(ctx, again)).To(ConsistOf(HaveField("Version", int64(2+taken))))
+			Expect(storetest.Instances(ctx, again)).To(ConsistOf(HaveField("Version", int64(2+taken))))
 			Expect(integrity(ctx, path)).To(Equal("ok"))
 		})
 	}, SpecTimeout(2*time.Minute))
@@ -120,7 +105,7 @@ var _ = Describe("A disk that is full", func() {
 	It("takes no new store, and has nothing left of the attempt", func(ctx SpecContext) {
 		onSmallDisk(func(dir string) {
 			path := filepath.Join(dir, "fleet.db")
-			free := fill(dir)
+			free := storetest.FillDisk(dir)
 			_, err := sqlite.Open(ctx, sqlite.Config{Path: path})
 			Expect(err).To(HaveOccurred())
 			free()

@@ -16,6 +16,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/sqlite"
+	"github.com/mrgc/mrgc/internal/fleet/storetest"
 )
 
 // The test binary run with writerEnv set to a store's path is a process that
@@ -65,7 +66,7 @@ var _ = Describe("Processes", func() {
 		path := storePath()
 		store := open(ctx, path)
 		Expect(store.Register(ctx, instance("shared"))).To(Succeed())
-		snapshots := watch(ctx, store)
+		snapshots := storetest.Watch(ctx, store)
 
 		var sessions []*gexec.Session
 		for i := range processes {
@@ -97,7 +98,7 @@ var _ = Describe("Processes", func() {
 		for _, session := range sessions {
 			Eventually(session, "60s").Should(gexec.Exit(0))
 		}
-		Expect(instances(ctx, open(ctx, path))).To(HaveLen(4))
+		Expect(storetest.Instances(ctx, open(ctx, path))).To(HaveLen(4))
 		Expect(filepath.Glob(filepath.Join(filepath.Dir(path), "*"))).To(ConsistOf(
 			path, path+"-wal", path+"-shm"), "nothing is left of making it")
 	}, SpecTimeout(2*time.Minute))
@@ -113,7 +114,7 @@ var _ = Describe("Processes", func() {
 			printed := killMidTraffic(ctx, writer(path, id, -1), 20*(round+1))
 
 			store := open(ctx, path)
-			Expect(instances(ctx, store)).To(ContainElement(SatisfyAll(
+			Expect(storetest.Instances(ctx, store)).To(ContainElement(SatisfyAll(
 				HaveField("ID", id), HaveField("Load.Running", BeNumerically(">=", printed)))))
 			Expect(store.Heartbeat(ctx, fleet.Heartbeat{ID: id})).To(Succeed())
 			Expect(store.Close()).To(Succeed())

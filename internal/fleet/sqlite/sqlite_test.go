@@ -42,7 +42,7 @@ var _ = Describe("The file", func() {
 		path := filepath.Join(GinkgoT().TempDir(), "50% of a b?mode=memory&c#d.db")
 		Expect(open(ctx, path).Register(ctx, instance("a"))).To(Succeed())
 		Expect(path).To(BeARegularFile())
-		Expect(instances(ctx, open(ctx, path))).To(HaveLen(1))
+		Expect(storetest.Instances(ctx, open(ctx, path))).To(HaveLen(1))
 	})
 
 	It("is created once by many who come together", func(ctx SpecContext) {
@@ -55,7 +55,7 @@ var _ = Describe("The file", func() {
 			})
 		}
 		running.Wait()
-		Expect(instances(ctx, open(ctx, path))).To(HaveLen(8))
+		Expect(storetest.Instances(ctx, open(ctx, path))).To(HaveLen(8))
 	})
 
 	DescribeTable("is refused, and left as it was, when it is",
@@ -110,7 +110,7 @@ var _ = Describe("A running store whose file", func() {
 		log := gbytes.NewBuffer()
 		store := openWith(ctx, sqlite.Config{Path: path, Logger: slog.New(slog.NewTextHandler(log, nil))})
 		Expect(store.Register(ctx, instance("a"))).To(Succeed())
-		snapshots := watch(ctx, store)
+		snapshots := storetest.Watch(ctx, store)
 		Eventually(snapshots).Should(Receive())
 
 		Expect(os.Rename(path, path+".away")).To(Succeed())
@@ -131,7 +131,7 @@ var _ = Describe("A running store whose file", func() {
 		path, other := storePath(), storePath()
 		store := open(ctx, path)
 		Expect(store.Register(ctx, instance("a"))).To(Succeed())
-		snapshots := watch(ctx, store)
+		snapshots := storetest.Watch(ctx, store)
 		Eventually(snapshots).Should(Receive(HaveField("Instances", HaveLen(1))))
 
 		closeStore(other)
@@ -141,7 +141,7 @@ var _ = Describe("A running store whose file", func() {
 		Eventually(snapshots).Should(Receive(HaveField("Instances", BeEmpty())))
 		Expect(store.Heartbeat(ctx, fleet.Heartbeat{ID: "a"})).To(MatchError(fleet.ErrNotFound))
 		Expect(store.Register(ctx, instance("a"))).To(Succeed())
-		Expect(instances(ctx, open(ctx, path))).To(HaveLen(1))
+		Expect(storetest.Instances(ctx, open(ctx, path))).To(HaveLen(1))
 	})
 
 	It("is replaced by something else refuses it", func(ctx SpecContext) {
@@ -166,7 +166,7 @@ var _ = Describe("A running store whose file", func() {
 		short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
 		defer cancel()
 		Expect(store.Heartbeat(short, fleet.Heartbeat{ID: "a"})).To(MatchError(context.DeadlineExceeded))
-		Expect(instances(ctx, store)).To(ConsistOf(HaveField("Version", int64(1))), "readers do not wait")
+		Expect(storetest.Instances(ctx, store)).To(ConsistOf(HaveField("Version", int64(1))), "readers do not wait")
 		_, err = tx.ExecContext(ctx, "ROLLBACK")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(store.Heartbeat(ctx, fleet.Heartbeat{ID: "a"})).To(Succeed())
@@ -194,21 +194,8 @@ func closeStore(path string) {
 	Expect(open(context.Background(), path).Close()).To(Succeed())
 }
 
-func watch(ctx context.Context, store fleet.Store) <-chan *fleet.Snapshot {
-	ctx, cancel := context.WithCancel(ctx)
-	DeferCleanup(cancel)
-	return store.Watch(ctx)
-}
-
 func instance(id string) fleet.Instance {
 	return fleet.Instance{ID: id, Region: "use1", Address: "127.0.0.1:8080"}
-}
-
-func instances(ctx context.Context, store fleet.Store) []*fleet.Instance {
-	GinkgoHelper()
-	snapshot, err := store.Snapshot(ctx)
-	Expect(err).NotTo(HaveOccurred())
-	return snapshot.Instances
 }
 
 func writeFile(path, content string) {

@@ -17,9 +17,9 @@ const soon = 10 * time.Second
 func describeWatch(b *bench) {
 	ginkgo.It("sends the present snapshot first, also of an empty fleet", func(ctx ginkgo.SpecContext) {
 		store := b.store(ctx)
-		Expect(receive(watch(ctx, store)).Instances).To(BeEmpty())
+		Expect(receive(Watch(ctx, store)).Instances).To(BeEmpty())
 		Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())
-		Expect(ids(receive(watch(ctx, store)))).To(Equal([]string{"use1-0"}))
+		Expect(ids(receive(Watch(ctx, store)))).To(Equal([]string{"use1-0"}))
 	})
 
 	ginkgo.DescribeTable("sends a snapshot after each kind of change",
@@ -29,7 +29,7 @@ func describeWatch(b *bench) {
 			if otherHandle {
 				writer = b.store(ctx)
 			}
-			snapshots := watch(ctx, watched)
+			snapshots := Watch(ctx, watched)
 			receive(snapshots)
 
 			Expect(writer.Register(ctx, instance("use1-0"))).To(Succeed())
@@ -48,7 +48,7 @@ func describeWatch(b *bench) {
 	ginkgo.It("gives a slow reader the newest, never an old one after a newer, and does not hold up writers", func(ctx ginkgo.SpecContext) {
 		const last = 200
 		store := b.store(ctx)
-		slow, prompt := watch(ctx, store), watch(ctx, store)
+		slow, prompt := Watch(ctx, store), Watch(ctx, store)
 		versions := []int64{versionIn(receive(prompt))}
 		Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())
 		for range last - 1 {
@@ -66,7 +66,7 @@ func describeWatch(b *bench) {
 
 	ginkgo.It("sends a snapshot when nothing changes, so that its time advances", func(ctx ginkgo.SpecContext) {
 		store := b.store(ctx)
-		snapshots := watch(ctx, store)
+		snapshots := Watch(ctx, store)
 		Expect(receive(snapshots).At).To(Equal(epoch))
 		now := b.clock.Advance(time.Minute)
 		Consistently(snapshots, fleet.RefreshInterval/2).ShouldNot(Receive())
@@ -105,13 +105,6 @@ func describeClose(b *bench) {
 		_, err := store.Snapshot(ctx)
 		Expect(err).To(MatchError(ContainSubstring("closed")))
 	})
-}
-
-// watch watches until the end of the spec.
-func watch(ctx context.Context, store fleet.Store) <-chan *fleet.Snapshot {
-	ctx, cancel := context.WithCancel(ctx)
-	ginkgo.DeferCleanup(cancel)
-	return store.Watch(ctx)
 }
 
 func receive(snapshots <-chan *fleet.Snapshot) *fleet.Snapshot {

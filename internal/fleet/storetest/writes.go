@@ -284,7 +284,7 @@ func describeSharing(b *bench) {
 			in.Health.Reason = strings.Repeat("x", 1<<16)
 			Expect(store.Register(ctx, in)).To(Succeed())
 		}
-		Expect(receive(watch(ctx, store)).Instances).To(HaveLen(instances))
+		Expect(receive(Watch(ctx, store)).Instances).To(HaveLen(instances))
 	})
 
 	ginkgo.It("registers instances that arrive together", func(ctx ginkgo.SpecContext) {
