@@ -111,6 +111,11 @@ func (p *Picker) candidates(dst []routing.Candidate, ix *index, recipients []str
 	return dst
 }
 
+// onTheWay is how long a request is at most on its way from the picker to the
+// instance, or the instance's report to the picker, unless something is wrong: a
+// request picked so long before a report came is in the report.
+const onTheWay = 5 * time.Millisecond
+
 // candidate is all that the picker knows of an instance.
 func (p *Picker) candidate(ix *index, in *fleet.Instance, now time.Time) routing.Candidate {
 	work := p.inFlight.On(in.ID)
@@ -122,6 +127,9 @@ func (p *Picker) candidate(ix *index, in *fleet.Instance, now time.Time) routing
 	switch {
 	case p.report != nil:
 		c.Report = p.report(in)
+		if c.Report.Age == routing.AgeFresh {
+			c.SentTokens = p.inFlight.SentSince(in.ID, now.Add(-c.Report.Since-onTheWay))
+		}
 	case !ix.snapshot.Stale(in, p.staleAfter):
 		c.Report = routing.Report{Load: in.Load, Age: routing.AgeStale} // seconds old
 	}

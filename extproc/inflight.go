@@ -108,6 +108,20 @@ func (f *InFlight) On(instanceID string) Work {
 	return f.counts[instanceID]
 }
 
+// SentSince is how many tokens of prompts, of the requests in flight on an
+// instance, have been sent to it since a moment, which costs as much as there are
+// requests since.
+func (f *InFlight) SentSince(instanceID string, since time.Time) (tokens int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r := f.tail; r != nil && !r.start.Before(since); r = r.older {
+		if r.instance == instanceID {
+			tokens += r.tokens
+		}
+	}
+	return tokens
+}
+
 // All is what is in flight on every instance that has any. It is the caller's.
 func (f *InFlight) All() map[string]Work {
 	f.mu.Lock()

@@ -202,8 +202,9 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 	if req.affinity != "" {
 		p.homes.set(req.affinity, first)
 	}
-	p.inFlight.Add(req.envoyID, first, routing.UncachedTokens(req.size.Prompt, decision.Gate == routing.GateHome), start)
-	return steer(decision.Destination()), req.envoyID
+	uncached := routing.UncachedTokens(req.size.Prompt, decision.Gate == routing.GateHome)
+	p.inFlight.Add(req.envoyID, first, uncached, start)
+	return steer(decision.Destination(), uncached), req.envoyID
 }
 
 // decide checks a request, cheapest and least revealing first, and picks.
@@ -230,7 +231,6 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		Recipients:   req.recipients,
 		Regions:      p.regions,
 		PromptTokens: req.size.Prompt,
-		OutputTokens: req.size.Output,
 	}
 	if model := p.models[req.model]; model != nil {
 		pick.Policy, pick.Sequence = model.policy, model.requests.Add(1)

@@ -15,6 +15,7 @@ import (
 type hop struct {
 	client *http.Client
 	url    string
+	here   bool // to this instance's own enclave
 }
 
 // next decides it. A request that is sealed to this instance's enclave goes
@@ -23,7 +24,7 @@ type hop struct {
 // is sealed to, as ciphertext, and from there no further. A request whose
 // recipients nobody knows goes to the enclave too, which says so.
 func (p *Parent) next(r *http.Request, from identity.Role) hop {
-	own := hop{client: p.enclave, url: "http://enclave" + api.PathSealed}
+	own := hop{client: p.enclave, url: "http://enclave" + api.PathSealed, here: true}
 	if from == identity.RoleParent {
 		return own
 	}

@@ -169,9 +169,13 @@ func (l *loads) listen(ctx context.Context, client orcaservicev3.OpenRcaServiceC
 
 // reported is what the picker goes by.
 func (r *Router) reported(in *fleet.Instance) routing.Report {
-	report, age := r.Report(in.ID)
-	load := fleet.Load{Running: report.Running, Queued: report.Queued, Slots: report.Slots, Latency: in.Load.Latency}
-	return routing.Report{Load: load, Age: routing.Age(age)} //nolint:gosec // the same three, in the same order
+	report, since, age := r.loads.tracker.Get(in.ID, time.Now())
+	return routing.Report{
+		Load:  fleet.Load{Running: report.Running, Queued: report.Queued, Slots: report.Slots, Latency: in.Load.Latency},
+		Age:   routing.Age(age), //nolint:gosec // the same three, in the same order
+		Since: since, UnreadTokens: report.UnreadTokens,
+		ReadTokensPerSecond: report.ReadTokensPerSecond, RequestDuration: report.RequestDuration,
+	}
 }
 
 // weight is an instance's score, by its newest load report as long as that is
@@ -189,5 +193,6 @@ func (r *Router) weight(in *fleet.Instance) uint32 {
 // nothing is known has a report that is [loadreport.Missing], and is none the
 // worse for it.
 func (r *Router) Report(instanceID string) (loadreport.Report, loadreport.Age) {
-	return r.loads.tracker.Get(instanceID, time.Now())
+	report, _, age := r.loads.tracker.Get(instanceID, time.Now())
+	return report, age
 }
