@@ -1,6 +1,9 @@
 package routing
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // Meter follows, on an instance, how that reads its prompts, which is most of
 // what a new request waits for: how many tokens are still unread, how fast they
@@ -15,14 +18,14 @@ import "time"
 //
 // An answer that is not streamed has its first byte when it ends, which says
 // nothing of when its prompt was read. Nobody says which are streamed; but one
-// that ends as soon as it has begun cannot be told from one that is not, and
-// teaches nothing.
+// that goes on after it has begun is, and one that does not teaches nothing.
 type Meter struct {
 	unread    int
 	ahead     float64 // sums over the last requests, each weighing meterKeep of the next
 	took      float64 // seconds
 	ended     float64
-	durations float64 // seconds
+	durations float64   // seconds
+	begun     []*Prompt // those whose answers have, and may have ended with that
 }
 
 // meterKeep is the weight of a request against the one after it: the sums follow
@@ -37,9 +40,15 @@ type Prompt struct {
 	begun, first  time.Time
 }
 
+// goesOn says whether an answer still comes in a while after it has begun.
+func (p *Prompt) goesOn(now time.Time) bool {
+	return now.Sub(p.first) > p.first.Sub(p.begun)/16
+}
+
 // Begin is when a request arrives with a prompt of which the engine has to read
 // so many tokens anew.
 func (m *Meter) Begin(tokens int, now time.Time) *Prompt {
+	m.learn(now)
 	tokens = min(max(tokens, 0), maxReported-m.unread)
 	m.unread += tokens
 	return &Prompt{tokens: tokens, ahead: m.unread, begun: now}
@@ -47,25 +56,36 @@ func (m *Meter) Begin(tokens int, now time.Time) *Prompt {
 
 // First is when the first byte of its answer came.
 func (m *Meter) First(p *Prompt, now time.Time) {
+	m.learn(now)
 	if p.first.IsZero() {
 		p.first = now
 		m.unread -= p.tokens
+		m.begun = append(m.begun, p)
 	}
 }
 
 // End is when it has ended, with an answer or without.
 func (m *Meter) End(p *Prompt, now time.Time) {
+	m.learn(now)
 	if p.first.IsZero() {
 		m.unread -= p.tokens
 		return
 	}
-	took, total := p.first.Sub(p.begun), now.Sub(p.begun)
+	m.begun = slices.DeleteFunc(m.begun, func(other *Prompt) bool { return other == p })
 	m.ended = meterKeep*m.ended + 1
-	m.durations = meterKeep*m.durations + total.Seconds()
-	if streamed := total-took > took/16; streamed {
+	m.durations = meterKeep*m.durations + now.Sub(p.begun).Seconds()
+}
+
+// learn takes the speed from the answers that have gone on after they began.
+func (m *Meter) learn(now time.Time) {
+	m.begun = slices.DeleteFunc(m.begun, func(p *Prompt) bool {
+		if !p.goesOn(now) {
+			return false
+		}
 		m.ahead = meterKeep*m.ahead + float64(p.ahead+stepTokens)
-		m.took = meterKeep*m.took + took.Seconds()
-	}
+		m.took = meterKeep*m.took + p.first.Sub(p.begun).Seconds()
+		return true
+	})
 }
 
 // Unread is how many tokens of prompts have been sent and not been read.
