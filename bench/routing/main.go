@@ -35,6 +35,7 @@ type options struct {
 	slo      time.Duration
 	only     *regexp.Regexp
 	scene    *regexp.Regexp
+	virtual  bool
 }
 
 func main() {
@@ -50,6 +51,7 @@ func main() {
 	flag.DurationVar(&o.slo, "slo", time.Second, "time to first token that 99 % must keep")
 	flag.StringVar(&only, "only", "", "measure the contenders whose names match this regular expression")
 	flag.StringVar(&scene, "scenario", "", "measure the scenarios whose names match this regular expression")
+	flag.BoolVar(&o.virtual, "virtual", false, "simulate all in virtual time instead: a minute, on any machine")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -70,6 +72,9 @@ func run(ctx context.Context, o options) error {
 	recording, err := readRecording()
 	if err != nil {
 		return err
+	}
+	if o.virtual {
+		return runVirtual(ctx, o, recording)
 	}
 	field := append(ours(o.tools), peers(o.tools)...)
 	if o.rate == 0 {
