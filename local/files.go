@@ -99,7 +99,10 @@ func (p *plan) clusterConfig(key *credential.Key) []byte {
 	for _, r := range p.regions {
 		fmt.Fprintf(&b, "  - {name: %s, aws_region: %s}\n", r.name, r.aws)
 	}
-	fmt.Fprintf(&b, "models:\n  - {name: %q}\n", p.options.ModelName)
+	fmt.Fprintf(&b, "models:\n  - name: %q\n", p.options.ModelName)
+	if p.options.Policy != "" {
+		fmt.Fprintf(&b, "    policy: %s\n", p.options.Policy)
+	}
 	fmt.Fprintf(&b, "tenants:\n  - name: %s\n    edge_token_sha256: [%s]\n    enclave_token_sha256: [%s]\n", key.Tenant(),
 		credential.DigestOf(key.EdgeToken()), credential.DigestOf(key.EnclaveToken()))
 	return []byte(b.String())

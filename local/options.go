@@ -2,6 +2,7 @@ package local
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -11,6 +12,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 // Engines that a local cluster can run.
@@ -28,6 +31,11 @@ type Options struct {
 	EngineURL string   // an OpenAI-compatible engine that runs already, http://host:port; default: none
 	ModelName string   // as tenants ask for it; default: derived from the model
 	Port      int      // of the tenant endpoint on loopback; 0: any free one
+
+	// Policy is how requests find their instance, of mrgc.yaml's models[].policy;
+	// default: the default one.
+	Policy string
+	Sim    SimOptions
 
 	StateDir string // logs, state, env; default ".mrgc"
 	ToolsDir string // fetched parts; default ".tools"
@@ -70,8 +78,13 @@ func (o Options) complete() (Options, error) {
 	if o.Engine != EngineLlama && o.Engine != EngineSim {
 		return o, fmt.Errorf("--engine %s: want %s or %s", o.Engine, EngineLlama, EngineSim)
 	}
-	if err := o.completeModel(); err != nil {
+	if err := errors.Join(o.completeModel(), o.completeSim()); err != nil {
 		return o, err
+	}
+	if o.Policy != "" {
+		if _, err := routing.ParsePolicy(o.Policy); err != nil {
+			return o, fmt.Errorf("--policy: %w", err)
+		}
 	}
 	if o.Port < 0 || o.Port > 65535 {
 		return o, fmt.Errorf("--port %d: want 0 to 65535", o.Port)

@@ -45,6 +45,12 @@ type instance struct {
 	engine        string // engine's socket or URL
 }
 
+// engine is one engine that the plan starts.
+type engine struct {
+	id     string // of its instance
+	socket string
+}
+
 // plan is everything that a start decides before it starts anything.
 type plan struct {
 	options   Options
@@ -59,7 +65,7 @@ type plan struct {
 	releases  string
 	store     string
 	regions   []region
-	engines   []string // sockets of engines to start
+	engines   []engine // to start
 	draw      func() (string, error)
 	envoy     string // binary
 	llamaPath string // Python path of the engine
@@ -111,7 +117,7 @@ func (p *plan) region(name string) (region, error) {
 }
 
 func (p *plan) instance(r region, i int) (instance, error) {
-	id := fmt.Sprintf("%s-%d", r.name, i)
+	id := instanceID(r.name, i)
 	in := instance{
 		id: id, region: r.name, aws: r.aws, zone: fmt.Sprintf("%s-az%d", r.name, i%3+1),
 		vsock: filepath.Join(p.runDir, id+".vsock"),
@@ -130,14 +136,14 @@ func (p *plan) engineFor(id string) string {
 	if p.options.EngineURL != "" {
 		return p.options.EngineURL
 	}
-	socket := filepath.Join(p.runDir, id+".engine")
+	e := engine{id: id, socket: filepath.Join(p.runDir, id+".engine")}
 	if p.options.sharesEngine() {
-		socket = filepath.Join(p.runDir, "shared.engine")
+		e = engine{id: "shared", socket: filepath.Join(p.runDir, "shared.engine")}
 	}
-	if !slices.Contains(p.engines, socket) {
-		p.engines = append(p.engines, socket)
+	if !slices.Contains(p.engines, e) {
+		p.engines = append(p.engines, e)
 	}
-	return "unix:" + socket
+	return "unix:" + e.socket
 }
 
 func (p *plan) drawAll(into ...*string) error {
@@ -172,8 +178,8 @@ func (in *instance) identity(role identity.Role) identity.ID {
 // processes are the children, with a certificate token for each that needs one.
 func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, error) {
 	var all []process
-	for i, socket := range p.engines {
-		all = append(all, p.engine(i, socket))
+	for i, e := range p.engines {
+		all = append(all, p.engine(i, e))
 	}
 	add := func(make func(token string) process, id identity.ID) error {
 		token, err := grant(id)
@@ -205,10 +211,12 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 
 func (p *plan) bin(name string) string { return filepath.Join(p.options.BinDir, name) }
 
-func (p *plan) engine(i int, socket string) process {
-	args := []string{p.bin("mrgc"), "engine", "serve", "--kind", p.options.Engine, "--socket", socket, "--model-name", p.options.ModelName}
+func (p *plan) engine(i int, e engine) process {
+	args := []string{p.bin("mrgc"), "engine", "serve", "--kind", p.options.Engine, "--socket", e.socket, "--model-name", p.options.ModelName}
 	if p.options.Engine == EngineLlama {
 		args = append(args, "--python-path", p.llamaPath, "--model", p.modelFile, "--context-tokens", strconv.Itoa(contextTokens))
+	} else {
+		args = append(args, p.options.Sim.arguments(e.id)...)
 	}
 	return process{name: "engine-" + strconv.Itoa(i), rank: rankEngine, args: args}
 }
@@ -227,11 +235,15 @@ func (p *plan) enclave(in instance, token string) process {
 }
 
 func (p *plan) parent(in instance, token string) process {
-	return process{name: "parent-" + in.id, rank: rankParent, env: []string{token}, args: []string{
+	args := []string{
 		p.bin("mrgc-parent"), "-config", p.config, "-zone", in.zone, "-listen", in.parent, "-enclave", in.requests(),
 		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
 		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName,
-	}}
+	}
+	if p.options.Sim.Slots > 0 {
+		args = append(args, "-engine-slots", strconv.Itoa(p.options.Sim.Slots))
+	}
+	return process{name: "parent-" + in.id, rank: rankParent, env: []string{token}, args: args}
 }
 
 func (p *plan) router(r region, token string) process {

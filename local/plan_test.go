@@ -14,6 +14,7 @@ import (
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 // counting draws 127.0.0.1:20001, 20002 and so on.
@@ -113,8 +114,12 @@ var _ = Describe("A plan", func() {
 	DescribeTable("shares an engine where two would be in each other's way", func(change func(*Options), engines int) {
 		p := planFor(change)
 		Expect(p.engines).To(HaveLen(engines))
+		var sockets []string
+		for _, e := range p.engines {
+			sockets = append(sockets, e.socket)
+		}
 		for _, in := range p.instances() {
-			Expect(p.engines).To(ContainElement(strings.TrimPrefix(in.engine, "unix:")))
+			Expect(sockets).To(ContainElement(strings.TrimPrefix(in.engine, "unix:")))
 		}
 	},
 		Entry("a model on few cores", func(o *Options) { o.cores = 4 }, 1),
@@ -131,6 +136,21 @@ var _ = Describe("A plan", func() {
 	It("gives engines what their kind takes", func() {
 		Expect(children(planFor())["engine-0"].args).To(ContainElements("--model", "/tools/m.gguf", "--python-path", "/tools/llama"))
 		Expect(children(planFor(func(o *Options) { o.Engine = EngineSim }))["engine-0"].args).NotTo(ContainElement("--model"))
+	})
+
+	It("gives a simulator what was chosen of it, and its own instance's faults", func() {
+		byName := children(planFor(func(o *Options) {
+			o.Engine = EngineSim
+			o.Sim = SimOptions{Profile: "a100", Slots: 32, KVBlocks: 3650, Slow: map[string]string{"use1-1": "2"}, Fail: map[string]string{"usw2-0": "0.5"}}
+			Expect(o.completeSim()).To(Succeed())
+		}))
+		for name, faults := range map[string][]string{
+			"engine-0": nil, "engine-1": {"--slowness", "2"}, "engine-2": {"--fail-share", "0.5"}, "engine-3": nil,
+		} {
+			args := byName[name].args
+			Expect(args[slices.Index(args, "--slots"):]).To(Equal(append([]string{"--slots", "32", "--profile", "a100-llama-8b", "--kv-blocks", "3650"}, faults...)), name)
+		}
+		Expect(flagOf(byName["parent-use1-0"], "-engine-slots")).To(Equal("32"))
 	})
 
 	It("puts no secret where other users can see it", func() {
@@ -232,6 +252,14 @@ var _ = Describe("A plan", func() {
 		for _, hidden := range []string{key.Text(), string(key.EdgeToken()), string(key.EnclaveToken())} {
 			Expect(string(content)).NotTo(ContainSubstring(hidden))
 		}
+	})
+
+	It("writes down the policy that was chosen", func() {
+		key, err := credential.New(strings.NewReader(strings.Repeat("k", 32)), tenantName)
+		Expect(err).NotTo(HaveOccurred())
+		parsed, err := config.Parse("mrgc.yaml", planFor(func(o *Options) { o.Policy = "round-robin" }).clusterConfig(&key))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(parsed.Models).To(HaveExactElements(HaveField("Policy", routing.PolicyRoundRobin)))
 	})
 
 	It("fails when there is no port", func() {

@@ -25,7 +25,8 @@ var _ = Describe("Help", func() {
 		}
 	},
 		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "config", "tenants", "parts", "router", "engine"),
-		Entry(nil, "up", "--regions", "--instances", "--engine ", "--model ", "--engine-url", "--model-name", "--port", "--state-dir", "--tools-dir", "--ask"),
+		Entry(nil, "up", "--regions", "--instances", "--engine ", "--model ", "--engine-url", "--model-name", "--port",
+			"--policy", "--sim-profile", "h100-llama-8b or a100-llama-8b", "--sim-slots", "--sim-kv-blocks", "--sim-slow", "--sim-fail", "--state-dir", "--tools-dir", "--ask"),
 		Entry(nil, "connect", "--listen", "--endpoint", "--ca", "--releases", "--min-version", "--require-mode", "--allow-region",
 			"--recipients", "--trust-development-root", "IN PLACE OF AWS's"),
 		Entry(nil, "config", "check"),
@@ -59,6 +60,7 @@ var _ = Describe("A command", func() {
 		Entry("tenants new: a name", "tenants new", "accepts 1 arg(s), received 0"),
 		Entry("config check: one file", "config check a b", "accepts at most 1 arg(s), received 2"),
 		Entry("up: no arguments", "up use1", `unknown command "use1"`),
+		Entry("up: a profile that exists", "up --engine sim --sim-profile v100", "there are h100-llama-8b and a100-llama-8b"),
 		Entry("up: regions that exist", "up --regions euw1", "--regions euw1"),
 		Entry("to be one", "serve", `unknown command "serve"`),
 		Entry("flags that exist", "up --fast", "unknown flag: --fast"),

@@ -1,8 +1,11 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 
+	"github.com/mrgc/mrgc/engine/sim/batching"
 	"github.com/mrgc/mrgc/internal/parts"
 	"github.com/mrgc/mrgc/local"
 )
@@ -20,6 +23,8 @@ Ctrl-C stops everything.`,
 		Example: `  mrgc up                                   three regions, two instances each, a small model
   mrgc up --regions use1 --instances 1      the least that is a cluster
   mrgc up --engine sim                      no model: an engine simulator
+  mrgc up --engine sim --sim-profile a100 --sim-slow use1-0=2
+                                            simulators as fast as hardware, one of them slow
   mrgc up --model ~/models/qwen3-4b.gguf    a model of your own`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -35,10 +40,25 @@ Ctrl-C stops everything.`,
 	f.StringVar(&options.EngineURL, "engine-url", "", "OpenAI-compatible engine that runs already, http://host:port")
 	f.StringVar(&options.ModelName, "model-name", "", "name that tenants ask for (default: follows from the model)")
 	f.IntVar(&options.Port, "port", 8400, "port of the tenant endpoint on loopback; 0: any free one")
+	f.StringVar(&options.Policy, "policy", "", "how requests find their instance, a models[].policy of mrgc.yaml (default gate-then-load)")
+	f.StringVar(&options.Sim.Profile, "sim-profile", "", "sim: hardware to imitate, "+simProfiles()+" (default: none, answers come at once)")
+	f.IntVar(&options.Sim.Slots, "sim-slots", 0, "sim: requests that an engine runs at once (default: the profile's, at most 64, or 4)")
+	f.IntVar(&options.Sim.KVBlocks, "sim-kv-blocks", 0, "sim: blocks of 16 tokens of KV cache (default: the profile's)")
+	f.StringToStringVar(&options.Sim.Slow, "sim-slow", nil, "sim: INSTANCE=FACTOR, how many times as long an instance's engine takes, like use1-0=2")
+	f.StringToStringVar(&options.Sim.Fail, "sim-fail", nil, "sim: INSTANCE=SHARE, the share of requests that an instance's engine fails at once, like use1-0=0.5")
 	f.StringVar(&options.StateDir, "state-dir", ".mrgc", "directory for logs, state and the env file")
 	f.StringVar(&options.ToolsDir, "tools-dir", ".tools", "directory for fetched parts")
 	f.BoolVar(&options.AskOnce, "ask", true, "send one sealed request when all is healthy")
 	return cmd
+}
+
+// simProfiles names the simulator's profiles for a person.
+func simProfiles() string {
+	var names []string
+	for _, p := range batching.Profiles() {
+		names = append(names, p.Name)
+	}
+	return strings.Join(names, " or ")
 }
 
 func partsCommand() *cobra.Command {
