@@ -39,10 +39,10 @@ type region struct {
 type instance struct {
 	id, region, aws, zone string
 
-	parent, guard string // addresses
-	vsock         string // Unix socket that stands for the enclave's vsock
-	nsm           string // Unix socket of its software NSM
-	engine        string // engine's socket or URL
+	parent, guard, metrics string // addresses
+	vsock                  string // Unix socket that stands for the enclave's vsock
+	nsm                    string // Unix socket of its software NSM
+	engine                 string // engine's socket or URL
 }
 
 // engine is one engine that the plan starts.
@@ -123,7 +123,7 @@ func (p *plan) instance(r region, i int) (instance, error) {
 		vsock: filepath.Join(p.runDir, id+".vsock"),
 		nsm:   filepath.Join(p.runDir, id+".nsm"),
 	}
-	if err := p.drawAll(&in.parent, &in.guard); err != nil {
+	if err := p.drawAll(&in.parent, &in.guard, &in.metrics); err != nil {
 		return instance{}, err
 	}
 	in.engine = p.engineFor(id)
@@ -238,7 +238,7 @@ func (p *plan) parent(in instance, token string) process {
 	args := []string{
 		p.bin("mrgc-parent"), "-config", p.config, "-zone", in.zone, "-listen", in.parent, "-enclave", in.requests(),
 		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
-		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName,
+		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName, "-metrics-listen", in.metrics,
 	}
 	if p.options.Sim.Slots > 0 {
 		args = append(args, "-engine-slots", strconv.Itoa(p.options.Sim.Slots))
@@ -287,6 +287,9 @@ func (p *plan) env(apiKey string) []string {
 	}
 	for _, r := range p.regions {
 		lines = append(lines, fmt.Sprintf("export MRGC_ADMIN_%s=http://%s", strings.ToUpper(r.name), r.admin))
+	}
+	for _, in := range p.instances() {
+		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))
 	}
 	return append(lines,
 		"export MRGC_ENDPOINTS="+strings.Join(p.endpoints(), ","),

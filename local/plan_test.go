@@ -94,7 +94,7 @@ var _ = Describe("A plan", func() {
 			addresses = append(addresses, r.tenant, r.health, r.envoyAdmin, r.grpc, r.http, r.admin)
 		}
 		for _, in := range p.instances() {
-			addresses = append(addresses, in.parent, in.guard, in.vsock, in.nsm)
+			addresses = append(addresses, in.parent, in.guard, in.metrics, in.vsock, in.nsm)
 		}
 		Expect(addresses).NotTo(ContainElement(""))
 		slices.Sort(addresses)
@@ -184,12 +184,14 @@ var _ = Describe("A plan", func() {
 	})
 
 	It("joins an instance's parts", func() {
-		byName := children(planFor())
+		p := planFor()
+		byName := children(p)
 		enclave, parent, guard := byName["enclave-use1-0"], byName["parent-use1-0"], byName["guard-use1-0"]
 		Expect(flagOf(parent, "-enclave")).To(Equal(flagOf(enclave, "-listen")))
 		Expect(flagOf(parent, "-engine-relay")).To(Equal(flagOf(enclave, "-engine")))
 		Expect(flagOf(parent, "-guard")).To(Equal(flagOf(guard, "--listen")))
 		Expect(flagOf(guard, "--upstream")).To(Equal("unix:" + flagOf(byName["engine-0"], "--socket")))
+		Expect(flagOf(parent, "-metrics-listen")).To(Equal(p.regions[0].instances[0].metrics))
 		Expect(flagOf(enclave, "-mode")).To(Equal("process"))
 	})
 
@@ -220,6 +222,10 @@ var _ = Describe("A plan", func() {
 			"export MRGC_MODEL=smol",
 			"export MRGC_ADMIN_USE1=http://" + p.regions[0].admin,
 			"export MRGC_ADMIN_USW2=http://" + p.regions[1].admin,
+			"export MRGC_METRICS_USE1_0=http://" + p.regions[0].instances[0].metrics + "/metrics",
+			"export MRGC_METRICS_USE1_1=http://" + p.regions[0].instances[1].metrics + "/metrics",
+			"export MRGC_METRICS_USW2_0=http://" + p.regions[1].instances[0].metrics + "/metrics",
+			"export MRGC_METRICS_USW2_1=http://" + p.regions[1].instances[1].metrics + "/metrics",
 			"export MRGC_ENDPOINTS=https://" + p.regions[0].tenant + ",https://" + p.regions[1].tenant,
 			"export MRGC_CA='/state/ca.pem'",
 			"export MRGC_RELEASES='/state/releases.json'",
@@ -264,7 +270,7 @@ var _ = Describe("A plan", func() {
 
 	It("fails when there is no port", func() {
 		full := errors.New("no free port")
-		for left := range 10 { // six for the region, four for its instances
+		for left := range 12 { // six for the region, six for its instances
 			draw := counting()
 			_, err := newPlan(planFor().options, "/tmp/mrgc-1", "127.0.0.1:8400", func() (string, error) {
 				if left--; left < 0 {

@@ -54,8 +54,8 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	started := time.Now()
-	to := p.next(r, peer.Role)
-	request, ok := p.load.begin(workOf(r.Header), to.here, started)
+	next := p.next(r, peer.Role)
+	request, ok := p.load.begin(workOf(r.Header), next.to == toEnclave, started)
 	if !ok {
 		overloaded := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
 		overloaded.RetryAfter = time.Second
@@ -63,7 +63,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { request.end(time.Now()) }()
-	resp, err := p.send(r, to, http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
+	resp, err := p.send(r, next, http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
 	if err != nil {
 		p.answerFailure(w, r, err)
 		return
@@ -112,6 +112,7 @@ func (p *Parent) send(r *http.Request, to hop, body io.ReadCloser) (*http.Respon
 	}
 	out.ContentLength = r.ContentLength
 	copyHeaders(out.Header, r.Header, bound)
+	p.metrics.requests.WithLabelValues(to.to).Inc()
 	return to.client.Do(out)
 }
 
