@@ -8,10 +8,10 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-hot clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-hot clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 up: build ## run a whole cluster on this machine; Ctrl-C stops it (ARGS="--regions use1 --engine sim")
 	@bin/mrgc up $(ARGS)
@@ -74,6 +74,10 @@ bench-latency: parts ## what everything adds to an engine's latency, processor t
 
 bench-routing: parts $(TOOLS)/peers/.done ## our policies and every peer that runs here, on the same traffic (ARGS="-seeds 3 -duration 20s"; hours by default)
 	$(GO) run ./bench/routing $(ARGS)
+	@$(MAKE) bench-routing-sealed
+
+bench-routing-sealed: parts ## our policies in a whole cluster, everything real but the engines, at the rate of bench-routing (takes its ARGS)
+	$(GO) run ./bench/routing -sealed $(ARGS)
 	$(GO) run ./bench/report
 
 # The routers to compare with, pinned with hashes.

@@ -127,6 +127,7 @@ func (b *book) result() result.Result {
 		},
 	}
 	r.Notes = append(r.Notes, b.absent...)
+	r.Figures = append(r.Figures, result.Figure{Name: rateFigure, Value: b.options.rate, Unit: "requests/s"})
 	for _, s := range b.names(func(e entry) string { return e.scenario }) {
 		peer := b.bestPeer(s)
 		table := result.Table{
@@ -141,6 +142,7 @@ func (b *book) result() result.Result {
 		r.Tables = append(r.Tables, table)
 		r.Figures = append(r.Figures, goals(s, b, peer)...)
 	}
+	r.Charts = []result.Chart{b.chart()}
 	return r
 }
 

@@ -4,7 +4,8 @@
 //
 // Routing alone is measured: requests are in clear, so that the peers can take
 // part. Ours go the way of sealed ones otherwise: a real Envoy configured by
-// our xDS server, and our picker, which sees headers alone.
+// our xDS server, and our picker, which sees headers alone. With -sealed the same
+// traffic goes to whole clusters, in which everything is real but the engines.
 //
 // Every contender gets every seed's traffic, in an order that the seed shuffles;
 // a run in which the client fell behind or the machine was too busy is void and
@@ -36,6 +37,7 @@ type options struct {
 	only     *regexp.Regexp
 	scene    *regexp.Regexp
 	virtual  bool
+	sealed   bool
 }
 
 func main() {
@@ -50,6 +52,7 @@ func main() {
 	flag.Float64Var(&o.rate, "rate", 0, "requests per second; 0: 85 % of what the best peer can take within -slo")
 	flag.DurationVar(&o.slo, "slo", time.Second, "time to first token that 99 % must keep")
 	flag.StringVar(&only, "only", "", "measure the contenders whose names match this regular expression")
+	flag.BoolVar(&o.sealed, "sealed", false, "measure our policies with everything real, sealed, at the rate of the last unsealed measurement")
 	flag.StringVar(&scene, "scenario", "", "measure the scenarios whose names match this regular expression")
 	flag.BoolVar(&o.virtual, "virtual", false, "simulate all in virtual time instead: a minute, on any machine")
 	flag.Parse()
@@ -60,7 +63,11 @@ func main() {
 		o.scene, err = regexp.Compile(scene)
 	}
 	if err == nil {
-		err = run(ctx, o)
+		if o.sealed {
+			err = runSealed(ctx, o)
+		} else {
+			err = run(ctx, o)
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "routing:", err)

@@ -92,6 +92,13 @@ func measure(ctx context.Context, c contender, s scenario, requests []request) (
 	}
 	m.machine = float64(busy-busyBefore) / float64(total-totalBefore)
 	m.cpu = own.Seconds() * 1e3 / float64(len(requests))
+	m.count(outcomes)
+	m.hits, m.late, err = e.tally(s)
+	return m, err
+}
+
+// count takes down how the requests went.
+func (m *measured) count(outcomes []rig.Outcome) {
 	m.sent = len(outcomes)
 	var firsts, lags []float64
 	for _, o := range outcomes {
@@ -105,6 +112,4 @@ func measure(ctx context.Context, c contender, s scenario, requests []request) (
 	m.first = result.SpreadOf(firsts)
 	m.p99 = quantile(firsts, 0.99)
 	m.lag = time.Duration(quantile(lags, 0.99) * float64(time.Second))
-	m.hits, m.late, err = e.tally(s)
-	return m, err
 }
