@@ -103,9 +103,12 @@ func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {
 // router ejected Envoy tries them all (panic), because a control plane that looks
 // dead is still worth asking.
 //
-// Where there is another to go to, a router is checked as well: one that hangs
-// keeps its connections, each pick costs the picker's time-out, and the streams
-// of configuration and log stay with it. After a failed check it has neither.
+// Where there is another to go to, a router that hangs is left as well. It keeps
+// its connections: each pick costs the picker's time-out, and the streams of
+// configuration and log stay with it. Pings that it does not answer end these
+// within 1.5 s, connections that it does not accept eject it 1 s later, and a
+// health check, which is later still, keeps it out. The order matters: picks that
+// went elsewhere before the log did would never be seen to end.
 func routerCluster(p *packer, name string, addresses []netip.AddrPort, check *corev3.HealthCheck, config Config) *clusterv3.Cluster {
 	assignment := &endpointv3.ClusterLoadAssignment{ClusterName: name}
 	for i, a := range addresses {
@@ -142,7 +145,7 @@ func routerCluster(p *packer, name string, addresses []netip.AddrPort, check *co
 			MaxEjectionPercent:                     wrapperspb.UInt32(100),
 		},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
-			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": p.pack(http2Options()),
+			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": p.pack(http2Options(len(addresses) > 1)),
 		},
 		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
 			KeepaliveProbes: wrapperspb.UInt32(3), KeepaliveTime: wrapperspb.UInt32(10), KeepaliveInterval: wrapperspb.UInt32(5),
@@ -150,7 +153,6 @@ func routerCluster(p *packer, name string, addresses []netip.AddrPort, check *co
 	}
 	if len(addresses) > 1 {
 		cluster.HealthChecks = []*corev3.HealthCheck{check}
-		cluster.CloseConnectionsOnHostHealthFailure = true
 	}
 	return cluster
 }
@@ -169,31 +171,31 @@ func httpCheck() *corev3.HealthCheck {
 	return check
 }
 
-// routerCheck finds a router that hangs within two seconds, at the cost of one
-// small request a second. The interval without traffic is set as well: its default
-// is a minute. One failure is enough, because nothing is lost by going to another
-// router for a second.
+// routerCheck keeps out a router that hangs, at the cost of one small request a
+// second. The interval without traffic is set as well: its default is a minute.
 func routerCheck() *corev3.HealthCheck {
 	return &corev3.HealthCheck{
 		Timeout:            durationpb.New(time.Second),
 		Interval:           durationpb.New(time.Second),
 		NoTrafficInterval:  durationpb.New(time.Second),
-		UnhealthyThreshold: wrapperspb.UInt32(1),
+		UnhealthyThreshold: wrapperspb.UInt32(2),
 		HealthyThreshold:   wrapperspb.UInt32(1),
 	}
 }
 
 // http2Options pings a router that is silent, so that a half-open connection is
-// known as such in seconds.
-func http2Options() *httpv3.HttpProtocolOptions {
+// known as such: at once if there is another router to go to, else in seconds.
+func http2Options(severalRouters bool) *httpv3.HttpProtocolOptions {
+	pings := &corev3.KeepaliveSettings{Interval: durationpb.New(10 * time.Second), Timeout: durationpb.New(3 * time.Second)}
+	if severalRouters {
+		pings = &corev3.KeepaliveSettings{Interval: durationpb.New(time.Second), Timeout: durationpb.New(500 * time.Millisecond)}
+	}
 	return &httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
 					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-						ConnectionKeepalive: &corev3.KeepaliveSettings{
-							Interval: durationpb.New(10 * time.Second), Timeout: durationpb.New(3 * time.Second),
-						},
+						ConnectionKeepalive: pings,
 					},
 				},
 			},

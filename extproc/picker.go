@@ -174,6 +174,9 @@ func (p *Picker) Process(stream grpc.BidiStreamingServer[extprocv3.ProcessingReq
 			}
 			continue
 		}
+		if err := stream.Context().Err(); err != nil {
+			return err // it waited for too long: Envoy went by weight, and nothing is to be counted
+		}
 		answer, envoyID := p.answer(stream.Context(), headers)
 		if err := stream.Send(answer); err != nil {
 			p.inFlight.Done(envoyID) // Envoy never heard of the pick

@@ -225,7 +225,8 @@ func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
 		grpc.Creds(credentials.NewTLS(config)),
 		grpc.StreamInterceptor(r.admit),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, // package envoy's pings come every second
+			PermitWithoutStream: true}),
 	)
 	r.xds.Register(server)
 	extprocv3.RegisterExternalProcessorServer(server, r.picker)
