@@ -22,7 +22,6 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/bench/result"
-	"github.com/mrgc/mrgc/internal/routing"
 )
 
 // scene is a fleet and the load on it.
@@ -30,7 +29,6 @@ type scene struct {
 	instances int
 	inFlight  float64       // on each instance, on average
 	takes     time.Duration // a request, on average
-	policy    routing.Policy
 }
 
 func (s scene) String() string {
@@ -71,9 +69,7 @@ func run(ctx context.Context, seeds int, duration time.Duration) error {
 			"Processor time is of the whole program, which is Envoy and the instances as well; how late a request was asked for is the machine's doing.",
 		},
 	}
-	for _, s := range []scene{
-		{8, 16, time.Second, routing.PolicyGateThenLoad}, {40, 16, 2 * time.Second, routing.PolicyGateThenLoad},
-	} {
+	for _, s := range []scene{{8, 16, time.Second}, {40, 16, 2 * time.Second}} {
 		if err := measureScene(ctx, &r, s, seeds, duration); err != nil {
 			return err
 		}

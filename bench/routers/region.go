@@ -21,7 +21,6 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
-	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/standin/devca"
 	"github.com/mrgc/mrgc/xds"
@@ -146,7 +145,6 @@ func (r *region) config(ctx context.Context, ca *devca.Authority, s scene) (rout
 	return router.Config{
 		Region: regionName, Models: []string{model}, StaleAfter: time.Hour, XDS: xdsConfig,
 		EdgeTokens: credential.Set{r.key.Tenant(): {credential.DigestOf(r.key.EdgeToken())}},
-		Policies:   map[string]routing.Policy{model: s.policy},
 		Store:      still{snapshot: snapshot(s.instances)}, Identity: self, TenantCertificate: certFile, TenantKey: keyFile,
 	}, errors.Join(os.WriteFile(certFile, certPEM, 0o600), os.WriteFile(keyFile, keyPEM, 0o600))
 }
