@@ -65,8 +65,11 @@ func newIndex(snapshot *fleet.Snapshot, before *index, staleAfter time.Duration)
 	return ix
 }
 
-// has says whether an instance is in the fleet.
+// has says whether an instance is in the fleet; none is if ix is nil.
 func (ix *index) has(id string) bool {
+	if ix == nil {
+		return false
+	}
 	_, found := slices.BinarySearchFunc(ix.snapshot.Instances, id, func(in *fleet.Instance, id string) int {
 		return strings.Compare(in.ID, id)
 	})
@@ -118,7 +121,7 @@ const onTheWay = 5 * time.Millisecond
 
 // candidate is all that the picker knows of an instance.
 func (p *Picker) candidate(ix *index, in *fleet.Instance, now time.Time) routing.Candidate {
-	work := p.inFlight.On(in.ID)
+	work := p.inFlight.On(in.ID).Plus(p.shared.views.On(in.ID, now))
 	c := routing.Candidate{
 		Instance: in,
 		InFlight: work.Requests, InFlightTokens: work.Tokens,

@@ -120,11 +120,14 @@ func (p *plan) writeEnvoyFiles(ctx context.Context, ca *devca.Authority) error {
 		if err != nil {
 			return err
 		}
+		var routerGRPC, routerHTTP []netip.AddrPort
+		for _, router := range r.routers {
+			routerGRPC = append(routerGRPC, netip.MustParseAddrPort(router.grpc))
+			routerHTTP = append(routerHTTP, netip.MustParseAddrPort(router.http))
+		}
 		bootstrap, err := envoy.Bootstrap(envoy.Config{
 			NodeID: r.name + "-envoy-0", Region: fleet.Region(r.name),
-			Admin:      netip.MustParseAddrPort(r.envoyAdmin),
-			RouterGRPC: []netip.AddrPort{netip.MustParseAddrPort(r.grpc)},
-			RouterHTTP: []netip.AddrPort{netip.MustParseAddrPort(r.http)},
+			Admin: netip.MustParseAddrPort(r.envoyAdmin), RouterGRPC: routerGRPC, RouterHTTP: routerHTTP,
 
 			CertificateFile: filepath.Join(r.envoyIdentity, identity.CertificateFile),
 			KeyFile:         filepath.Join(r.envoyIdentity, identity.KeyFile),

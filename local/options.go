@@ -26,6 +26,7 @@ const (
 type Options struct {
 	Regions   []string // short names out of use1, use2, usw2; default: all three
 	Instances int      // per region; default 2
+	Routers   int      // per region; default 2
 	Engine    string   // EngineLlama (default) or EngineSim
 	Model     string   // GGUF file; default: the small model that is fetched
 	EngineURL string   // an OpenAI-compatible engine that runs already, http://host:port; default: none
@@ -53,6 +54,7 @@ var allRegions = []string{"use1", "use2", "usw2"}
 
 const (
 	maxInstances     = 20
+	maxRouters       = 4
 	defaultModelName = "smollm2-135m-instruct"
 	// fewCores is up to how many cores all instances share one llama.cpp.
 	fewCores = 4
@@ -73,6 +75,10 @@ func (o Options) complete() (Options, error) {
 	o.Instances = cmp.Or(o.Instances, 2)
 	if o.Instances < 1 || o.Instances > maxInstances {
 		return o, fmt.Errorf("--instances %d: want 1 to %d per region", o.Instances, maxInstances)
+	}
+	o.Routers = cmp.Or(o.Routers, 2)
+	if o.Routers < 1 || o.Routers > maxRouters {
+		return o, fmt.Errorf("--routers %d: want 1 to %d per region", o.Routers, maxRouters)
 	}
 	o.Engine = cmp.Or(o.Engine, EngineLlama)
 	if o.Engine != EngineLlama && o.Engine != EngineSim {

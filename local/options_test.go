@@ -31,6 +31,7 @@ var _ = Describe("Options", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(o.Regions).To(Equal([]string{"use1", "use2", "usw2"}))
 		Expect(o.Instances).To(Equal(2))
+		Expect(o.Routers).To(Equal(2))
 		Expect(o.Engine).To(Equal(EngineLlama))
 		Expect(o.ModelName).To(Equal(defaultModelName))
 		Expect(o.cores).To(BeNumerically(">", 0))
@@ -93,6 +94,8 @@ var _ = Describe("Options", func() {
 		Entry("a region twice", func(o *Options) { o.Regions = []string{"use1", "use1"} }, "each once"),
 		Entry("a negative number of instances", func(o *Options) { o.Instances = -1 }, "--instances -1"),
 		Entry("too many instances", func(o *Options) { o.Instances = 21 }, "want 1 to 20"),
+		Entry("a negative number of routers", func(o *Options) { o.Routers = -1 }, "--routers -1"),
+		Entry("too many routers", func(o *Options) { o.Routers = 5 }, "want 1 to 4"),
 		Entry("an unknown engine", func(o *Options) { o.Engine = "vllm" }, "--engine vllm"),
 		Entry("a negative port", func(o *Options) { o.Port = -1 }, "--port -1"),
 		Entry("a port that is none", func(o *Options) { o.Port = 65536 }, "--port 65536"),

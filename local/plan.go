@@ -28,11 +28,17 @@ const (
 type region struct {
 	name, aws string
 
-	tenant, health, envoyAdmin string // Envoy's addresses
-	grpc, http, admin          string // the router's
-	envoyIdentity, envoyConfig string // files
+	tenant, health, envoyAdmin string       // Envoy's addresses
+	routers                    []routerPart // the first is the one that Envoy prefers
+	envoyIdentity, envoyConfig string       // files
 	tenantCert, tenantKey      string
 	instances                  []instance
+}
+
+// routerPart is one router's part of the plan.
+type routerPart struct {
+	name              string // of its process
+	grpc, http, admin string // addresses
 }
 
 // instance is one instance's part of the plan.
@@ -103,8 +109,18 @@ func (p *plan) region(name string) (region, error) {
 		tenantCert:    filepath.Join(p.runDir, name+"-tenant.crt"),
 		tenantKey:     filepath.Join(p.runDir, name+"-tenant.key"),
 	}
-	if err := p.drawAll(&r.tenant, &r.health, &r.envoyAdmin, &r.grpc, &r.http, &r.admin); err != nil {
+	if err := p.drawAll(&r.tenant, &r.health, &r.envoyAdmin); err != nil {
 		return region{}, err
+	}
+	for i := range p.options.Routers {
+		part := routerPart{name: "router-" + name}
+		if i > 0 {
+			part.name += "-" + strconv.Itoa(i)
+		}
+		if err := p.drawAll(&part.grpc, &part.http, &part.admin); err != nil {
+			return region{}, err
+		}
+		r.routers = append(r.routers, part)
 	}
 	for i := range p.options.Instances {
 		in, err := p.instance(r, i)
@@ -201,8 +217,10 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 	}
 	for _, r := range p.regions {
 		id := identity.ID{Region: r.name, Role: identity.RoleRouter}
-		if err := add(func(token string) process { return p.router(r, token) }, id); err != nil {
-			return nil, err
+		for _, part := range r.routers {
+			if err := add(func(token string) process { return p.router(r, part, token) }, id); err != nil {
+				return nil, err
+			}
 		}
 		all = append(all, process{name: "envoy-" + r.name, rank: rankEnvoy, args: envoy.Command(p.envoy, r.envoyConfig).Args})
 	}
@@ -246,13 +264,19 @@ func (p *plan) parent(in instance, token string) process {
 	return process{name: "parent-" + in.id, rank: rankParent, env: []string{token}, args: args}
 }
 
-func (p *plan) router(r region, token string) process {
-	return process{name: "router-" + r.name, rank: rankRouter, env: []string{token}, args: []string{
+func (p *plan) router(r region, part routerPart, token string) process {
+	args := []string{
 		p.bin("mrgc"), "router", "--config", p.config, "--store", "sqlite:" + p.store, "--identity", "unix:" + p.caSocket,
-		"--grpc-listen", r.grpc, "--http-listen", r.http, "--admin-listen", r.admin,
+		"--grpc-listen", part.grpc, "--http-listen", part.http, "--admin-listen", part.admin,
 		"--tenant-address", r.tenant, "--health-address", r.health,
 		"--tenant-cert", r.tenantCert, "--tenant-key", r.tenantKey,
-	}}
+	}
+	for _, other := range r.routers {
+		if other != part {
+			args = append(args, "--peer", other.grpc)
+		}
+	}
+	return process{name: part.name, rank: rankRouter, env: []string{token}, args: args}
 }
 
 // tenant is the tenant's side: it is given what a tenant has, and nothing else.
@@ -286,7 +310,7 @@ func (p *plan) env(apiKey string) []string {
 		"export MRGC_MODEL=" + p.options.ModelName,
 	}
 	for _, r := range p.regions {
-		lines = append(lines, fmt.Sprintf("export MRGC_ADMIN_%s=http://%s", strings.ToUpper(r.name), r.admin))
+		lines = append(lines, fmt.Sprintf("export MRGC_ADMIN_%s=http://%s", strings.ToUpper(r.name), r.routers[0].admin))
 	}
 	for _, in := range p.instances() {
 		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))

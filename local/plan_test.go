@@ -30,7 +30,7 @@ func counting() func() (string, error) {
 func planFor(change ...func(*Options)) *plan {
 	GinkgoHelper()
 	o := Options{
-		Regions: []string{"use1", "usw2"}, Instances: 2, Engine: EngineLlama, ModelName: "smol",
+		Regions: []string{"use1", "usw2"}, Instances: 2, Routers: 2, Engine: EngineLlama, ModelName: "smol",
 		StateDir: "/state", BinDir: "/bin", cores: 64,
 	}
 	for _, f := range change {
@@ -83,7 +83,7 @@ var _ = Describe("A plan", func() {
 			"guard-use1-0", "guard-use1-1", "guard-usw2-0", "guard-usw2-1",
 			"enclave-use1-0", "enclave-use1-1", "enclave-usw2-0", "enclave-usw2-1",
 			"parent-use1-0", "parent-use1-1", "parent-usw2-0", "parent-usw2-1",
-			"router-use1", "router-usw2", "envoy-use1", "envoy-usw2", "connect",
+			"router-use1", "router-use1-1", "router-usw2", "router-usw2-1", "envoy-use1", "envoy-usw2", "connect",
 		))
 	})
 
@@ -91,7 +91,10 @@ var _ = Describe("A plan", func() {
 		p := planFor()
 		var addresses []string
 		for _, r := range p.regions {
-			addresses = append(addresses, r.tenant, r.health, r.envoyAdmin, r.grpc, r.http, r.admin)
+			addresses = append(addresses, r.tenant, r.health, r.envoyAdmin)
+			for _, router := range r.routers {
+				addresses = append(addresses, router.grpc, router.http, router.admin)
+			}
 		}
 		for _, in := range p.instances() {
 			addresses = append(addresses, in.parent, in.guard, in.metrics, in.vsock, in.nsm)
@@ -166,6 +169,7 @@ var _ = Describe("A plan", func() {
 			"enclave-usw2-0": {Region: "usw2", Instance: "usw2-0", Role: identity.RoleEnclave},
 			"parent-use1-0":  {Region: "use1", Instance: "use1-0", Role: identity.RoleParent},
 			"router-usw2":    {Region: "usw2", Role: identity.RoleRouter},
+			"router-usw2-1":  {Region: "usw2", Role: identity.RoleRouter},
 		} {
 			Expect(byName[name].env).To(Equal([]string{"MRGC_IDENTITY_TOKEN=" + secret + id.String()}), name)
 		}
@@ -195,6 +199,23 @@ var _ = Describe("A plan", func() {
 		Expect(flagOf(enclave, "-mode")).To(Equal("process"))
 	})
 
+	It("joins a region's routers, and no others", func() {
+		p := planFor(func(o *Options) { o.Routers = 3 })
+		byName := children(p)
+		for i, name := range []string{"router-use1", "router-use1-1", "router-use1-2"} {
+			own := p.regions[0].routers[i]
+			Expect(flagOf(byName[name], "--grpc-listen")).To(Equal(own.grpc))
+			var others []string
+			for j, r := range p.regions[0].routers {
+				if j != i {
+					others = append(others, "--peer", r.grpc)
+				}
+			}
+			Expect(byName[name].args[len(byName[name].args)-4:]).To(Equal(others))
+		}
+		Expect(children(planFor(func(o *Options) { o.Routers = 1 }))["router-use1"].args).NotTo(ContainElement("--peer"))
+	})
+
 	It("stops what brings requests before what answers them", func() {
 		byName := children(planFor())
 		order := []string{"connect", "envoy-use1", "router-use1", "parent-use1-0", "enclave-use1-0", "guard-use1-0", "engine-0"}
@@ -220,8 +241,8 @@ var _ = Describe("A plan", func() {
 			"export OPENAI_BASE_URL=http://127.0.0.1:8400/v1",
 			"export OPENAI_API_KEY=mrgc-dev-key",
 			"export MRGC_MODEL=smol",
-			"export MRGC_ADMIN_USE1=http://" + p.regions[0].admin,
-			"export MRGC_ADMIN_USW2=http://" + p.regions[1].admin,
+			"export MRGC_ADMIN_USE1=http://" + p.regions[0].routers[0].admin,
+			"export MRGC_ADMIN_USW2=http://" + p.regions[1].routers[0].admin,
 			"export MRGC_METRICS_USE1_0=http://" + p.regions[0].instances[0].metrics + "/metrics",
 			"export MRGC_METRICS_USE1_1=http://" + p.regions[0].instances[1].metrics + "/metrics",
 			"export MRGC_METRICS_USW2_0=http://" + p.regions[1].instances[0].metrics + "/metrics",
@@ -270,7 +291,7 @@ var _ = Describe("A plan", func() {
 
 	It("fails when there is no port", func() {
 		full := errors.New("no free port")
-		for left := range 12 { // six for the region, six for its instances
+		for left := range 15 { // three for the region, six for its routers, six for its instances
 			draw := counting()
 			_, err := newPlan(planFor().options, "/tmp/mrgc-1", "127.0.0.1:8400", func() (string, error) {
 				if left--; left < 0 {

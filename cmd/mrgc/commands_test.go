@@ -25,7 +25,7 @@ var _ = Describe("Help", func() {
 		}
 	},
 		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "config", "tenants", "parts", "router", "engine"),
-		Entry(nil, "up", "--regions", "--instances", "--engine ", "--model ", "--engine-url", "--model-name", "--port",
+		Entry(nil, "up", "--regions", "--instances", "--routers", "--engine ", "--model ", "--engine-url", "--model-name", "--port",
 			"--policy", "--sim-profile", "h100-llama-8b or a100-llama-8b", "--sim-slots", "--sim-kv-blocks", "--sim-slow", "--sim-fail", "--state-dir", "--tools-dir", "--ask"),
 		Entry(nil, "connect", "--listen", "--endpoint", "--ca", "--releases", "--min-version", "--require-mode", "--allow-region",
 			"--recipients", "--trust-development-root", "IN PLACE OF AWS's"),
@@ -36,7 +36,7 @@ var _ = Describe("Help", func() {
 		Entry(nil, "parts", "fetch"),
 		Entry(nil, "parts fetch", "--tools-dir"),
 		Entry(nil, "router", "--config", "--store", "--identity", "--grpc-listen", "--http-listen", "--admin-listen",
-			"--tenant-address", "--health-address", "--tenant-cert", "--tenant-key", "MRGC_IDENTITY_TOKEN"),
+			"--tenant-address", "--health-address", "--peer", "--tenant-cert", "--tenant-key", "MRGC_IDENTITY_TOKEN"),
 		Entry(nil, "engine", "serve", "guard"),
 		Entry(nil, "engine serve", "--kind", "--socket", "--model-name", "--model ", "--python-path", "--slots", "--context-tokens",
 			"--threads", "--first-token", "--per-token", "--profile", "--kv-blocks", "--speed", "--slowness", "--fail-share", "--listen"),

@@ -15,7 +15,7 @@ func upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run a whole cluster on this machine",
-		Long: `Up runs a whole cluster on this machine: for each region an Envoy, a router, and
+		Long: `Up runs a whole cluster on this machine: for each region an Envoy, two routers, and
 instances of parent, enclave (a process here) and engine guard, around a real
 model. It fetches what is missing, waits until all is healthy, sends one sealed
 request, and prints what an OpenAI client needs; .mrgc/env has the same.
@@ -35,6 +35,7 @@ Ctrl-C stops everything.`,
 	f := cmd.Flags()
 	f.StringSliceVar(&options.Regions, "regions", nil, "regions to run, out of use1, use2, usw2 (default all three)")
 	f.IntVar(&options.Instances, "instances", 2, "instances per region")
+	f.IntVar(&options.Routers, "routers", 2, "routers per region; Envoy prefers the first, and goes to another when it is gone")
 	f.StringVar(&options.Engine, "engine", local.EngineLlama, "llama (llama.cpp with a real model) or sim (engine simulator)")
 	f.StringVar(&options.Model, "model", "", "GGUF file of a model of your own (default: the small model that is fetched)")
 	f.StringVar(&options.EngineURL, "engine-url", "", "OpenAI-compatible engine that runs already, http://host:port")
