@@ -39,10 +39,14 @@ func (p *Picker) Tell(told *Told) *peers.Message {
 	m := &peers.Message{Epoch: s.epoch, Sequence: s.sequence}
 	m.Homes, told.homes = s.homes.since(told.homes, peers.MaxHomes)
 	m.Events, told.events = s.events.since(told.events, peers.MaxEvents)
-	counts := p.inFlight.All()
-	for _, id := range slices.Sorted(maps.Keys(counts)) {
-		if len(m.InFlight) < peers.MaxInstances {
-			m.InFlight = append(m.InFlight, peers.Count{Instance: id, Requests: counts[id].Requests, Tokens: counts[id].Tokens})
+	ix, now := p.index(), p.now()
+	for _, id := range slices.Sorted(maps.Keys(p.inFlight.All())) {
+		in := ix.get(id)
+		if in == nil || len(m.InFlight) == peers.MaxInstances {
+			continue
+		}
+		if work := p.work(id, p.reportOf(ix, in), now); work.Requests > 0 {
+			m.InFlight = append(m.InFlight, peers.Count{Instance: id, Requests: work.Requests, Tokens: work.Tokens, Sent: min(work.Sent, work.Tokens)})
 		}
 	}
 	return m

@@ -9,7 +9,9 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/extproc"
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/peers"
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 // pair is two pickers of a region, and what each has been told by the other.
@@ -18,11 +20,11 @@ type pair struct {
 	told map[*harness]*extproc.Told
 }
 
-func twoPickers(ctx context.Context) *pair {
+func twoPickers(ctx context.Context, change ...func(*extproc.Config)) *pair {
 	GinkgoHelper()
-	p := &pair{a: logged()}
+	p := &pair{a: logged(change...)}
 	p.a.log(ctx) // so that its connection is there before the other one looks for leaks
-	p.b = logged()
+	p.b = logged(change...)
 	p.told = map[*harness]*extproc.Told{p.a: {}, p.b: {}}
 	return p
 }
@@ -73,6 +75,30 @@ var _ = Describe("Two pickers of a region", func() {
 		for i := range 3 {
 			Expect(picked(p.b.ask(ctx, sealed(fmt.Sprint("b", i))))).To(HavePrefix("10.0.0.2:8080"))
 		}
+	})
+
+	It("add to an instance's report what both have sent since", func(ctx SpecContext) {
+		reported := epoch()
+		var p *pair
+		p = twoPickers(ctx, func(c *extproc.Config) {
+			c.Report = func(*fleet.Instance) routing.Report {
+				return routing.Report{Age: routing.AgeFresh, Since: p.a.time().Sub(reported)}
+			}
+		})
+		later := func(d time.Duration) { p.a.advance(d); p.b.advance(d) }
+		later(20 * time.Millisecond)
+		p.a.ask(ctx, toA("1"))
+		p.b.ask(ctx, toA("2"))
+		p.tell(p.a, p.b)
+		Expect(p.b.seen("use1-0").SentTokens).To(Equal(2 * 1024))
+		Expect(p.a.seen("use1-0").SentTokens).To(Equal(1024), "as long as it has not been told")
+		later(10 * time.Millisecond)
+		reported = p.a.time() // which has them
+		later(10 * time.Millisecond)
+		Expect(p.b.seen("use1-0").SentTokens).To(BeZero())
+		Expect(p.b.seen("use1-0").InFlightTokens).To(Equal(2 * 1024))
+		p.tell(p.a, p.b)
+		Expect(p.b.seen("use1-0").SentTokens).To(BeZero(), "the other has seen the report, too")
 	})
 
 	It("count nothing of one that was not heard for a second, or is no longer followed", func(ctx SpecContext) {

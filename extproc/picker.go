@@ -291,7 +291,7 @@ func (p *Picker) figures() map[string]figures {
 	}
 	for _, c := range p.Candidates() {
 		id := c.Instance.ID
-		all[id] = figures{work: p.inFlight.On(id), elsewhere: p.shared.views.On(id, now), errorRate: c.ErrorRate}
+		all[id] = figures{work: p.inFlight.On(id), elsewhere: p.shared.views.On(id, now, now), errorRate: c.ErrorRate}
 	}
 	return all
 }

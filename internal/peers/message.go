@@ -69,16 +69,17 @@ func (e Epoch) String() string { return fmt.Sprintf("%x-%016x", e.Began, e.ID) }
 type Work struct {
 	Requests int
 	Tokens   int // of their prompts, that the instance has to read anew
+	Sent     int // the part of the tokens that was sent since the instance's last load report
 }
 
 // Plus is both together.
-func (w Work) Plus(o Work) Work { return Work{w.Requests + o.Requests, w.Tokens + o.Tokens} }
+func (w Work) Plus(o Work) Work { return Work{w.Requests + o.Requests, w.Tokens + o.Tokens, w.Sent + o.Sent} }
 
 // Count is what the sender has in flight on an instance.
 type Count struct {
-	_                struct{} `cbor:",toarray"`
-	Instance         string
-	Requests, Tokens int
+	_                      struct{} `cbor:",toarray"`
+	Instance               string
+	Requests, Tokens, Sent int // as in Work
 }
 
 // Home says where a conversation's last request went.
@@ -168,8 +169,8 @@ func (m *Message) check() error {
 			return errors.New("peers: message's instances are not in order, each once")
 		}
 		last = c.Instance
-		if c.Requests < 1 || c.Requests > maxRequests || c.Tokens < 0 || c.Tokens > maxTokens {
-			return fmt.Errorf("peers: message of %d requests and %d tokens on an instance", c.Requests, c.Tokens)
+		if c.Requests < 1 || c.Requests > maxRequests || c.Tokens < 0 || c.Tokens > maxTokens || c.Sent < 0 || c.Sent > c.Tokens {
+			return fmt.Errorf("peers: message of %d requests and %d tokens, %d of them new, on an instance", c.Requests, c.Tokens, c.Sent)
 		}
 	}
 	for _, h := range m.Homes {

@@ -16,7 +16,7 @@ import (
 func full() *peers.Message {
 	return &peers.Message{
 		Epoch: peers.Epoch{Began: 1, ID: 1 << 63}, Sequence: 7,
-		InFlight: []peers.Count{{Instance: "use1-0", Requests: 2, Tokens: 3000}, {Instance: "use1-1", Requests: 1}},
+		InFlight: []peers.Count{{Instance: "use1-0", Requests: 2, Tokens: 3000, Sent: 1000}, {Instance: "use1-1", Requests: 1}},
 		Homes:    []peers.Home{{Conversation: "k", Instance: "use1-0"}},
 		Events:   []peers.Event{{Request: "r", Instance: "use1-1", Kind: peers.Moved}, {Request: "s", Kind: peers.Failed}},
 	}
@@ -82,6 +82,8 @@ var _ = Describe("A message", func() {
 		Entry("with too many requests", func(m *peers.Message) { m.InFlight[0].Requests = 1<<20 + 1 }, "1048577 requests"),
 		Entry("with fewer than no tokens", func(m *peers.Message) { m.InFlight[0].Tokens = -1 }, "-1 tokens"),
 		Entry("with too many tokens", func(m *peers.Message) { m.InFlight[0].Tokens = 1<<40 + 1 }, "tokens"),
+		Entry("with more new tokens than tokens", func(m *peers.Message) { m.InFlight[0].Sent = 3001 }, "3001 of them new"),
+		Entry("with fewer than no new tokens", func(m *peers.Message) { m.InFlight[0].Sent = -1 }, "-1 of them new"),
 		Entry("with a home of nobody", func(m *peers.Message) { m.Homes[0].Conversation = "" }, "home"),
 		Entry("with a home of too long a name", func(m *peers.Message) { m.Homes[0].Conversation = strings.Repeat("c", 257) }, "home"),
 		Entry("with a home nowhere", func(m *peers.Message) { m.Homes[0].Instance = "" }, "home"),

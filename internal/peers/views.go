@@ -52,7 +52,7 @@ func (v *Views) Put(address string, m *Message, now time.Time) bool {
 	v.at[address] = m.Epoch
 	inFlight := make(map[string]Work, len(m.InFlight))
 	for _, c := range m.InFlight {
-		inFlight[c.Instance] = Work{c.Requests, c.Tokens}
+		inFlight[c.Instance] = Work{c.Requests, c.Tokens, c.Sent}
 	}
 	v.routers[m.Epoch] = view{sequence: m.Sequence, heard: now, inFlight: inFlight}
 	return true
@@ -75,14 +75,21 @@ func (v *Views) Forget(address string) {
 	delete(v.routers, gone)
 }
 
-// On is what the others have in flight on an instance.
-func (v *Views) On(instanceID string, now time.Time) (sum Work) {
+// On is what the others have in flight on an instance, which reported its load
+// last at a time. Its reports come to all routers at once, so that what a router
+// had sent before it and not seen reported is in the report by then.
+func (v *Views) On(instanceID string, reported, now time.Time) (sum Work) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	for _, view := range v.routers {
-		if !view.expired(now) {
-			sum = sum.Plus(view.inFlight[instanceID])
+		if view.expired(now) {
+			continue
 		}
+		work := view.inFlight[instanceID]
+		if view.heard.Before(reported) {
+			work.Sent = 0
+		}
+		sum = sum.Plus(work)
 	}
 	return sum
 }

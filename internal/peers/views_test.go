@@ -25,13 +25,21 @@ func message(began int64, sequence uint64, requests int) *peers.Message {
 var _ = Describe("Views", func() {
 	var v peers.Views
 	BeforeEach(func() { v = peers.Views{} })
-	on := func(now time.Time) int { return v.On("a", now).Requests }
+	on := func(now time.Time) int { return v.On("a", now, now).Requests }
 
 	It("adds routers up", func() {
 		Expect(v.Put("1", message(1, 1, 2), start())).To(BeTrue())
 		Expect(v.Put("2", message(2, 1, 3), start())).To(BeTrue())
-		Expect(v.On("a", start())).To(Equal(peers.Work{Requests: 5, Tokens: 50}))
-		Expect(v.On("b", start())).To(BeZero())
+		Expect(v.On("a", start(), start())).To(Equal(peers.Work{Requests: 5, Tokens: 50}))
+		Expect(v.On("b", start(), start())).To(BeZero())
+	})
+
+	It("takes for reported what a router had sent before the instance's report", func() {
+		m := message(1, 1, 2)
+		m.InFlight[0].Sent = 10
+		v.Put("1", m, start())
+		Expect(v.On("a", start().Add(-1), start()).Sent).To(Equal(10))
+		Expect(v.On("a", start().Add(1), start().Add(2))).To(Equal(peers.Work{Requests: 2, Tokens: 20}))
 	})
 
 	It("believes a router for a second", func() {
@@ -174,7 +182,7 @@ var _ = Describe("Views", func() {
 							want += best.m.InFlight[0].Requests
 						}
 					}
-					if got := views.On("a", now).Requests; got != want {
+					if got := views.On("a", now, now).Requests; got != want {
 						t.Fatalf("%d requests, want %d", got, want)
 					}
 				},
