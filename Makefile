@@ -76,7 +76,7 @@ bench-routing: parts $(TOOLS)/peers/.done ## our policies and every peer that ru
 	$(GO) run ./bench/routing $(ARGS)
 	$(GO) run ./bench/report
 
-bench-routers: ## how evenly four routers of a region spread requests, against one (some 9 minutes)
+bench-routers: ## how evenly four routers of a region spread requests, against one (some 8 minutes)
 	$(GO) run ./bench/routers $(ARGS)
 	$(GO) run ./bench/report
 

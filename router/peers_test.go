@@ -52,8 +52,8 @@ func (r *running) beside(made *running) *running {
 // startTwo starts routers that follow each other.
 func startTwo(a, b *running) {
 	GinkgoHelper()
-	const any = "127.0.0.1:0"
-	onA, onB := listenersAt(any, any, any), listenersAt(any, any, any)
+	const free = "127.0.0.1:0"
+	onA, onB := listenersAt(free, free, free), listenersAt(free, free, free)
 	a.config.Peers, b.config.Peers = []string{onB.GRPC.Addr().String()}, []string{onA.GRPC.Addr().String()}
 	a.startOn(onA)
 	b.startOn(onB)
