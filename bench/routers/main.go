@@ -133,7 +133,7 @@ func measureScene(ctx context.Context, r *result.Result, s scene, seeds int, dur
 
 const (
 	// lateAtMost is how late requests may be asked for, at p99, for a play to count.
-	lateAtMost = 20 * time.Millisecond
+	lateAtMost = 50 * time.Millisecond
 	// plays is how often a play is tried on a machine that others use too.
 	plays = 8
 )
