@@ -80,7 +80,7 @@ bench-routing-sealed: parts ## our policies in a whole cluster, everything real 
 	$(GO) run ./bench/routing -sealed $(ARGS)
 	$(GO) run ./bench/report
 
-bench-routers: ## how evenly four routers of a region spread requests, against one (some 9 minutes)
+bench-routers: ## how evenly four routers of a region spread requests, against one (some 8 minutes)
 	$(GO) run ./bench/routers $(ARGS)
 	$(GO) run ./bench/report
 

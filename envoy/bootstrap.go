@@ -106,7 +106,7 @@ func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {
 // Where there is another to go to, a router that hangs is left as well. It keeps
 // its connections: each pick costs the picker's time-out, and the streams of
 // configuration and log stay with it. Pings that it does not answer end these
-// within 1.5 s, connections that it does not accept eject it 1 s later, and a
+// within 2 s, connections that it does not accept eject it 1 s later, and a
 // health check, which is later still, keeps it out. The order matters: picks that
 // went elsewhere before the log did would never be seen to end.
 func routerCluster(p *packer, name string, addresses []netip.AddrPort, check *corev3.HealthCheck, config Config) *clusterv3.Cluster {
@@ -188,7 +188,7 @@ func routerCheck() *corev3.HealthCheck {
 func http2Options(severalRouters bool) *httpv3.HttpProtocolOptions {
 	pings := &corev3.KeepaliveSettings{Interval: durationpb.New(10 * time.Second), Timeout: durationpb.New(3 * time.Second)}
 	if severalRouters {
-		pings = &corev3.KeepaliveSettings{Interval: durationpb.New(time.Second), Timeout: durationpb.New(500 * time.Millisecond)}
+		pings = &corev3.KeepaliveSettings{Interval: durationpb.New(time.Second), Timeout: durationpb.New(time.Second)}
 	}
 	return &httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{

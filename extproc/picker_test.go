@@ -469,6 +469,17 @@ var _ = Describe("Requests in flight", func() {
 		Expect(picker.InFlight("use1-0") + picker.InFlight("use1-1")).To(BeZero())
 	})
 
+	It("are not those that Envoy has given up before the pick", func() {
+		picker, err := extproc.New(config(usual))
+		Expect(err).NotTo(HaveOccurred())
+		ctx, giveUp := context.WithCancel(context.Background())
+		giveUp()
+		late := &memoryStream{messages: []*extprocv3.ProcessingRequest{sealed("1").message()}, ctx: ctx}
+		Expect(picker.Process(late)).To(MatchError(context.Canceled))
+		Expect(late.last).To(BeNil())
+		Expect(picker.InFlight("use1-0") + picker.InFlight("use1-1")).To(BeZero())
+	})
+
 	It("go on when the stream is aborted after the pick", func(ctx SpecContext) {
 		h := start()
 		streamCtx, abort := context.WithCancel(ctx)

@@ -23,10 +23,16 @@ type memoryStream struct {
 	grpc.ServerStream
 	messages []*extprocv3.ProcessingRequest
 	sendErr  error
+	ctx      context.Context // nil: one that does not end
 	last     *extprocv3.ProcessingResponse
 }
 
-func (s *memoryStream) Context() context.Context { return context.Background() }
+func (s *memoryStream) Context() context.Context {
+	if s.ctx != nil {
+		return s.ctx
+	}
+	return context.Background()
+}
 
 func (s *memoryStream) Recv() (*extprocv3.ProcessingRequest, error) {
 	if len(s.messages) == 0 {

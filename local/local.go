@@ -204,6 +204,7 @@ func (c *cluster) supervise(ctx context.Context, ca *devca.Authority, apiKey str
 	}()
 	done := c.ui.step("start")
 	for _, child := range children {
+		awaitListener(ctx, child.after)
 		if err := s.start(child); err != nil {
 			return err
 		}

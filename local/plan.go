@@ -222,7 +222,12 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 				return nil, err
 			}
 		}
-		all = append(all, process{name: "envoy-" + r.name, rank: rankEnvoy, args: envoy.Command(p.envoy, r.envoyConfig).Args})
+	}
+	for _, r := range p.regions {
+		all = append(all, process{
+			name: "envoy-" + r.name, rank: rankEnvoy, args: envoy.Command(p.envoy, r.envoyConfig).Args,
+			after: r.routers[0].grpc, // so that it has its configuration from the one that it prefers
+		})
 	}
 	return append(all, p.tenant()), nil
 }
@@ -310,7 +315,13 @@ func (p *plan) env(apiKey string) []string {
 		"export MRGC_MODEL=" + p.options.ModelName,
 	}
 	for _, r := range p.regions {
-		lines = append(lines, fmt.Sprintf("export MRGC_ADMIN_%s=http://%s", strings.ToUpper(r.name), r.routers[0].admin))
+		for i, router := range r.routers {
+			name := "MRGC_ADMIN_" + strings.ToUpper(r.name)
+			if i > 0 {
+				name += "_" + strconv.Itoa(i)
+			}
+			lines = append(lines, "export "+name+"=http://"+router.admin)
+		}
 	}
 	for _, in := range p.instances() {
 		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))

@@ -213,6 +213,7 @@ var _ = Describe("A plan", func() {
 			}
 			Expect(byName[name].args[len(byName[name].args)-4:]).To(Equal(others))
 		}
+		Expect(byName["envoy-use1"].after).To(Equal(p.regions[0].routers[0].grpc))
 		Expect(children(planFor(func(o *Options) { o.Routers = 1 }))["router-use1"].args).NotTo(ContainElement("--peer"))
 	})
 
@@ -242,7 +243,9 @@ var _ = Describe("A plan", func() {
 			"export OPENAI_API_KEY=mrgc-dev-key",
 			"export MRGC_MODEL=smol",
 			"export MRGC_ADMIN_USE1=http://" + p.regions[0].routers[0].admin,
+			"export MRGC_ADMIN_USE1_1=http://" + p.regions[0].routers[1].admin,
 			"export MRGC_ADMIN_USW2=http://" + p.regions[1].routers[0].admin,
+			"export MRGC_ADMIN_USW2_1=http://" + p.regions[1].routers[1].admin,
 			"export MRGC_METRICS_USE1_0=http://" + p.regions[0].instances[0].metrics + "/metrics",
 			"export MRGC_METRICS_USE1_1=http://" + p.regions[0].instances[1].metrics + "/metrics",
 			"export MRGC_METRICS_USW2_0=http://" + p.regions[1].instances[0].metrics + "/metrics",

@@ -1,11 +1,13 @@
 package local
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"math/rand/v2"
 	"net"
 	"strconv"
+	"time"
 )
 
 // Ports are drawn below the range that kernels use for outgoing connections
@@ -14,6 +16,9 @@ import (
 const (
 	firstPort = 20000
 	lastPort  = 32000
+
+	listenTimeout = 5 * time.Second
+	listenPoll    = 10 * time.Millisecond
 )
 
 // ports draws loopback ports that nobody listens on.
@@ -40,6 +45,23 @@ func (p *ports) draw() (string, error) {
 }
 
 func loopback(port int) string { return net.JoinHostPort("127.0.0.1", strconv.Itoa(port)) }
+
+// awaitListener waits until someone listens on an address, for as long as that
+// may take a healthy program.
+func awaitListener(ctx context.Context, address string) {
+	ctx, cancel := context.WithTimeout(ctx, listenTimeout)
+	defer cancel()
+	for address != "" && ctx.Err() == nil {
+		if conn, err := new(net.Dialer).DialContext(ctx, "tcp", address); err == nil {
+			_ = conn.Close()
+			return
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(listenPoll):
+		}
+	}
+}
 
 // free says why an address cannot be listened on.
 func free(address string) error {

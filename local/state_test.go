@@ -203,3 +203,24 @@ var _ = Describe("The files of a cluster", func() {
 		Expect(p.envFile()).NotTo(BeAnExistingFile())
 	})
 })
+
+var _ = Describe("Waiting for a listener", func() {
+	It("ends when someone listens, and does not keep anyone from it", func(ctx SpecContext) {
+		address, err := newPorts().draw()
+		Expect(err).NotTo(HaveOccurred())
+		over := make(chan struct{})
+		go func() { defer close(over); awaitListener(ctx, address) }()
+		Consistently(over, "30ms").ShouldNot(BeClosed())
+		l, err := net.Listen("tcp", address)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(l.Close)
+		Eventually(over).Should(BeClosed())
+	})
+
+	It("ends when it is given up, or there is nothing to wait for", func() {
+		awaitListener(context.Background(), "")
+		given, up := context.WithCancel(context.Background())
+		up()
+		awaitListener(given, "127.0.0.1:1")
+	})
+})

@@ -22,6 +22,9 @@ type process struct {
 	args []string // args[0] is the program
 	env  []string // beside the few variables that every child gets
 	rank int      // children of a higher rank are stopped first
+	// after is an address on which someone should listen before it is started;
+	// empty if it does not matter.
+	after string
 }
 
 const (

@@ -35,5 +35,8 @@ func (r *Router) LookUp(lookup func(host string) ([]netip.Addr, error)) {
 	r.peers.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) { return lookup(host) }
 }
 
+// LookUpEvery has the names of peers looked up so often.
+func (r *Router) LookUpEvery(interval time.Duration) { r.peers.interval = interval }
+
 // TakeForBroken has a stream of load reports count as broken after a silence.
 func (r *Router) TakeForBroken(after time.Duration) { r.loads.silence = after }

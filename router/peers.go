@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"slices"
@@ -54,12 +55,13 @@ var (
 // exchange is between the region's routers: this one follows every other one,
 // and so does each.
 type exchange struct {
-	names    []peerName
+	names    []peerName  // of the goroutine of run
 	want     identity.ID // every router's of the region
 	identity *identity.Source
 	picker   *extproc.Picker
 	log      *slog.Logger
 	lookup   func(ctx context.Context, network, host string) ([]netip.Addr, error)
+	interval time.Duration // between two times that names are looked up
 
 	streams sync.WaitGroup
 	open    map[string]context.CancelFunc // of the goroutine of run: by address
@@ -79,6 +81,9 @@ const (
 type peerName struct {
 	host string
 	port uint16
+
+	found []netip.Addr // when it was last looked up with success
+	lost  bool         // which was not the last time
 }
 
 func parsePeers(texts []string) (names []peerName, err error) {
@@ -88,8 +93,8 @@ func parsePeers(texts []string) (names []peerName, err error) {
 		if splitErr != nil || portErr != nil || host == "" || number == 0 {
 			return nil, fmt.Errorf("peer %q: want host:port, of another router's gRPC port", text)
 		}
-		name := peerName{host, uint16(number)}
-		if slices.Contains(names, name) {
+		name := peerName{host: host, port: uint16(number)}
+		if slices.ContainsFunc(names, func(n peerName) bool { return n.host == name.host && n.port == name.port }) {
 			return nil, fmt.Errorf("peer %q is given twice", text)
 		}
 		names = append(names, name)
@@ -101,15 +106,15 @@ func newExchange(config *Config, picker *extproc.Picker, log *slog.Logger) (*exc
 	names, err := parsePeers(config.Peers)
 	return &exchange{
 		names: names, want: config.Identity.ID(), identity: config.Identity, picker: picker, log: log,
-		lookup: net.DefaultResolver.LookupNetIP,
-		open:   map[string]context.CancelFunc{}, state: map[string]string{},
+		lookup: net.DefaultResolver.LookupNetIP, interval: resolveInterval,
+		open: map[string]context.CancelFunc{}, state: map[string]string{},
 	}, err
 }
 
 // run follows whoever is found at the peers' names until ctx ends.
 func (e *exchange) run(ctx context.Context) {
 	defer e.streams.Wait()
-	tick := time.NewTicker(resolveInterval)
+	tick := time.NewTicker(e.interval)
 	defer tick.Stop()
 	for {
 		e.update(ctx, e.resolve(ctx))
@@ -127,23 +132,19 @@ func (e *exchange) resolve(ctx context.Context) (addresses []string) {
 	for i := range e.names {
 		name := &e.names[i]
 		found, err := e.lookupName(ctx, name.host)
-		if err != nil {
-			e.log.Warn("peer's name is not found; those known stay", "peer", name.host, "error", err)
-			for address := range e.open {
-				if !slices.Contains(addresses, address) {
-					addresses = append(addresses, address)
-				}
-			}
-			continue
+		switch {
+		case err == nil:
+			name.found, name.lost = found, false
+		case !name.lost && ctx.Err() == nil:
+			e.log.Warn("peer's name is not found; its last addresses stay, trying on", "peer", name.host, "error", err)
+			name.lost = true
 		}
-		for _, ip := range found {
-			address := netip.AddrPortFrom(ip.Unmap(), name.port).String()
-			if !slices.Contains(addresses, address) {
-				addresses = append(addresses, address)
-			}
+		for _, ip := range name.found {
+			addresses = append(addresses, netip.AddrPortFrom(ip.Unmap(), name.port).String())
 		}
 	}
 	slices.Sort(addresses)
+	addresses = slices.Compact(addresses)
 	if len(addresses) > maxPeers {
 		e.log.Error("peers have too many addresses; only the first are followed", "addresses", len(addresses), "followed", maxPeers)
 		addresses = addresses[:maxPeers]
@@ -292,11 +293,7 @@ func (e *exchange) set(address, state string) {
 func (e *exchange) states() map[string]string {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	states := make(map[string]string, len(e.state))
-	for address, state := range e.state {
-		states[address] = state
-	}
-	return states
+	return maps.Clone(e.state)
 }
 
 // isRouter says whether a gRPC method is the routers' own.

@@ -16,6 +16,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
@@ -52,8 +53,8 @@ func (r *running) beside(made *running) *running {
 // startTwo starts routers that follow each other.
 func startTwo(a, b *running) {
 	GinkgoHelper()
-	const any = "127.0.0.1:0"
-	onA, onB := listenersAt(any, any, any), listenersAt(any, any, any)
+	const free = "127.0.0.1:0"
+	onA, onB := listenersAt(free, free, free), listenersAt(free, free, free)
 	a.config.Peers, b.config.Peers = []string{onB.GRPC.Addr().String()}, []string{onA.GRPC.Addr().String()}
 	a.startOn(onA)
 	b.startOn(onB)
@@ -153,18 +154,32 @@ var _ = Describe("A router's peers", func() {
 		Expect(err).NotTo(HaveOccurred())
 		b.startOn(listenersAt("127.0.0.2:"+port, "127.0.0.1:0", "127.0.0.1:0"))
 		a.config.Peers = []string{"routers.internal:" + port}
+		both := []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::ffff:127.0.0.2")}
+		var found atomic.Pointer[[]netip.Addr]
+		found.Store(&both)
 		a.prepare = func(r *router.Router) {
+			r.LookUpEvery(5 * time.Millisecond)
 			r.LookUp(func(host string) ([]netip.Addr, error) {
-				if host != "routers.internal" {
-					return nil, fmt.Errorf("no such host %s", host)
+				if now := found.Load(); host == "routers.internal" && now != nil {
+					return *now, nil
 				}
-				return []netip.Addr{netip.MustParseAddr("127.0.0.1"), netip.MustParseAddr("::ffff:127.0.0.2")}, nil
+				return nil, fmt.Errorf("no such host %s", host)
 			})
 		}
 		a.startOn(onA)
 		Eventually(func() string { return a.adminPage("/peers").text }).Should(And(
 			MatchRegexp(`"127.0.0.1:\d+","state":"this router"`), MatchRegexp(`"127.0.0.2:\d+","state":"connected"`)))
 		Expect(a.figure("mrgc_peers_connected", "")).To(Equal(1))
+
+		found.Store(nil)
+		Eventually(a.log).Should(gbytes.Say("peer's name is not found; its last addresses stay, trying on.*no such host"))
+		Consistently(a.log, "50ms").ShouldNot(gbytes.Say("not found"))
+		Expect(a.adminPage("/peers").text).To(ContainSubstring(`"connected"`))
+
+		alone := both[:1]
+		found.Store(&alone)
+		Eventually(func() string { return a.adminPage("/peers").text }).ShouldNot(ContainSubstring("127.0.0.2"))
+		Expect(a.adminPage("/peers").text).To(ContainSubstring("127.0.0.1"))
 	})
 })
 

@@ -9,8 +9,8 @@
 // that has gone leaves Envoy with its last configuration and weights.
 //
 // A router listens on three ports: gRPC for Envoy (xDS, ext_proc, access log) and
-// for the region's other routers, HTTPS for Envoy (recipients, models), both mutual TLS, and the operator's
-// admin on loopback.
+// for the region's other routers, HTTPS for Envoy (recipients, models), both
+// mutual TLS, and the operator's admin on loopback.
 package router
 
 import (
@@ -228,15 +228,15 @@ func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
 		grpc.Creds(credentials.NewTLS(config)),
 		grpc.StreamInterceptor(r.admit),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, // package envoy's pings come every second
-			PermitWithoutStream: true}),
+		// Package envoy's pings come every second.
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
 	)
 	r.xds.Register(server)
 	extprocv3.RegisterExternalProcessorServer(server, r.picker)
 	accesslogv3.RegisterAccessLogServiceServer(server, r.picker)
 	server.RegisterService(&peersDesc, r.peers)
-	healthpb.RegisterHealthServer(server, health.NewServer()) // Envoy asks it whether this router hangs
-	stop := context.AfterFunc(ctx, server.Stop)               // streams never end by themselves, and Envoy reconnects
+	healthpb.RegisterHealthServer(server, health.NewServer())
+	stop := context.AfterFunc(ctx, server.Stop) // streams never end by themselves, and Envoy reconnects
 	defer stop()
 	if err := server.Serve(l); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("router: serve gRPC: %w", err)
