@@ -224,7 +224,8 @@ func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question
 	if kid, ok := c.homes.get(q.affinity); ok {
 		home = list.find(kid)
 	}
-	resp, err := c.send(req, key, q, list.choose(c.config.Recipients, home))
+	recipients := list.choose(c.config.Recipients, home)
+	resp, err := c.send(req, key, q, recipients)
 	if !errors.Is(err, errStaleRecipients) {
 		return resp, err
 	}
@@ -233,6 +234,8 @@ func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question
 	if list, err = c.recipients.newer(req.Context(), key, q.model, list.version); err != nil {
 		return nil, err
 	}
+	c.recipients.forget(q.model, recipients)
+	list.earlier = nil // what was fetched just now is sure to be there
 	resp, err = c.send(req, key, q, list.choose(c.config.Recipients, nil))
 	if errors.Is(err, errStaleRecipients) {
 		stale := api.Errorf(http.StatusServiceUnavailable, "recipients_changing", "the cluster's instances are changing faster than requests reach them; try again")

@@ -126,9 +126,14 @@ func (l recipientList) find(kid seal.KeyID) *seal.Recipient {
 
 // choose gives n recipients to seal to: the first ones, as the server's order is
 // a hint about load, and in the place of the last but one that of home, unless
-// home is nil or among them. (The last is often one of another region.)
+// home is nil or among them. (The last is often one of another region.) A list
+// that is short, as one is that an instance gives in the routers' place, is
+// filled up with earlier ones: else all requests would be for that instance.
 func (l recipientList) choose(n int, home *seal.Recipient) []*seal.Recipient {
 	first := l.recipients[:min(n, len(l.recipients))]
+	if missing := min(n-len(first), len(l.earlier)); missing > 0 {
+		first = slices.Concat(first, l.earlier[:missing])
+	}
 	if home == nil || slices.Contains(first, home) {
 		return first
 	}
@@ -164,6 +169,16 @@ func (rc *recipientCache) store(model string, verified []*seal.Recipient) recipi
 	}
 	rc.lists[model] = list
 	return list
+}
+
+// forget drops recipients from the model's earlier ones: nobody held their keys
+// when a request came for them.
+func (rc *recipientCache) forget(model string, gone []*seal.Recipient) {
+	rc.mu.Lock()
+	defer rc.mu.Unlock()
+	list := rc.lists[model]
+	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), func(r *seal.Recipient) bool { return slices.Contains(gone, r) })
+	rc.lists[model] = list
 }
 
 // verify drops every recipient that the policy refuses. One that has been

@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"context"
+	"crypto/rand"
 	"net/http"
 	"strings"
 	"sync"
@@ -35,6 +36,20 @@ var _ = Describe("Recipients", func() {
 		e = c.startEdge()
 		t = c.tenant(c.config(e))
 	})
+
+	kids := func(recipients ...api.Recipient) string {
+		GinkgoHelper()
+		var all []seal.KeyID
+		for _, r := range recipients {
+			all = append(all, keyID(r))
+		}
+		return seal.FormatKeyIDs(all)
+	}
+	// last is whom the last request was sealed to.
+	last := func() string {
+		sealed := e.requests(api.PathSealed)
+		return sealed[len(sealed)-1].header.Get(api.HeaderRecipients)
+	}
 
 	It("are kept", func(ctx SpecContext) {
 		for range 3 {
@@ -91,19 +106,6 @@ var _ = Describe("Recipients", func() {
 		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, listed) })
 		c.clock.advance(5 * time.Second)
 		expectReply(t.ask(ctx)) // has them fetched
-		kids := func(recipients ...api.Recipient) string {
-			var all []seal.KeyID
-			for _, r := range recipients {
-				parsed, err := seal.ParseRecipient(r.Claims)
-				Expect(err).NotTo(HaveOccurred())
-				all = append(all, parsed.KeyID())
-			}
-			return seal.FormatKeyIDs(all)
-		}
-		last := func() string {
-			sealed := e.requests(api.PathSealed)
-			return sealed[len(sealed)-1].header.Get(api.HeaderRecipients)
-		}
 		Expect(last()).To(Equal(kids(first)))
 		Eventually(func() string {
 			expectReply(t.ask(ctx))
@@ -114,6 +116,32 @@ var _ = Describe("Recipients", func() {
 		_, err := t.send(ctx, http.MethodPost, "/chat/completions", strings.NewReader(strings.Replace(chat, prompt, "hello", 1)))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(last()).To(Equal(kids(listed[:3]...)))
+	})
+
+	It("are earlier ones, too, when fewer are listed, but none that has turned out to be gone", func(ctx SpecContext) {
+		c.replace(append(c.present(), c.newEnclave(), c.newEnclave())...)
+		listed := c.recipients()
+		hello := func() {
+			GinkgoHelper()
+			_, err := t.send(ctx, http.MethodPost, "/chat/completions", strings.NewReader(strings.Replace(chat, prompt, rand.Text(), 1)))
+			Expect(err).NotTo(HaveOccurred())
+		}
+		hello()
+		Expect(last()).To(Equal(kids(listed...)))
+
+		By("an instance answering in the routers' place, with itself")
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, listed[2:]) })
+		c.clock.advance(5 * time.Second)
+		Eventually(func() string { hello(); return last() }).Should(Equal(kids(listed[2], listed[0], listed[1])))
+
+		By("all of them being replaced")
+		c.replace(c.newEnclave())
+		fresh := c.recipients()
+		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, fresh) })
+		for range 2 {
+			hello()
+			Expect(last()).To(Equal(kids(fresh...)))
+		}
 	})
 
 	It("are fetched once for all who wait", func(ctx SpecContext) {

@@ -92,7 +92,7 @@ func Play(ctx context.Context, f Front, requests []Request) []Outcome {
 	var answers sync.WaitGroup
 	for i, r := range requests {
 		due := start.Add(r.At)
-		if !sleepUntil(ctx, due) {
+		if !SleepUntil(ctx, due) {
 			for j := i; j < len(requests); j++ {
 				outcomes[j].Err = ctx.Err()
 			}
@@ -112,7 +112,8 @@ func Play(ctx context.Context, f Front, requests []Request) []Outcome {
 	return outcomes
 }
 
-func sleepUntil(ctx context.Context, t time.Time) bool {
+// SleepUntil sleeps, and says no when ctx ends before.
+func SleepUntil(ctx context.Context, t time.Time) bool {
 	timer := time.NewTimer(time.Until(t))
 	defer timer.Stop()
 	select {

@@ -81,7 +81,7 @@ func (s fixedStore) Watch(ctx context.Context) <-chan *fleet.Snapshot {
 			case <-ctx.Done():
 				return
 			}
-			if !sleepUntil(ctx, now.Add(fleet.RefreshInterval)) {
+			if !SleepUntil(ctx, now.Add(fleet.RefreshInterval)) {
 				return
 			}
 		}

@@ -3,6 +3,8 @@ package main
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -14,12 +16,14 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/mrgc/mrgc/bench/cluster"
 	"github.com/mrgc/mrgc/bench/result"
 	"github.com/mrgc/mrgc/bench/rig"
 	"github.com/mrgc/mrgc/client"
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/routing"
 )
 
@@ -122,7 +126,7 @@ func measureSealed(ctx context.Context, c sealedContender, s scenario, requests 
 		return r, err
 	}
 	defer func() { err = errors.Join(err, up.Stop()) }()
-	tenant, f, err := sealingFront(up, c.recipients)
+	tenant, f, err := sealingFront(ctx, up, c.recipients)
 	if err != nil {
 		return r, err
 	}
@@ -157,7 +161,7 @@ func measureSealed(ctx context.Context, c sealedContender, s scenario, requests 
 }
 
 // sealingFront is a tenant's program with package client in it.
-func sealingFront(up *cluster.Cluster, recipients int) (*client.Client, rig.Front, error) {
+func sealingFront(ctx context.Context, up *cluster.Cluster, recipients int) (*client.Client, rig.Front, error) {
 	env, err := up.Env()
 	if err != nil {
 		return nil, rig.Front{}, err
@@ -167,6 +171,13 @@ func sealingFront(up *cluster.Cluster, recipients int) (*client.Client, rig.Fron
 		return nil, rig.Front{}, err
 	}
 	config.Recipients = recipients
+	key, err := credential.Parse(env["OPENAI_API_KEY"])
+	if err != nil {
+		return nil, rig.Front{}, err
+	}
+	if err := awaitOffer(ctx, &config, &key); err != nil {
+		return nil, rig.Front{}, err
+	}
 	tenant, err := client.New(config)
 	return tenant, rig.Front{
 		Client: &http.Client{Transport: tenant}, URL: "https://mrgc/v1/chat/completions",
@@ -174,6 +185,36 @@ func sealingFront(up *cluster.Cluster, recipients int) (*client.Client, rig.Fron
 			return http.Header{"Authorization": {"Bearer " + env["OPENAI_API_KEY"]}}
 		},
 	}, err
+}
+
+// awaitOffer waits until the cluster offers as many recipients as the client
+// seals to. A router that has just started knows some instances before others,
+// and a client keeps what it was offered for a while.
+func awaitOffer(ctx context.Context, config *client.Config, key *credential.Key) error {
+	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
+	defer cancel()
+	asking := &http.Client{Transport: &http.Transport{TLSClientConfig: &tls.Config{RootCAs: config.RootCAs, MinVersion: tls.VersionTLS13}}}
+	defer asking.CloseIdleConnections()
+	for {
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet,
+			fmt.Sprintf("%s%s?model=%s&n=%d", config.Endpoints[0], api.PathKeys, rig.Model, config.Recipients), nil)
+		if err != nil {
+			return err
+		}
+		req.Header.Set("Authorization", "Bearer "+string(key.EdgeToken()))
+		req.Header.Set(api.HeaderTenant, key.Tenant())
+		if resp, err := asking.Do(req); err == nil {
+			var offer api.Recipients
+			err = json.NewDecoder(resp.Body).Decode(&offer)
+			_ = resp.Body.Close()
+			if err == nil && len(offer.Recipients) == config.Recipients {
+				return nil
+			}
+		}
+		if !rig.SleepUntil(ctx, time.Now().Add(50*time.Millisecond)) {
+			return fmt.Errorf("the cluster does not offer %d recipients: %w", config.Recipients, ctx.Err())
+		}
+	}
 }
 
 // meters are counters that only grow.
