@@ -45,6 +45,7 @@ type loads struct {
 	log      *slog.Logger
 	silence  time.Duration
 	tracker  loadreport.Tracker
+	heard    func(instanceID string) // called after each report is in tracker; does not block
 
 	streams sync.WaitGroup
 	open    map[string]subscription // of the goroutine that calls update and stop: by instance
@@ -56,8 +57,8 @@ type subscription struct {
 	cancel  context.CancelFunc
 }
 
-func newLoads(region fleet.Region, self *identity.Source, log *slog.Logger) *loads {
-	return &loads{region: region, identity: self, log: log, silence: silence, open: map[string]subscription{}}
+func newLoads(region fleet.Region, self *identity.Source, heard func(instanceID string), log *slog.Logger) *loads {
+	return &loads{region: region, identity: self, heard: heard, log: log, silence: silence, open: map[string]subscription{}}
 }
 
 // update follows who is ready now and nobody else. It does not wait for
@@ -159,6 +160,7 @@ func (l *loads) listen(ctx context.Context, client orcaservicev3.OpenRcaServiceC
 		}
 		heard = true
 		l.tracker.Put(id, report, time.Now())
+		l.heard(id)
 		silent.Reset(l.silence)
 	}
 	if errors.Is(context.Cause(ctx), errSilent) {
@@ -172,6 +174,13 @@ func (r *Router) reported(in *fleet.Instance) routing.Report {
 	report, age := r.Report(in.ID)
 	load := fleet.Load{Running: report.Running, Queued: report.Queued, Slots: report.Slots, Latency: in.Load.Latency}
 	return routing.Report{Load: load, Age: routing.Age(age)} //nolint:gosec // the same three, in the same order
+}
+
+// heard takes an instance's new load report into account.
+func (r *Router) heard(instanceID string) {
+	if r.scores.rescore(instanceID) {
+		r.xds.Rescored()
+	}
 }
 
 // weight is an instance's score, by its newest load report as long as that is

@@ -242,17 +242,22 @@ var _ = Describe("The load of the region's instances", func() {
 		Expect(r.age("use1-0")()).To(Equal(loadreport.Missing))
 	})
 
-	It("is in the weights that Envoy gets", func() {
+	It("is in the weights that Envoy gets, as reports come", func() {
 		r.start()
 		busy, idle := startReporting(r.ca, "use1", "use1-0", parentID("use1", "use1-0")), startReporting(r.ca, "use1", "use1-1", parentID("use1", "use1-1"))
 		busy.says(loadreport.Report{Queued: 4, Running: 4, Slots: 4})
 		idle.says(loadreport.Report{Slots: 4})
 		r.follows(busy, idle)
-		Eventually(r.reports("use1-0")).Should(HaveField("Queued", 4))
-		Eventually(r.reports("use1-1")).Should(HaveField("Slots", 4))
-		r.follows(busy, idle) // the next snapshot looks at the load again
-		Eventually(func() string { return r.adminPage("/weights").text }).Should(And(
+		shown := func(page string) func() string { return func() string { return r.adminPage(page).text } }
+		Eventually(shown("/weights")).WithTimeout(5 * time.Second).Should(And(
 			MatchRegexp(`"use1-0"[^}]*"weight": 50\b`), MatchRegexp(`"use1-1"[^}]*"weight": 100\b`)))
+
+		Eventually(shown("/fleet")).Should(And(MatchRegexp(`(?s)"use1-0"[^}]*"score": 50\b`), MatchRegexp(`(?s)"use1-1"[^}]*"score": 100\b`)))
+		Eventually(shown("/metrics")).Should(And(
+			ContainSubstring(`mrgc_score{instance="use1-0",region="use1"} 50`), ContainSubstring(`mrgc_score_changes_total{region="use1"} 2`)))
+		busy.says(loadreport.Report{Queued: 2, Running: 4, Slots: 4})
+		Eventually(shown("/metrics")).Should(And(
+			ContainSubstring(`mrgc_score{instance="use1-0",region="use1"} 63`), ContainSubstring(`mrgc_score_changes_total{region="use1"} 3`)))
 	})
 
 	It("is shown to the operator, as a page and as metrics", func() {

@@ -80,6 +80,7 @@ type Router struct {
 	picker     *extproc.Picker
 	recipients *collector
 	loads      *loads
+	scores     *scores
 	metrics    *prometheus.Registry
 
 	certificatePoll time.Duration
@@ -110,13 +111,13 @@ func New(config Config) (*Router, error) {
 		IdleConnTimeout:     2 * documentRefresh,
 	}}, r.log)
 
-	r.loads = newLoads(config.Region, config.Identity, r.log)
-	if err := registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker); err != nil {
-		return nil, fmt.Errorf("router: %w", err)
-	}
-
+	r.loads = newLoads(config.Region, config.Identity, r.heard, r.log)
 	if config.XDS.Weight == nil {
 		config.XDS.Weight = r.weight
+	}
+	r.scores = newScores(config.XDS.Weight, r.view.Load)
+	if err := errors.Join(registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker), r.scores.register(r.metrics, config.Region)); err != nil {
+		return nil, fmt.Errorf("router: %w", err)
 	}
 	var err error
 	if r.xds, err = xds.New(config.XDS); err != nil {
@@ -174,7 +175,9 @@ func (r *Router) follow(ctx context.Context) {
 	for snapshot := range r.config.Store.Watch(ctx) {
 		r.view.Store(snapshot)
 		r.xds.Update(snapshot)
-		r.loads.update(ctx, snapshot.Ready(r.config.StaleAfter))
+		ready := snapshot.Ready(r.config.StaleAfter)
+		r.scores.keep(ready)
+		r.loads.update(ctx, ready)
 		select {
 		case r.changed <- struct{}{}:
 		default: // collect has yet to look at the change before

@@ -60,7 +60,8 @@ type instanceEntry struct {
 	Queued          int          `json:"queued"`
 	Slots           int          `json:"slots"`
 	LatencySec      float64      `json:"latency_seconds"`
-	Weight          uint32       `json:"weight"`
+	Score           uint32       `json:"score"`            // now, from 0 to 100
+	Weight          uint32       `json:"weight,omitempty"` // that Envoy was sent; none: the instance is not among the endpoints
 }
 
 func (s *Server) fleetPage() fleetPage {
@@ -75,6 +76,10 @@ func (s *Server) fleetPage() fleetPage {
 		return page
 	}
 	page.At = snapshot.At
+	published := map[string]uint32{}
+	if current, _ := s.feed.get(); current != nil {
+		published = current.weights
+	}
 	ready := map[string]bool{}
 	for _, in := range snapshot.Ready(s.config.StaleAfter) {
 		ready[in.ID] = true
@@ -87,7 +92,7 @@ func (s *Server) fleetPage() fleetPage {
 			HeartbeatAgeSec: snapshot.At.Sub(in.HeartbeatAt).Seconds(),
 			Running:         in.Load.Running, Queued: in.Load.Queued, Slots: in.Load.Slots,
 			LatencySec: in.Load.Latency.Seconds(),
-			Weight:     quantise(s.config.Weight(in)),
+			Score:      s.config.Weight(in), Weight: published[in.ID],
 		})
 	}
 	return page

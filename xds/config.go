@@ -45,11 +45,15 @@ type Config struct {
 	// endpoints (see fleet.Snapshot.Ready); default 10 s.
 	StaleAfter time.Duration
 	// Weight scores an instance from 0 to 100, higher is better; nil scores all
-	// alike. It must be quick and safe for concurrent use.
+	// alike. It must be quick and safe for concurrent use. Scores are looked at
+	// after each Update and Rescored.
 	Weight func(*fleet.Instance) uint32
 	// MinPushInterval is the least time between two publications; default
-	// 100 ms. Every change of a weight makes Envoy rebuild its load balancer.
+	// 100 ms.
 	MinPushInterval time.Duration
+	// WeightInterval is the least time between two changes of an instance's
+	// weight, each of which makes Envoy rebuild its load balancer; default 1 s.
+	WeightInterval time.Duration
 
 	// Names are the static objects of Envoy's bootstrap.
 	Names Names
@@ -72,6 +76,7 @@ func (c Config) withDefaults() Config {
 	c.MaxBodyBytes = cmp.Or(c.MaxBodyBytes, 16<<20)
 	c.StaleAfter = cmp.Or(c.StaleAfter, 10*time.Second)
 	c.MinPushInterval = cmp.Or(c.MinPushInterval, 100*time.Millisecond)
+	c.WeightInterval = cmp.Or(c.WeightInterval, time.Second)
 	c.Names = Names{
 		Router:     cmp.Or(c.Names.Router, "router"),
 		RouterHTTP: cmp.Or(c.Names.RouterHTTP, "router-http"),
@@ -102,7 +107,7 @@ func (c Config) check() error {
 		return errors.New("xds config: TenantAddress is not set")
 	case !c.HealthAddress.IsValid():
 		return errors.New("xds config: HealthAddress is not set")
-	case c.MessageTimeout < 0, c.ResponseIdleTimeout < 0, c.StaleAfter < 0, c.MinPushInterval < 0, c.MaxBodyBytes < 0:
+	case c.MessageTimeout < 0, c.ResponseIdleTimeout < 0, c.StaleAfter < 0, c.MinPushInterval < 0, c.WeightInterval < 0, c.MaxBodyBytes < 0:
 		return errors.New("xds config: a duration or MaxBodyBytes is negative")
 	}
 	for region, spill := range c.SpillTo {

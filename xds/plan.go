@@ -44,6 +44,17 @@ const (
 	weightStep = 5
 )
 
+// weightAfter is the weight that follows another, which is 0 for an instance
+// that has had none. It stays as long as the score is less than a whole step
+// away, so that a score that wavers about a limit between steps changes nothing.
+func weightAfter(before, score uint32) uint32 {
+	score = min(score, maxWeight)
+	if before > 0 && before < score+weightStep && score < before+weightStep {
+		return before
+	}
+	return quantise(score)
+}
+
 // quantise rounds a score to the nearest step. The least is 1: an endpoint that
 // should have no traffic is not in the set, and Envoy does not take weight 0.
 func quantise(score uint32) uint32 {
@@ -72,7 +83,7 @@ func newPlan(config Config, region fleet.Region, allowed []fleet.Region, usable 
 			for _, in := range usable {
 				if in.Region == from && slices.Contains(in.Models, model) {
 					endpoints = append(endpoints, endpoint{
-						id: in.ID, address: in.address, region: in.Region, zone: in.Zone, weight: quantise(config.Weight(in.Instance)),
+						id: in.ID, address: in.address, region: in.Region, zone: in.Zone, weight: in.weight,
 					})
 				}
 			}
@@ -87,6 +98,7 @@ func newPlan(config Config, region fleet.Region, allowed []fleet.Region, usable 
 type dialableInstance struct {
 	*fleet.Instance
 	address netip.AddrPort
+	weight  uint32
 }
 
 // dialable reads the instances' addresses. An instance whose address Envoy
@@ -105,7 +117,7 @@ func dialable(instances []*fleet.Instance) (usable []dialableInstance, err error
 			continue
 		}
 		owner[address] = in.ID
-		usable = append(usable, dialableInstance{in, address})
+		usable = append(usable, dialableInstance{Instance: in, address: address})
 	}
 	return usable, err
 }

@@ -26,7 +26,8 @@ type Server struct {
 	// lastError is why the newest input is not, or not wholly, published.
 	lastError error // guarded by mu
 
-	wake chan struct{} // holds one: input has changed
+	wake     chan struct{} // holds one: input has changed
+	rescored chan struct{} // holds one: scores have
 }
 
 // input is what a publication is made from.
@@ -47,9 +48,9 @@ func New(config Config) (*Server, error) {
 		served: config.served(),
 		feed:   &feed{next: make(chan struct{})},
 		roster: newRoster(),
-		wake:   make(chan struct{}, 1),
+		wake:   make(chan struct{}, 1), rescored: make(chan struct{}, 1),
 	}
-	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), cert: certificate{chain: []byte("-"), key: []byte("-")}}); err != nil {
+	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), cert: certificate{chain: []byte("-"), key: []byte("-")}}, nil, false); err != nil {
 		return nil, fmt.Errorf("xds config: %w", err)
 	}
 	return s, nil
@@ -66,7 +67,7 @@ func (s *Server) Update(snapshot *fleet.Snapshot) {
 	s.mu.Lock()
 	s.input.snapshot = snapshot
 	s.mu.Unlock()
-	s.poke()
+	poke(s.wake)
 }
 
 // SetTenantCertificate sets the certificate chain (leaf first) and key, in PEM,
@@ -80,13 +81,17 @@ func (s *Server) SetTenantCertificate(certPEM, keyPEM []byte) error {
 	s.mu.Lock()
 	s.input.cert = cert
 	s.mu.Unlock()
-	s.poke()
+	poke(s.wake)
 	return nil
 }
 
-func (s *Server) poke() {
+// Rescored says that Config.Weight gives an instance another score than before.
+// It does not block.
+func (s *Server) Rescored() { poke(s.rescored) }
+
+func poke(c chan struct{}) {
 	select {
-	case s.wake <- struct{}{}:
+	case c <- struct{}{}:
 	default: // a wake-up is waiting already, and will see this input
 	}
 }
@@ -99,51 +104,56 @@ func (s *Server) poke() {
 //
 //   - the input changes: it is published at once when the last publication is
 //     MinPushInterval ago, else the timer is set,
+//   - scores change: the same with WeightInterval, since weights were last
+//     looked at,
 //   - the timer fires: the newest input is published,
 //   - ctx ends.
 func (s *Server) Run(ctx context.Context) error {
-	var published time.Time
+	var p pace
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C
-	waiting := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-s.wake:
-			if waiting {
-				continue
-			}
-			if wait := s.config.MinPushInterval - time.Since(published); wait > 0 {
-				timer.Reset(wait)
-				waiting = true
-				continue
-			}
+			p.news, p.scores = true, true // heartbeats tell of load, too
+		case <-s.rescored:
+			p.scores = true
 		case <-timer.C:
-			waiting = false
 		}
-		if s.publish() {
-			published = time.Now()
+		now := time.Now()
+		publish, weigh, wait := p.due(s.config, now)
+		if publish {
+			if s.publish(weigh) {
+				p.published = now
+			}
+			p.looked(weigh, now)
+			_, _, wait = p.due(s.config, now)
+		}
+		if timer.Stop(); wait > 0 {
+			timer.Reset(wait)
 		}
 	}
 }
 
 // publish makes resources of the newest input and says whether there was
-// anything new in them.
-func (s *Server) publish() bool {
+// anything new in them. Unless it shall weigh them anew, instances keep the
+// weights that they have.
+func (s *Server) publish(weigh bool) bool {
 	in := s.newest()
 	if in.snapshot == nil || in.cert.isZero() {
-		return false
-	}
-	fresh, err := s.build(in)
-	s.note(err)
-	if fresh == nil {
 		return false
 	}
 	before, _ := s.feed.get()
 	if before == nil {
 		before = &publication{}
+	}
+	fresh, err := s.build(in, before.weights, weigh)
+	s.note(err)
+	if fresh == nil {
+		return false
 	}
 	changed := false
 	for region, set := range fresh.sets {
@@ -165,10 +175,18 @@ func (s *Server) newest() input {
 }
 
 // build renders every region's resources. A publication of nil means that they
-// are not valid; an error beside one names instances that were left out.
-func (s *Server) build(in input) (*publication, error) {
-	out := &publication{sets: map[fleet.Region]resourceSet{}, clusters: map[fleet.Region][]clusterPlan{}}
+// are not valid; an error beside one names instances that were left out. The
+// weights are those that instances have had.
+func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*publication, error) {
+	out := &publication{sets: map[fleet.Region]resourceSet{}, clusters: map[fleet.Region][]clusterPlan{}, weights: map[string]uint32{}}
 	usable, leftOut := dialable(in.snapshot.Ready(s.config.StaleAfter))
+	for i := range usable {
+		in := &usable[i]
+		if in.weight = weights[in.ID]; in.weight == 0 || weigh {
+			in.weight = weightAfter(in.weight, s.config.Weight(in.Instance))
+		}
+		out.weights[in.ID] = in.weight
+	}
 	for region, allowed := range s.served {
 		p := newPlan(s.config, region, allowed, usable, in.cert)
 		set, err := render(p)
@@ -253,6 +271,7 @@ func (e EnvoyStatus) against(set resourceSet) []TypeStatus {
 type publication struct {
 	sets     map[fleet.Region]resourceSet
 	clusters map[fleet.Region][]clusterPlan // what the sets were rendered from
+	weights  map[string]uint32              // by instance
 }
 
 // set is one region's part; nil before the first publication.
