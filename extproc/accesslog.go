@@ -9,6 +9,7 @@ import (
 	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/structpb"
 )
 
 // StreamAccessLogs learns from Envoy's access log where requests have moved,
@@ -47,6 +48,9 @@ func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
 			p.outcomes.add(from, true, p.now())
 		}
 	case accesslogdatav3.AccessLogType_NotSet, accesslogdatav3.AccessLogType_DownstreamEnd:
+		if waited, known := waitOf(common); known {
+			p.metrics.wait.Observe(waited)
+		}
 		where := p.inFlight.Done(id)
 		if instance != nil {
 			where = instance.ID // also of a request that the picker did not see
@@ -69,4 +73,22 @@ func addressOf(c *accesslogdatav3.AccessLogCommon) string {
 		return ""
 	}
 	return net.JoinHostPort(address.GetAddress(), strconv.FormatUint(uint64(address.GetPortValue()), 10))
+}
+
+// filterState is what Envoy calls its own notes of the picker: the name of the
+// filter.
+const filterState = "envoy.filters.http.ext_proc"
+
+// waitOf is for how long Envoy waited for the picker, in seconds, by its own
+// clock; not known when it never got to ask.
+func waitOf(c *accesslogdatav3.AccessLogCommon) (seconds float64, known bool) {
+	var notes structpb.Struct
+	if notesAny := c.GetFilterStateObjects()[filterState]; notesAny == nil || notesAny.UnmarshalTo(&notes) != nil {
+		return 0, false
+	}
+	latency, known := notes.GetFields()["request_header_latency_us"].GetKind().(*structpb.Value_NumberValue)
+	if !known {
+		return 0, false
+	}
+	return latency.NumberValue * 1e-6, true
 }

@@ -13,6 +13,7 @@ type metrics struct {
 	picks    *prometheus.CounterVec // by outcome: a routing.Reason that picks, or a refusal's code
 	affinity *prometheus.CounterVec // by outcome: a routing.Gate that is not none
 	duration prometheus.Histogram   // of a decision, without gRPC
+	wait     prometheus.Histogram   // of Envoy for a decision
 }
 
 // newMetrics registers with reg, unless it is nil. Requests in flight are asked
@@ -32,6 +33,11 @@ func newMetrics(reg prometheus.Registerer, region fleet.Region, perInstance func
 			Help:    "Time that the picker took to decide over a request.",
 			Buckets: prometheus.ExponentialBuckets(2e-6, 4, 8), // 2 µs to 33 ms
 		}),
+		wait: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name:    "mrgc_pick_wait_seconds",
+			Help:    "Time for which Envoy held a request until the picker answered, by its own clock; it gives up after 50 ms, or what is configured.",
+			Buckets: []float64{1e-4, 2e-4, 3e-4, 5e-4, 75e-5, 1e-3, 15e-4, 2e-3, 3e-3, 5e-3, 1e-2, 2e-2, 4e-2, 8e-2},
+		}),
 	}
 	if reg == nil {
 		return m, nil
@@ -41,6 +47,7 @@ func newMetrics(reg prometheus.Registerer, region fleet.Region, perInstance func
 		reg.Register(m.picks),
 		reg.Register(m.affinity),
 		reg.Register(m.duration),
+		reg.Register(m.wait),
 		reg.Register(newInstanceCollector(perInstance)),
 	)
 }

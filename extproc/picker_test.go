@@ -12,6 +12,9 @@ import (
 	. "github.com/onsi/gomega"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
+	"google.golang.org/protobuf/types/known/structpb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/mrgc/mrgc/extproc"
 	"github.com/mrgc/mrgc/internal/api"
@@ -152,6 +155,31 @@ var _ = Describe("Process", func() {
 			abort()
 		}
 		// The harness checks for goroutines at the end.
+	})
+
+	It("counts how long Envoy has waited, where Envoy says so", func(ctx SpecContext) {
+		h := start()
+		notes := func(value proto.Message) func(*accessLogCommon) {
+			packed, err := anypb.New(value)
+			Expect(err).NotTo(HaveOccurred())
+			return func(c *accessLogCommon) {
+				c.FilterStateObjects = map[string]*anypb.Any{"envoy.filters.http.ext_proc": packed}
+			}
+		}
+		of := func(name string, value any) *structpb.Struct {
+			s, err := structpb.NewStruct(map[string]any{name: value})
+			Expect(err).NotTo(HaveOccurred())
+			return s
+		}
+		h.log(ctx,
+			ended("1", notes(of("request_header_latency_us", 900))),
+			ended("2", notes(of("request_header_latency_us", "900"))),
+			ended("3", notes(of("another", 900))),
+			ended("4", notes(&wrapperspb.StringValue{Value: "900"})),
+			ended("5"),
+			ended("6", notes(of("request_header_latency_us", 900)), logType("UpstreamPoolReady")),
+		)
+		Expect(h.metrics()).To(HaveKeyWithValue("mrgc_pick_wait_seconds use1", 1.0))
 	})
 
 	It("counts outcomes and durations", func(ctx SpecContext) {

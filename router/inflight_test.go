@@ -112,6 +112,23 @@ func (r *besideEnvoy) inFlight() map[string]string {
 	return counts
 }
 
+var _ = Describe("The picker's answer", func() {
+	It("is timed by the real Envoy, which tells the router", func(ctx SpecContext) {
+		r := startBesideEnvoy()
+		waits := func() string {
+			return regexp.MustCompile(`mrgc_pick_wait_seconds_count.* [1-9].*`).FindString(r.adminPage("/metrics").text)
+		}
+		var before string
+		Eventually(waits).WithPolling(200 * time.Millisecond).Should(Satisfy(func(now string) bool { // nothing is on its way any more
+			settled := now != "" && now == before
+			before = now
+			return settled
+		}))
+		Expect(r.ask(ctx)).To(Succeed())
+		Eventually(waits).ShouldNot(Equal(before))
+	})
+})
+
 var _ = Describe("Requests in flight through the real Envoy", func() {
 	It("are counted where a retry took them", func(ctx SpecContext) {
 		r := startBesideEnvoy()

@@ -148,6 +148,8 @@ func accessLog(r *renderer, p plan) *accesslogv3.AccessLog {
 				TransportApiVersion: corev3.ApiVersion_V3,
 				BufferFlushInterval: durationpb.New(100 * time.Millisecond),
 				BufferSizeBytes:     wrapperspb.UInt32(16 << 10),
+				// How long the request has waited for the picker.
+				FilterStateObjectsToLog: []string{extProcFilter},
 			},
 			AdditionalRequestHeadersToLog: []string{api.HeaderModel, api.HeaderTenant, api.HeaderRequestID},
 		})},
