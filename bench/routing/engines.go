@@ -1,41 +1,25 @@
 package main
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"math"
 	"net"
 	"net/http"
-	"net/http/httptest"
-	"os"
 	"os/exec"
-	"path/filepath"
 	"strconv"
 	"strings"
 	"sync/atomic"
-	"syscall"
 	"time"
 
-	orcaservicev3 "github.com/cncf/xds/go/xds/service/orca/v3"
-	"google.golang.org/grpc"
-
+	"github.com/mrgc/mrgc/bench/rig"
 	"github.com/mrgc/mrgc/engine/sim"
 	"github.com/mrgc/mrgc/engine/sim/batching"
-	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/engineload"
-	"github.com/mrgc/mrgc/internal/fleet"
-	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
-	"github.com/mrgc/mrgc/standin/devca"
 )
-
-// region is where everything of a benchmark stands.
-const region fleet.Region = "use1"
 
 // profile is that of every engine: an A100 with as many slots, and as much of
 // its cache, as four of them can keep busy on a small machine. The cache holds
@@ -64,14 +48,12 @@ type plan struct {
 	Faults     []sim.Faults
 }
 
-func engineID(i int) string { return fmt.Sprintf("%s-%d", region, i) }
-
 func startEngines(ctx context.Context, dir string, s scenario) (*engines, error) {
-	ca, err := devca.New(time.Now())
+	identities, err := rig.WriteIdentities(dir, engineCount)
 	if err != nil {
 		return nil, err
 	}
-	var p plan
+	p := plan{Identities: identities}
 	for i := range engineCount {
 		faults := sim.Faults{}
 		switch i {
@@ -83,37 +65,10 @@ func startEngines(ctx context.Context, dir string, s scenario) (*engines, error)
 			}
 		}
 		p.Faults = append(p.Faults, faults)
-		p.Identities = append(p.Identities, filepath.Join(dir, engineID(i)))
-	}
-	for i, at := range p.Identities {
-		if err := writeIdentity(ca, at, identity.ID{Region: string(region), Instance: engineID(i), Role: identity.RoleParent}); err != nil {
-			return nil, err
-		}
-	}
-	// What our own contenders need of the same authority.
-	for _, role := range []identity.Role{identity.RoleRouter, identity.RoleEnvoy} {
-		if err := writeIdentity(ca, filepath.Join(dir, string(role)), identity.ID{Region: string(region), Role: role}); err != nil {
-			return nil, err
-		}
-	}
-	certPEM, keyPEM, err := ca.ServerCertificate(time.Now(), "localhost")
-	if err == nil {
-		err = errors.Join(os.WriteFile(filepath.Join(dir, "tenant.crt"), certPEM, 0o600),
-			os.WriteFile(filepath.Join(dir, "tenant.key"), keyPEM, 0o600), os.WriteFile(filepath.Join(dir, "ca.crt"), ca.RootPEM(), 0o600))
-	}
-	if err != nil {
-		return nil, err
 	}
 	e := &engines{}
-	e.process, e.input, err = startChild(ctx, "engines", p, e)
+	e.process, e.input, err = rig.StartPart(ctx, "engines", p, e)
 	return e, err
-}
-
-func writeIdentity(ca *devca.Authority, dir string, id identity.ID) error {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return err
-	}
-	return ca.WriteFiles(dir, id, time.Now())
 }
 
 func (e *engines) stop() {
@@ -203,77 +158,8 @@ func sumOf(metrics []byte, name string) (sum float64) {
 	return sum
 }
 
-// startChild runs a part of this program in a process of its own: it is told in
-// by JSON, answers with one line when it is ready, and ends when its input does.
-func startChild(ctx context.Context, part string, told, answer any) (*exec.Cmd, io.WriteCloser, error) {
-	self, err := os.Executable()
-	if err != nil {
-		return nil, nil, err
-	}
-	cmd := exec.CommandContext(ctx, self, "child", part)
-	cmd.Stderr = os.Stderr
-	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
-	input, err := cmd.StdinPipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	output, err := cmd.StdoutPipe()
-	if err != nil {
-		return nil, nil, err
-	}
-	if err := cmd.Start(); err != nil {
-		return nil, nil, err
-	}
-	err = json.NewEncoder(input).Encode(told)
-	if err == nil {
-		err = json.NewDecoder(output).Decode(answer)
-	}
-	if err != nil {
-		_ = input.Close()
-		return nil, nil, errors.Join(fmt.Errorf("%s: %w", part, err), cmd.Wait())
-	}
-	return cmd, input, nil
-}
-
-// child is a part of this program, in its own process.
-func child(part string) error {
-	input := bufio.NewReader(os.Stdin)
-	ctx, cancel := context.WithCancel(context.Background())
-	defer cancel()
-	switch part {
-	case "engines":
-		var p plan
-		if err := json.NewDecoder(input).Decode(&p); err != nil {
-			return err
-		}
-		e, err := serveEngines(ctx, p)
-		if err != nil {
-			return err
-		}
-		if err := json.NewEncoder(os.Stdout).Encode(e); err != nil {
-			return err
-		}
-	case "router":
-		var c routerConfig
-		if err := json.NewDecoder(input).Decode(&c); err != nil {
-			return err
-		}
-		if err := serveRouter(ctx, c); err != nil {
-			return err
-		}
-		if err := json.NewEncoder(os.Stdout).Encode(struct{}{}); err != nil {
-			return err
-		}
-	default:
-		return fmt.Errorf("there is no part %q", part)
-	}
-	_, err := io.Copy(io.Discard, input)
-	return err
-}
-
-// instance is an engine, and what a parent would add to it.
+// instance is an engine that counts what is asked of it.
 type instance struct {
-	orcaservicev3.UnimplementedOpenRcaServiceServer
 	engine *sim.Engine
 	counts atomic.Pointer[instanceCounts]
 }
@@ -283,38 +169,29 @@ type instanceCounts struct {
 	early, late atomic.Int64
 }
 
-func serveEngines(ctx context.Context, p plan) (*engines, error) {
+func serveEngines(ctx context.Context, p plan) (any, error) {
 	e := &engines{}
 	for i, faults := range p.Faults {
-		engine, err := sim.New(sim.Config{Model: model, Profile: profile(), Faults: faults})
+		engine, err := sim.New(sim.Config{Model: rig.Model, Profile: profile(), Faults: faults})
 		if err != nil {
 			return nil, err
 		}
 		in := &instance{engine: engine}
 		in.counts.Store(&instanceCounts{})
-		source, err := identity.Open(ctx, "dir:"+p.Identities[i], "")
-		if err != nil {
-			return nil, err
-		}
 		plain, err := net.Listen("tcp", "127.0.0.1:0")
 		if err != nil {
 			return nil, err
 		}
-		parent, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
 		quiet := slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
-		asParent := &http.Server{
-			Handler: in.asParent(), ErrorLog: quiet, ReadHeaderTimeout: 10 * time.Second,
-			TLSConfig: source.ServerTLS(func(id identity.ID) bool { return id.Role == identity.RoleEnvoy || id.Role == identity.RoleRouter }),
-		}
 		go func() {
 			_ = (&http.Server{Handler: in, ErrorLog: quiet, ReadHeaderTimeout: 10 * time.Second}).Serve(plain)
 		}()
-		go func() { _ = asParent.ServeTLS(parent, "", "") }()
-		e.Plain = append(e.Plain, plain.Addr().String())
-		e.Parents = append(e.Parents, parent.Addr().String())
+		parent := &rig.Parent{Engine: in, Report: func() (loadreport.Report, error) { return rig.EngineReport(engine, profile().MaxSequences) }}
+		address, err := parent.Serve(ctx, p.Identities[i])
+		if err != nil {
+			return nil, err
+		}
+		e.Plain, e.Parents = append(e.Plain, plain.Addr().String()), append(e.Parents, address)
 	}
 	return e, nil
 }
@@ -339,52 +216,4 @@ func (in *instance) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	default:
 		in.engine.ServeHTTP(w, r)
 	}
-}
-
-// asParent is what our Envoy and router see.
-func (in *instance) asParent() http.Handler {
-	reports := grpc.NewServer()
-	orcaservicev3.RegisterOpenRcaServiceServer(reports, in)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		switch {
-		case r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"):
-			reports.ServeHTTP(w, r)
-		case r.URL.Path == "/healthz":
-		case r.URL.Path == api.PathSealed:
-			r.URL.Path = "/v1/chat/completions"
-			in.ServeHTTP(w, r)
-		default:
-			http.NotFound(w, r)
-		}
-	})
-}
-
-// StreamCoreMetrics reports the engine's load every 100 ms, as a busy parent
-// does.
-func (in *instance) StreamCoreMetrics(_ *orcaservicev3.OrcaLoadReportRequest, stream orcaservicev3.OpenRcaService_StreamCoreMetricsServer) error {
-	for tick := time.NewTicker(100 * time.Millisecond); ; {
-		report, err := in.report()
-		if err != nil {
-			return err
-		}
-		if err := stream.Send(loadreport.Encode(report)); err != nil {
-			return err
-		}
-		select {
-		case <-tick.C:
-		case <-stream.Context().Done():
-			return nil
-		}
-	}
-}
-
-// report reads the engine's metrics, as a parent does.
-func (in *instance) report() (loadreport.Report, error) {
-	page := httptest.NewRecorder()
-	in.engine.ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
-	m, err := engineload.Read(page.Body)
-	if err != nil {
-		return loadreport.Report{}, err
-	}
-	return loadreport.Report{Queued: m.Queued, Running: m.Running, Slots: profile().MaxSequences, KVCacheUse: m.KVCacheUse}, nil
 }

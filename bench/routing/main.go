@@ -22,6 +22,8 @@ import (
 	"regexp"
 	"syscall"
 	"time"
+
+	"github.com/mrgc/mrgc/bench/rig"
 )
 
 // options say how long and what to measure.
@@ -36,11 +38,7 @@ type options struct {
 }
 
 func main() {
-	if len(os.Args) == 3 && os.Args[1] == "child" {
-		if err := child(os.Args[2]); err != nil {
-			fmt.Fprintln(os.Stderr, "routing:", os.Args[2]+":", err)
-			os.Exit(1)
-		}
+	if rig.RunPart(map[string]rig.Part{"engines": rig.PartOf(serveEngines), "router": rig.PartOf(rig.ServeRouter)}) {
 		return
 	}
 	var o options

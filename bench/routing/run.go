@@ -5,12 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
-	"strconv"
-	"strings"
 	"time"
 
 	"github.com/mrgc/mrgc/bench/result"
+	"github.com/mrgc/mrgc/bench/rig"
 )
 
 // scenario is traffic, and the engines that it meets.
@@ -73,22 +71,22 @@ func measure(ctx context.Context, c contender, s scenario, requests []request) (
 	if err != nil {
 		return m, fmt.Errorf("%s: %w", c.name, err)
 	}
-	defer r.stop()
+	defer r.Stop()
 	if err := e.reset(); err != nil {
 		return m, err
 	}
-	busyBefore, totalBefore, err := machineTime()
+	busyBefore, totalBefore, err := rig.MachineTime()
 	if err != nil {
 		return m, err
 	}
-	ownBefore := r.processorTime()
+	ownBefore := r.ProcessorTime()
 	time.AfterFunc(2*time.Second, e.mark)
-	outcomes := play(ctx, r.front, requests)
+	outcomes := play(ctx, r.Front, requests)
 	if ctx.Err() != nil {
 		return m, ctx.Err()
 	}
-	own := r.processorTime() - ownBefore
-	busy, total, err := machineTime()
+	own := r.ProcessorTime() - ownBefore
+	busy, total, err := rig.MachineTime()
 	if err != nil {
 		return m, err
 	}
@@ -97,68 +95,16 @@ func measure(ctx context.Context, c contender, s scenario, requests []request) (
 	m.sent = len(outcomes)
 	var firsts, lags []float64
 	for _, o := range outcomes {
-		lags = append(lags, o.lag.Seconds())
-		if o.err != nil {
+		lags = append(lags, o.Lag.Seconds())
+		if o.Err != nil {
 			m.failed++
 			continue
 		}
-		firsts = append(firsts, o.first.Seconds()*1e3)
+		firsts = append(firsts, o.First.Seconds()*1e3)
 	}
 	m.first = result.SpreadOf(firsts)
 	m.p99 = quantile(firsts, 0.99)
 	m.lag = time.Duration(quantile(lags, 0.99) * float64(time.Second))
 	m.hits, m.late, err = e.tally(s)
 	return m, err
-}
-
-// processorTime is what the contender's processes and their threads have used.
-func (r *running) processorTime() time.Duration {
-	var ticks int64
-	for _, p := range r.processes {
-		ticks += ticksOf(filepath.Join("/proc", strconv.Itoa(p.Process.Pid), "stat"))
-	}
-	return time.Duration(ticks) * tick
-}
-
-// tick is the unit in which Linux counts processor time (USER_HZ).
-const tick = 10 * time.Millisecond
-
-// ticksOf reads utime and stime (proc_pid_stat(5), fields 14 and 15).
-func ticksOf(path string) int64 {
-	content, err := os.ReadFile(path)
-	if err != nil {
-		return 0
-	}
-	_, after, _ := strings.Cut(string(content), ") ")
-	fields := strings.Fields(after)
-	if len(fields) < 13 {
-		return 0
-	}
-	user, _ := strconv.ParseInt(fields[11], 10, 64)
-	kernel, _ := strconv.ParseInt(fields[12], 10, 64)
-	return user + kernel
-}
-
-// machineTime reads the first line of /proc/stat: ticks spent on anything, and
-// ticks in all.
-func machineTime() (busy, total int64, err error) {
-	content, err := os.ReadFile("/proc/stat")
-	if err != nil {
-		return 0, 0, err
-	}
-	line, _, _ := strings.Cut(string(content), "\n")
-	for i, field := range strings.Fields(line)[1:] {
-		if i >= 8 {
-			break // guests are counted in user time already
-		}
-		n, err := strconv.ParseInt(field, 10, 64)
-		if err != nil {
-			return 0, 0, fmt.Errorf("/proc/stat: %w", err)
-		}
-		total += n
-		if i != 3 && i != 4 { // idle, iowait
-			busy += n
-		}
-	}
-	return busy, total, nil
 }

@@ -1,0 +1,93 @@
+package rig
+
+import (
+	"context"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"time"
+
+	orcaservicev3 "github.com/cncf/xds/go/xds/service/orca/v3"
+	"google.golang.org/grpc"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/engineload"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/loadreport"
+)
+
+// Parent is an instance as our Envoy and router see it: HTTP/2, mutual TLS, load
+// reports. What is sealed otherwise, its engine gets in clear.
+type Parent struct {
+	orcaservicev3.UnimplementedOpenRcaServiceServer
+	Engine http.Handler // of completions
+	Report func() (loadreport.Report, error)
+}
+
+// Serve serves a parent on a port of its own until the process ends, and gives
+// its address.
+func (p *Parent) Serve(ctx context.Context, identityDir string) (address string, err error) {
+	source, err := identity.Open(ctx, "dir:"+identityDir, "")
+	if err != nil {
+		return "", err
+	}
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", err
+	}
+	server := &http.Server{
+		Handler: p.handler(), ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError), ReadHeaderTimeout: 10 * time.Second,
+		TLSConfig: source.ServerTLS(func(id identity.ID) bool { return id.Role == identity.RoleEnvoy || id.Role == identity.RoleRouter }),
+	}
+	go func() { _ = server.ServeTLS(listener, "", "") }()
+	return listener.Addr().String(), nil
+}
+
+func (p *Parent) handler() http.Handler {
+	reports := grpc.NewServer()
+	orcaservicev3.RegisterOpenRcaServiceServer(reports, p)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		switch {
+		case r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc"):
+			reports.ServeHTTP(w, r)
+		case r.URL.Path == "/healthz":
+		case r.URL.Path == api.PathSealed:
+			r.URL.Path = "/v1/chat/completions"
+			p.Engine.ServeHTTP(w, r)
+		default:
+			http.NotFound(w, r)
+		}
+	})
+}
+
+// StreamCoreMetrics reports the engine's load every 100 ms, as a busy parent
+// does.
+func (p *Parent) StreamCoreMetrics(_ *orcaservicev3.OrcaLoadReportRequest, stream orcaservicev3.OpenRcaService_StreamCoreMetricsServer) error {
+	for tick := time.NewTicker(100 * time.Millisecond); ; {
+		report, err := p.Report()
+		if err != nil {
+			return err
+		}
+		if err := stream.Send(loadreport.Encode(report)); err != nil {
+			return err
+		}
+		select {
+		case <-tick.C:
+		case <-stream.Context().Done():
+			return nil
+		}
+	}
+}
+
+// EngineReport reads an engine's metrics, as a parent does.
+func EngineReport(engine http.Handler, slots int) (loadreport.Report, error) {
+	page := httptest.NewRecorder()
+	engine.ServeHTTP(page, httptest.NewRequest(http.MethodGet, "/metrics", nil))
+	m, err := engineload.Read(page.Body)
+	if err != nil {
+		return loadreport.Report{}, err
+	}
+	return loadreport.Report{Queued: m.Queued, Running: m.Running, Slots: slots, KVCacheUse: m.KVCacheUse}, nil
+}
