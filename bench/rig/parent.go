@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -24,6 +25,7 @@ type Parent struct {
 	orcaservicev3.UnimplementedOpenRcaServiceServer
 	Engine http.Handler // of completions
 	Report func() (loadreport.Report, error)
+	Every  time.Duration // between two reports; 0: 100 ms, as a busy parent has it
 }
 
 // Serve serves a parent on a port of its own until the process ends, and gives
@@ -62,10 +64,9 @@ func (p *Parent) handler() http.Handler {
 	})
 }
 
-// StreamCoreMetrics reports the engine's load every 100 ms, as a busy parent
-// does.
+// StreamCoreMetrics reports the engine's load.
 func (p *Parent) StreamCoreMetrics(_ *orcaservicev3.OrcaLoadReportRequest, stream orcaservicev3.OpenRcaService_StreamCoreMetricsServer) error {
-	for tick := time.NewTicker(100 * time.Millisecond); ; {
+	for tick := time.NewTicker(cmp.Or(p.Every, 100*time.Millisecond)); ; {
 		report, err := p.Report()
 		if err != nil {
 			return err
