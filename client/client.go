@@ -75,13 +75,26 @@ type Client struct {
 	http       *http.Client
 	recipients *recipientCache
 	homes      *homes
+	requests   atomic.Uint64
+	resealed   atomic.Uint64
+}
+
+// Stats are what a client has done since it was made.
+type Stats struct {
+	Requests uint64 // that were sealed
+	Resealed uint64 // of these, sealed once more, as nobody held the first recipients' keys any more
+}
+
+// Stats gives the numbers so far.
+func (c *Client) Stats() Stats {
+	return Stats{Requests: c.requests.Load(), Resealed: c.resealed.Load()}
 }
 
 // New checks the configuration. It connects to nothing yet.
 func New(config Config) (*Client, error) {
 	config.RequestBodyBytes = cmp.Or(config.RequestBodyBytes, 4<<20)
 	config.RequestLifetime = cmp.Or(config.RequestLifetime, time.Minute)
-	config.Recipients = cmp.Or(config.Recipients, 3)
+	config.Recipients = cmp.Or(config.Recipients, api.Offered)
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	if config.Now == nil {
 		config.Now = time.Now
@@ -206,6 +219,7 @@ func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question
 	if err != nil {
 		return nil, err
 	}
+	c.requests.Add(1)
 	var home *seal.Recipient
 	if kid, ok := c.homes.get(q.affinity); ok {
 		home = list.find(kid)
@@ -214,6 +228,7 @@ func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question
 	if !errors.Is(err, errStaleRecipients) {
 		return resp, err
 	}
+	c.resealed.Add(1)
 	c.config.Logger.Info("recipients have changed, sealing again", "model", q.model)
 	if list, err = c.recipients.newer(req.Context(), key, q.model, list.version); err != nil {
 		return nil, err

@@ -168,15 +168,16 @@ func (c *cluster) config(edges ...*edge) client.Config {
 
 // tenant is an SDK whose HTTP client seals, and its API key.
 type tenant struct {
-	http *http.Client
-	key  string
+	sealing *client.Client
+	http    *http.Client
+	key     string
 }
 
 func (c *cluster) tenant(config client.Config) *tenant {
 	GinkgoHelper()
 	sealing, err := client.New(config)
 	Expect(err).NotTo(HaveOccurred())
-	t := &tenant{http: &http.Client{Transport: sealing}, key: c.key.Text()}
+	t := &tenant{sealing: sealing, http: &http.Client{Transport: sealing}, key: c.key.Text()}
 	DeferCleanup(t.http.CloseIdleConnections)
 	return t
 }

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/url"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -214,9 +215,12 @@ func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known m
 }
 
 func (rc *recipientCache) fetch(ctx context.Context, key *credential.Key, model string) ([]api.Recipient, error) {
-	query := url.Values{"model": {model}}.Encode()
+	query := url.Values{"model": {model}}
+	if n := rc.client.config.Recipients; n > api.Offered {
+		query.Set("n", strconv.Itoa(n))
+	}
 	resp, err := rc.client.eachEndpoint(ctx, key, func(endpoint *url.URL) (*http.Request, error) {
-		return http.NewRequestWithContext(ctx, http.MethodGet, endpoint.JoinPath(api.PathKeys).String()+"?"+query, nil)
+		return http.NewRequestWithContext(ctx, http.MethodGet, endpoint.JoinPath(api.PathKeys).String()+"?"+query.Encode(), nil)
 	})
 	if err != nil {
 		return nil, err

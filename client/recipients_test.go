@@ -10,6 +10,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/client"
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/seal"
 )
@@ -43,6 +44,16 @@ var _ = Describe("Recipients", func() {
 		Expect(e.requests(api.PathKeys)).To(HaveLen(1))
 		Expect(e.requests(api.PathKeys)[0].url).To(Equal(api.PathKeys + "?model=smol"))
 	})
+
+	DescribeTable("are asked for by number by those who seal to more than are offered", func(ctx SpecContext, n int, query string) {
+		config := c.config(e)
+		config.Recipients = n
+		t := c.tenant(config)
+		expectReply(t.ask(ctx))
+		Expect(e.requests(api.PathKeys)[0].url).To(Equal(api.PathKeys + query))
+	},
+		Entry("one", 1, "?model=smol"), Entry("as many", 3, "?model=smol"), Entry("more", 4, "?model=smol&n=4"),
+	)
 
 	It("are fetched anew beside a request once they have aged", func(ctx SpecContext) {
 		expectReply(t.ask(ctx))
@@ -211,6 +222,7 @@ var _ = Describe("Recipients", func() {
 		It("are fetched once more, and the request is sealed anew", func(ctx SpecContext) {
 			expectReply(t.ask(ctx))
 			Expect(e.requests(api.PathKeys)).To(HaveLen(2))
+			Expect(t.sealing.Stats()).To(Equal(client.Stats{Requests: 2, Resealed: 1}))
 			sealed := e.requests(api.PathSealed)[1:]
 			Expect(sealed).To(HaveLen(2))
 			Expect(sealed[0].header.Get(api.HeaderRequestID)).NotTo(Equal(sealed[1].header.Get(api.HeaderRequestID)))

@@ -211,6 +211,27 @@ var _ = Describe("A fault", func() {
 		})).To(BeEmpty())
 	})
 
+	It("costs no request when one of two routers hangs, of which the other takes its place", func(ctx SpecContext) {
+		admin := c.env()["MRGC_ADMIN_USE1"]
+		Eventually(func() string { return get(ctx, admin+"/peers") }, "10s").Should(ContainSubstring(`"connected"`))
+		local := c.pids()["router-use1"]
+		Expect(local).NotTo(BeZero())
+		DeferCleanup(func() { _ = syscall.Kill(local, syscall.SIGCONT) })
+		Expect(c.during("one router of two stopped (SIGSTOP)", func() {
+			Expect(syscall.Kill(local, syscall.SIGSTOP)).To(Succeed())
+		})).To(BeEmpty())
+		Expect(syscall.Kill(local, syscall.SIGCONT)).To(Succeed())
+		Eventually(func() string { return get(ctx, admin+"/peers") }, "10s").Should(ContainSubstring(`"connected"`))
+	})
+
+	It("costs no request when one of two routers is killed", func() {
+		Expect(c.during("one router of two killed", func() {
+			before := c.pids()["router-use1"]
+			Expect(syscall.Kill(before, syscall.SIGKILL)).To(Succeed())
+			Eventually(func() int { return c.pids()["router-use1"] }, "20s").Should(And(Not(Equal(before)), Not(BeZero())))
+		})).To(BeEmpty())
+	})
+
 	It("costs no request when the store is gone", func() {
 		Expect(c.during("store gone", func() {
 			for _, suffix := range []string{"", "-wal", "-shm"} {

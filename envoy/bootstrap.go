@@ -18,6 +18,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -45,8 +46,8 @@ func Bootstrap(config Config) ([]byte, error) {
 		DynamicResources: dynamicResources(),
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			Clusters: []*clusterv3.Cluster{
-				routerCluster(p, ClusterRouter, config.RouterGRPC, config),
-				routerCluster(p, ClusterRouterHTTP, config.RouterHTTP, config),
+				routerCluster(p, ClusterRouter, config.RouterGRPC, grpcCheck(), config),
+				routerCluster(p, ClusterRouterHTTP, config.RouterHTTP, httpCheck(), config),
 			},
 			Secrets: secrets(config),
 		},
@@ -96,21 +97,29 @@ func dynamicResources() *bootstrapv3.Bootstrap_DynamicResources {
 	}
 }
 
-// routerCluster is a static list of routers. Each address is a priority of its
-// own, so that the next serves only while the one before is ejected, which one
-// failed connection does; with every router ejected Envoy tries them all
-// (panic), because a control plane that looks dead is still worth asking.
-func routerCluster(p *packer, name string, addresses []netip.AddrPort, config Config) *clusterv3.Cluster {
+// routerCluster is a static list of routers. The first address, the local
+// router, is a priority of its own and all others are the next, so that they
+// serve only while it is ejected, which one failed connection does; with every
+// router ejected Envoy tries them all (panic), because a control plane that looks
+// dead is still worth asking.
+//
+// Where there is another to go to, a router that hangs is left as well. It keeps
+// its connections: each pick costs the picker's time-out, and the streams of
+// configuration and log stay with it. Pings that it does not answer end these
+// within 1.5 s, connections that it does not accept eject it 1 s later, and a
+// health check, which is later still, keeps it out. The order matters: picks that
+// went elsewhere before the log did would never be seen to end.
+func routerCluster(p *packer, name string, addresses []netip.AddrPort, check *corev3.HealthCheck, config Config) *clusterv3.Cluster {
 	assignment := &endpointv3.ClusterLoadAssignment{ClusterName: name}
 	for i, a := range addresses {
 		assignment.Endpoints = append(assignment.Endpoints, &endpointv3.LocalityLbEndpoints{
-			Priority: uint32(i), //nolint:gosec // a handful of addresses
+			Priority: uint32(min(i, 1)),
 			LbEndpoints: []*endpointv3.LbEndpoint{{
 				HostIdentifier: &endpointv3.LbEndpoint_Endpoint{Endpoint: &endpointv3.Endpoint{Address: address(a)}},
 			}},
 		})
 	}
-	return &clusterv3.Cluster{
+	cluster := &clusterv3.Cluster{
 		Name:                 name,
 		ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_STATIC},
 		ConnectTimeout:       durationpb.New(time.Second),
@@ -136,25 +145,57 @@ func routerCluster(p *packer, name string, addresses []netip.AddrPort, config Co
 			MaxEjectionPercent:                     wrapperspb.UInt32(100),
 		},
 		TypedExtensionProtocolOptions: map[string]*anypb.Any{
-			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": p.pack(http2Options()),
+			"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": p.pack(http2Options(len(addresses) > 1)),
 		},
 		UpstreamConnectionOptions: &clusterv3.UpstreamConnectionOptions{TcpKeepalive: &corev3.TcpKeepalive{
 			KeepaliveProbes: wrapperspb.UInt32(3), KeepaliveTime: wrapperspb.UInt32(10), KeepaliveInterval: wrapperspb.UInt32(5),
 		}},
 	}
+	if len(addresses) > 1 {
+		cluster.HealthChecks = []*corev3.HealthCheck{check}
+	}
+	return cluster
+}
+
+func grpcCheck() *corev3.HealthCheck {
+	check := routerCheck()
+	check.HealthChecker = &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}}
+	return check
+}
+
+func httpCheck() *corev3.HealthCheck {
+	check := routerCheck()
+	check.HealthChecker = &corev3.HealthCheck_HttpHealthCheck_{HttpHealthCheck: &corev3.HealthCheck_HttpHealthCheck{
+		Host: "router", Path: "/healthz", CodecClientType: typev3.CodecClientType_HTTP2,
+	}}
+	return check
+}
+
+// routerCheck keeps out a router that hangs, at the cost of one small request a
+// second. The interval without traffic is set as well: its default is a minute.
+func routerCheck() *corev3.HealthCheck {
+	return &corev3.HealthCheck{
+		Timeout:            durationpb.New(time.Second),
+		Interval:           durationpb.New(time.Second),
+		NoTrafficInterval:  durationpb.New(time.Second),
+		UnhealthyThreshold: wrapperspb.UInt32(2),
+		HealthyThreshold:   wrapperspb.UInt32(1),
+	}
 }
 
 // http2Options pings a router that is silent, so that a half-open connection is
-// known as such in seconds.
-func http2Options() *httpv3.HttpProtocolOptions {
+// known as such: at once if there is another router to go to, else in seconds.
+func http2Options(severalRouters bool) *httpv3.HttpProtocolOptions {
+	pings := &corev3.KeepaliveSettings{Interval: durationpb.New(10 * time.Second), Timeout: durationpb.New(3 * time.Second)}
+	if severalRouters {
+		pings = &corev3.KeepaliveSettings{Interval: durationpb.New(time.Second), Timeout: durationpb.New(500 * time.Millisecond)}
+	}
 	return &httpv3.HttpProtocolOptions{
 		UpstreamProtocolOptions: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_{
 			ExplicitHttpConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig{
 				ProtocolConfig: &httpv3.HttpProtocolOptions_ExplicitHttpConfig_Http2ProtocolOptions{
 					Http2ProtocolOptions: &corev3.Http2ProtocolOptions{
-						ConnectionKeepalive: &corev3.KeepaliveSettings{
-							Interval: durationpb.New(10 * time.Second), Timeout: durationpb.New(3 * time.Second),
-						},
+						ConnectionKeepalive: pings,
 					},
 				},
 			},

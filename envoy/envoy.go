@@ -59,8 +59,8 @@ type Config struct {
 	// dump its configuration, so it must be a loopback address. Required.
 	Admin netip.AddrPort
 	// RouterGRPC and RouterHTTP are the addresses of the region's routers, the
-	// preferred one first: the next is used while those before it fail. At
-	// least one of each is required.
+	// preferred one, which runs beside this Envoy, first: the others are used while
+	// it fails or hangs. At least one of each is required.
 	RouterGRPC []netip.AddrPort
 	RouterHTTP []netip.AddrPort
 

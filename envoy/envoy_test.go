@@ -25,7 +25,7 @@ func config() envoy.Config {
 	return envoy.Config{
 		NodeID: "use1-envoy-0", Region: "use1", Zone: "use1-az1",
 		Admin:           netip.MustParseAddrPort("127.0.0.1:9901"),
-		RouterGRPC:      []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9001"), netip.MustParseAddrPort("10.0.0.9:9001")},
+		RouterGRPC:      []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9001"), netip.MustParseAddrPort("10.0.0.9:9001"), netip.MustParseAddrPort("10.0.1.9:9001")},
 		RouterHTTP:      []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:9002")},
 		CertificateFile: "/run/mrgc/tls.crt", KeyFile: "/run/mrgc/tls.key", TrustFile: "/run/mrgc/ca.crt",
 	}

@@ -1,6 +1,7 @@
 package extproc
 
 import (
+	"cmp"
 	"errors"
 	"io"
 	"net"
@@ -10,6 +11,8 @@ import (
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
 	"google.golang.org/grpc"
 	"google.golang.org/protobuf/types/known/structpb"
+
+	"github.com/mrgc/mrgc/internal/peers"
 )
 
 // StreamAccessLogs learns from Envoy's access log where requests have moved,
@@ -32,37 +35,62 @@ func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.
 // account follows one request by one entry of the log, and learns from it how
 // instances fare.
 //
-// An attempt at an instance that the picker did not name first is where the
-// request is from then on; the one before has failed it, or is not there for
-// Envoy, which is as bad. An instance that has left the fleet meanwhile takes no
-// more requests, so that the count may stay where it is.
+// Envoy opens its log to the router that it prefers, as it does each question
+// for a pick, but keeps it open: after that router's absence picks go to it again
+// while the log stays with another, and in a moment of trouble the two part for
+// single requests. So a picker tells its peers what it cannot place, and the
+// one whose request it is counts it off within some 10 ms. What gets lost on the
+// way, or is of a router that has ended, ends by the time-out, or with the view
+// that others had of that router.
 func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
-	common, id := entry.GetCommonProperties(), entry.GetRequest().GetRequestId()
-	instance := p.index().at(addressOf(common))
+	common := entry.GetCommonProperties()
+	e := peers.Event{Request: entry.GetRequest().GetRequestId()}
+	if instance := p.index().at(addressOf(common)); instance != nil {
+		e.Instance = instance.ID
+	}
 	switch common.GetAccessLogType() {
 	case accesslogdatav3.AccessLogType_UpstreamPoolReady:
-		if instance == nil {
+		if e.Instance == "" { // has left the fleet, takes no more requests: the count may stay where it is
 			return
 		}
-		if from := p.inFlight.Move(id, instance.ID); from != "" && from != instance.ID {
-			p.outcomes.add(from, true, p.now())
-		}
+		e.Kind = peers.Moved
 	case accesslogdatav3.AccessLogType_NotSet, accesslogdatav3.AccessLogType_DownstreamEnd:
 		if waited, known := waitOf(common); known {
 			p.metrics.wait.Observe(waited)
 		}
-		where := p.inFlight.Done(id)
-		if instance != nil {
-			where = instance.ID // also of a request that the picker did not see
-		}
-		switch outcome := outcomeOf(entry); {
-		case where == "" || outcome == saysNothing:
-		case outcome == failed:
-			p.outcomes.add(where, true, p.now())
-		case instance != nil: // somebody answered, who must be known
-			p.outcomes.add(where, false, p.now())
-		}
+		e.Kind = outcomeOf(entry)
+	default:
+		return
 	}
+	if p.apply(e) {
+		p.shared.changed.raise()
+	} else {
+		p.shared.tellStray(e)
+	}
+}
+
+// apply does what the log says, and says whether the request was in flight.
+//
+// An attempt at an instance that the picker did not name first is where the
+// request is from then on; the one before has failed it, or is not there for
+// Envoy, which is as bad.
+func (p *Picker) apply(e peers.Event) (wasInFlight bool) {
+	if e.Kind == peers.Moved {
+		from := p.inFlight.Move(e.Request, e.Instance)
+		if from != "" && from != e.Instance {
+			p.outcomes.add(from, true, p.now())
+		}
+		return from != ""
+	}
+	at := p.inFlight.Done(e.Request)
+	switch where := cmp.Or(e.Instance, at); { // also of a request that the picker did not see
+	case where == "" || e.Kind == peers.Ended:
+	case e.Kind == peers.Failed:
+		p.outcomes.add(where, true, p.now())
+	case e.Instance != "": // somebody answered, who must be known
+		p.outcomes.add(where, false, p.now())
+	}
+	return at != ""
 }
 
 // addressOf is where an attempt went, as instances write their addresses; empty

@@ -21,14 +21,19 @@ const metadataNamespace = "envoy.lb"
 // case the name of the header that repeats it.
 const metadataKey = "x-gateway-destination-endpoint"
 
-// steer lets a request go on to one of the addresses of destination. The header
-// repeats the pick for access logs; nothing decides by it, and it overwrites
-// whatever the client sent under this name.
-func steer(destination string) *extprocv3.ProcessingResponse {
+var headerUncached = strings.ToLower(api.HeaderUncached)
+
+// steer lets a request go on to one of the addresses of destination, and tells
+// the instance of how many tokens of the prompt it is expected to read anew. The
+// first header repeats the pick for access logs; nothing decides by it. Both
+// overwrite whatever the client sent under their names.
+func steer(destination string, uncachedTokens int) *extprocv3.ProcessingResponse {
 	return &extprocv3.ProcessingResponse{
 		Response: &extprocv3.ProcessingResponse_RequestHeaders{RequestHeaders: &extprocv3.HeadersResponse{
 			Response: &extprocv3.CommonResponse{HeaderMutation: &extprocv3.HeaderMutation{
-				SetHeaders: []*corev3.HeaderValueOption{setHeader(metadataKey, destination)},
+				SetHeaders: []*corev3.HeaderValueOption{
+					setHeader(metadataKey, destination), setHeader(headerUncached, strconv.Itoa(uncachedTokens)),
+				},
 			}},
 		}},
 		DynamicMetadata: &structpb.Struct{Fields: map[string]*structpb.Value{

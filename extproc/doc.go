@@ -30,6 +30,10 @@
 // unready meanwhile. What else it remembers is where each conversation's last
 // request went, by its opaque affinity, and since when instances have been ready.
 //
+// Where a region has several pickers, each hears what the others have in flight:
+// [Picker.Tell] makes the messages of package peers, [Picker.Learn] takes them,
+// and whoever runs the picker carries them.
+//
 // The picker serves from the snapshot of the fleet that it is given, however
 // old. It never reads a store, dials anyone, sees a body, starts a goroutine of
 // its own, or logs or echoes a credential. Streams live as long as Envoy keeps

@@ -133,6 +133,12 @@ func (h *harness) seeSnapshot(s *fleet.Snapshot) {
 	h.snapshot = s
 }
 
+func (h *harness) time() time.Time {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return h.now
+}
+
 func (h *harness) advance(d time.Duration) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

@@ -35,10 +35,11 @@ func (h *homes) of(affinity string, candidates []routing.Candidate) string {
 	return ""
 }
 
-// set makes an instance a conversation's home.
-func (h *homes) set(affinity, instanceID string) {
+// set makes an instance a conversation's home, and says whether that is new.
+func (h *homes) set(affinity, instanceID string) (moved bool) {
 	place, conversation := h.place(affinity)
-	place.Store(conversation | h.instance(instanceID))
+	stay := conversation | h.instance(instanceID)
+	return place.Swap(stay) != stay
 }
 
 const conversationBits = 0xffffffff << 32

@@ -65,12 +65,21 @@ func newIndex(snapshot *fleet.Snapshot, before *index, staleAfter time.Duration)
 	return ix
 }
 
-// has says whether an instance is in the fleet.
-func (ix *index) has(id string) bool {
-	_, found := slices.BinarySearchFunc(ix.snapshot.Instances, id, func(in *fleet.Instance, id string) int {
+// has says whether an instance is in the fleet; none is if ix is nil.
+func (ix *index) has(id string) bool { return ix.get(id) != nil }
+
+// get gives an instance by ID; nil if it is not in the fleet, or ix is nil.
+func (ix *index) get(id string) *fleet.Instance {
+	if ix == nil {
+		return nil
+	}
+	i, found := slices.BinarySearchFunc(ix.snapshot.Instances, id, func(in *fleet.Instance, id string) int {
 		return strings.Compare(in.ID, id)
 	})
-	return found
+	if !found {
+		return nil
+	}
+	return ix.snapshot.Instances[i]
 }
 
 // newlyReady says whether an instance has become ready, since an index that may
@@ -111,19 +120,41 @@ func (p *Picker) candidates(dst []routing.Candidate, ix *index, recipients []str
 	return dst
 }
 
-// candidate is all that the picker knows of an instance.
-func (p *Picker) candidate(ix *index, in *fleet.Instance, now time.Time) routing.Candidate {
-	work := p.inFlight.On(in.ID)
-	c := routing.Candidate{
-		Instance: in,
-		InFlight: work.Requests, InFlightTokens: work.Tokens,
-		ErrorRate: p.outcomes.errorRate(in.ID),
-	}
+// reportOf is what an instance last said of its load.
+func (p *Picker) reportOf(ix *index, in *fleet.Instance) routing.Report {
 	switch {
 	case p.report != nil:
-		c.Report = p.report(in)
+		return p.report(in)
 	case !ix.snapshot.Stale(in, p.staleAfter):
-		c.Report = routing.Report{Load: in.Load, Age: routing.AgeStale} // seconds old
+		return routing.Report{Load: in.Load, Age: routing.AgeStale} // seconds old
+	}
+	return routing.Report{}
+}
+
+// work is what the picker itself has in flight on an instance that has last
+// reported so.
+func (p *Picker) work(instanceID string, report routing.Report, now time.Time) Work {
+	work := p.inFlight.On(instanceID)
+	if report.Age == routing.AgeFresh {
+		work.Sent = p.inFlight.SentSince(instanceID, now.Add(-report.Since-onTheWay))
+	}
+	return work
+}
+
+// onTheWay is how long a request is at most on its way from the picker to the
+// instance, or the instance's report to the picker, unless something is wrong: a
+// request picked so long before a report came is in the report.
+const onTheWay = 5 * time.Millisecond
+
+// candidate is all that the picker knows of an instance.
+func (p *Picker) candidate(ix *index, in *fleet.Instance, now time.Time) routing.Candidate {
+	report := p.reportOf(ix, in)
+	work := p.work(in.ID, report, now).Plus(p.shared.views.On(in.ID, now.Add(-report.Since), now))
+	c := routing.Candidate{
+		Instance: in,
+		InFlight: work.Requests, InFlightTokens: work.Tokens, SentTokens: work.Sent,
+		Report:    report,
+		ErrorRate: p.outcomes.errorRate(in.ID),
 	}
 	var since time.Time
 	if since, c.Ready = ix.ready[in.ID]; !since.IsZero() {

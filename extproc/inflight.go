@@ -4,6 +4,8 @@ import (
 	"maps"
 	"sync"
 	"time"
+
+	"github.com/mrgc/mrgc/internal/peers"
 )
 
 // InFlight counts the requests that are in flight on each instance, and their
@@ -23,10 +25,7 @@ type InFlight struct {
 }
 
 // Work is what is in flight on an instance.
-type Work struct {
-	Requests int
-	Tokens   int // of their prompts, that the instance has to read anew
-}
+type Work = peers.Work
 
 // flight is one request in flight.
 type flight struct {
@@ -93,6 +92,13 @@ func (f *InFlight) Done(requestID string) (at string) {
 	return at
 }
 
+// holds says whether a request is in flight.
+func (f *InFlight) holds(requestID string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.requests[requestID] != nil
+}
+
 // Expire forgets the requests that were added longer than the time-out before
 // now.
 func (f *InFlight) Expire(now time.Time) {
@@ -106,6 +112,20 @@ func (f *InFlight) On(instanceID string) Work {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	return f.counts[instanceID]
+}
+
+// SentSince is how many tokens of prompts, of the requests in flight on an
+// instance, have been sent to it since a moment, which costs as much as there are
+// requests since.
+func (f *InFlight) SentSince(instanceID string, since time.Time) (tokens int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for r := f.tail; r != nil && !r.start.Before(since); r = r.older {
+		if r.instance == instanceID {
+			tokens += r.tokens
+		}
+	}
+	return tokens
 }
 
 // All is what is in flight on every instance that has any. It is the caller's.
@@ -139,7 +159,7 @@ func (f *InFlight) remove(r *flight) {
 // put counts a flight where it is.
 func (f *InFlight) put(r *flight) {
 	on := f.counts[r.instance]
-	f.counts[r.instance] = Work{on.Requests + 1, on.Tokens + r.tokens}
+	f.counts[r.instance] = Work{Requests: on.Requests + 1, Tokens: on.Tokens + r.tokens}
 }
 
 // take no longer counts a flight where it is.
@@ -149,5 +169,5 @@ func (f *InFlight) take(r *flight) {
 		delete(f.counts, r.instance)
 		return
 	}
-	f.counts[r.instance] = Work{on.Requests - 1, on.Tokens - r.tokens}
+	f.counts[r.instance] = Work{Requests: on.Requests - 1, Tokens: on.Tokens - r.tokens}
 }

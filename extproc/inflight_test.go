@@ -97,6 +97,15 @@ var _ = Describe("InFlight", func() {
 						if f.On(in) != want[in] {
 							t.Fatalf("%s has %v, want %v", in, f.On(in), want[in])
 						}
+						since, sent := now.Add(-3*time.Second), 0
+						for _, r := range twin {
+							if r.instance == in && !r.start.Before(since) {
+								sent += r.tokens
+							}
+						}
+						if got := f.SentSince(in, since); got != sent {
+							t.Fatalf("%s has been sent %d tokens of late, want %d", in, got, sent)
+						}
 					}
 				},
 			})

@@ -21,8 +21,8 @@ import (
 func portA(in *fleet.Instance) { in.Address = "10.0.0.1:8080" }
 func portB(in *fleet.Instance) { in.Address = "10.0.0.2:8080" }
 
-func logged() *harness {
-	h := start()
+func logged(change ...func(*extproc.Config)) *harness {
+	h := start(change...)
 	h.see(instance("use1-0", "use1", kidA, portA), instance("use1-1", "use1", kidB, portB))
 	return h
 }

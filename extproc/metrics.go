@@ -54,14 +54,17 @@ func newMetrics(reg prometheus.Registerer, region fleet.Region, perInstance func
 
 // figures are what a picker publishes of an instance.
 type figures struct {
-	work      Work
+	work      Work // by this picker
+	elsewhere Work // by the region's other routers
 	errorRate float64
 }
 
 // instanceCollector reads figures when they are collected.
 type instanceCollector struct {
-	figures                     func() map[string]figures
-	requests, tokens, errorRate *prometheus.Desc
+	figures                    func() map[string]figures
+	requests, tokens           *prometheus.Desc
+	peersRequests, peersTokens *prometheus.Desc
+	errorRate                  *prometheus.Desc
 }
 
 func newInstanceCollector(read func() map[string]figures) instanceCollector {
@@ -69,16 +72,20 @@ func newInstanceCollector(read func() map[string]figures) instanceCollector {
 		return prometheus.NewDesc(name, help, []string{"instance"}, nil)
 	}
 	return instanceCollector{
-		figures:   read,
-		requests:  desc("mrgc_in_flight", "Requests that this picker sent to an instance and has not seen end."),
-		tokens:    desc("mrgc_in_flight_tokens", "Tokens of their prompts that the instance has to read, as far as clients declare them."),
-		errorRate: desc("mrgc_error_rate", "Recent share of an instance's requests that failed; from 0.5 it gets probes only."),
+		figures:       read,
+		requests:      desc("mrgc_in_flight", "Requests that this picker sent to an instance and has not seen end."),
+		tokens:        desc("mrgc_in_flight_tokens", "Tokens of their prompts that the instance has to read, as far as clients declare them."),
+		peersRequests: desc("mrgc_peers_in_flight", "Requests that the region's other routers say they have in flight on an instance."),
+		peersTokens:   desc("mrgc_peers_in_flight_tokens", "Tokens of their prompts that the instance has to read."),
+		errorRate:     desc("mrgc_error_rate", "Recent share of an instance's requests that failed; from 0.5 it gets probes only."),
 	}
 }
 
 func (c instanceCollector) Describe(ch chan<- *prometheus.Desc) {
 	ch <- c.requests
 	ch <- c.tokens
+	ch <- c.peersRequests
+	ch <- c.peersTokens
 	ch <- c.errorRate
 }
 
@@ -86,6 +93,8 @@ func (c instanceCollector) Collect(ch chan<- prometheus.Metric) {
 	for instance, f := range c.figures() {
 		ch <- prometheus.MustNewConstMetric(c.requests, prometheus.GaugeValue, float64(f.work.Requests), instance)
 		ch <- prometheus.MustNewConstMetric(c.tokens, prometheus.GaugeValue, float64(f.work.Tokens), instance)
+		ch <- prometheus.MustNewConstMetric(c.peersRequests, prometheus.GaugeValue, float64(f.elsewhere.Requests), instance)
+		ch <- prometheus.MustNewConstMetric(c.peersTokens, prometheus.GaugeValue, float64(f.elsewhere.Tokens), instance)
 		ch <- prometheus.MustNewConstMetric(c.errorRate, prometheus.GaugeValue, f.errorRate, instance)
 	}
 }

@@ -7,6 +7,7 @@ import (
 
 	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 
+	"github.com/mrgc/mrgc/internal/peers"
 	"github.com/mrgc/mrgc/internal/routing"
 )
 
@@ -38,31 +39,22 @@ func (o *outcomes) forget(which func(instanceID string) bool) {
 	maps.DeleteFunc(o.byInstance, func(id string, _ routing.Outcomes) bool { return which(id) })
 }
 
-// outcome is what the end of a request says of the instance where it was.
-type outcome uint8
-
-const (
-	saysNothing outcome = iota // nobody answered, or somebody else did
-	served
-	failed
-)
-
-// outcomeOf reads the last entry of a request. An instance fails that answers
-// with a status from 500, or not, or not to the end. It does not fail where
-// Envoy had nobody to ask or may not ask, nor where the client has gone before
-// there was an answer.
-func outcomeOf(entry *accesslogdatav3.HTTPAccessLogEntry) outcome {
+// outcomeOf reads what the last entry of a request says of the instance where it
+// was. An instance fails that answers with a status from 500, or not, or not to
+// the end. It does not fail where Envoy had nobody to ask or may not ask, nor
+// where the client has gone before there was an answer.
+func outcomeOf(entry *accesslogdatav3.HTTPAccessLogEntry) peers.Kind {
 	flags := entry.GetCommonProperties().GetResponseFlags()
 	status := entry.GetResponse().GetResponseCode().GetValue()
 	switch {
 	case flags.GetUpstreamConnectionFailure(), flags.GetUpstreamConnectionTermination(),
 		flags.GetUpstreamRemoteReset(), flags.GetUpstreamRequestTimeout(), flags.GetUpstreamProtocolError():
-		return failed
+		return peers.Failed
 	case flags.GetNoHealthyUpstream(), flags.GetUpstreamOverflow(), status == 0:
-		return saysNothing
+		return peers.Ended
 	case status >= 500:
-		return failed
+		return peers.Failed
 	default:
-		return served
+		return peers.Served
 	}
 }

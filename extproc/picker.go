@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"slices"
 	"sync/atomic"
 	"time"
@@ -17,6 +18,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/peers"
 	"github.com/mrgc/mrgc/internal/routing"
 )
 
@@ -75,6 +77,7 @@ type Picker struct {
 	inFlight     *InFlight
 	outcomes     *outcomes
 	homes        *homes
+	shared       shared
 
 	latest atomic.Pointer[index] // of the last snapshot seen; nil before the first
 }
@@ -112,6 +115,7 @@ func New(cfg Config) (*Picker, error) {
 		outcomes:     newOutcomes(),
 		homes:        newHomes(),
 	}
+	p.shared.epoch = peers.Epoch{Began: cfg.Now().UnixNano(), ID: rand.Uint64()} //nolint:gosec // tells processes apart; no secret
 	for model, policy := range cfg.Policies {
 		p.models[model] = &modelState{policy: policy}
 	}
@@ -170,6 +174,9 @@ func (p *Picker) Process(stream grpc.BidiStreamingServer[extprocv3.ProcessingReq
 			}
 			continue
 		}
+		if err := stream.Context().Err(); err != nil {
+			return err // it waited for too long: Envoy went by weight, and nothing is to be counted
+		}
 		answer, envoyID := p.answer(stream.Context(), headers)
 		if err := stream.Send(answer); err != nil {
 			p.inFlight.Done(envoyID) // Envoy never heard of the pick
@@ -199,11 +206,13 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 		p.metrics.affinity.WithLabelValues(string(decision.Gate)).Inc()
 	}
 	first := decision.Instances[0].ID
-	if req.affinity != "" {
-		p.homes.set(req.affinity, first)
+	if req.affinity != "" && p.homes.set(req.affinity, first) {
+		p.shared.tellHome(req.affinity, first)
 	}
-	p.inFlight.Add(req.envoyID, first, routing.UncachedTokens(req.size.Prompt, decision.Gate == routing.GateHome), start)
-	return steer(decision.Destination()), req.envoyID
+	uncached := routing.UncachedTokens(req.size.Prompt, decision.Gate == routing.GateHome)
+	p.inFlight.Add(req.envoyID, first, uncached, start)
+	p.shared.changed.raise()
+	return steer(decision.Destination(), uncached), req.envoyID
 }
 
 // decide checks a request, cheapest and least revealing first, and picks.
@@ -230,7 +239,6 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		Recipients:   req.recipients,
 		Regions:      p.regions,
 		PromptTokens: req.size.Prompt,
-		OutputTokens: req.size.Output,
 	}
 	if model := p.models[req.model]; model != nil {
 		pick.Policy, pick.Sequence = model.policy, model.requests.Add(1)
@@ -275,13 +283,15 @@ func (p *Picker) Candidates() []routing.Candidate {
 // figures has those of every instance of the fleet, the idle included, and of
 // those that have left it with requests in flight.
 func (p *Picker) figures() map[string]figures {
-	p.inFlight.Expire(p.now())
+	now := p.now()
+	p.inFlight.Expire(now)
 	all := make(map[string]figures)
 	for id, work := range p.inFlight.All() {
 		all[id] = figures{work: work}
 	}
 	for _, c := range p.Candidates() {
-		all[c.Instance.ID] = figures{work: Work{c.InFlight, c.InFlightTokens}, errorRate: c.ErrorRate}
+		id := c.Instance.ID
+		all[id] = figures{work: p.inFlight.On(id), elsewhere: p.shared.views.On(id, now, now), errorRate: c.ErrorRate}
 	}
 	return all
 }

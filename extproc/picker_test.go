@@ -64,6 +64,8 @@ var _ = Describe("Process", func() {
 		Expect(protojson.Unmarshal([]byte(`{
 			"requestHeaders": {"response": {"headerMutation": {"setHeaders": [{
 				"header": {"key": "x-gateway-destination-endpoint", "rawValue": "YWRkci11c2UxLTA="},
+				"appendAction": "OVERWRITE_IF_EXISTS_OR_ADD"}, {
+				"header": {"key": "mrgc-uncached", "rawValue": "MTAyNA=="},
 				"appendAction": "OVERWRITE_IF_EXISTS_OR_ADD"}]}}},
 			"dynamicMetadata": {"envoy.lb": {"x-gateway-destination-endpoint": "addr-use1-0"}}
 		}`), &want)).To(Succeed())

@@ -89,7 +89,7 @@ func (c *cluster) showHow(apiKey string) {
 	c.ui.say("\nThe cluster is up after %.1f s.\n", time.Since(c.started).Seconds())
 	c.ui.say("  tenant endpoint  http://%s/v1", p.connect)
 	for _, r := range p.regions {
-		c.ui.say("  %-5s            Envoy https://%s   xDS admin http://%s", r.name, r.tenant, r.admin)
+		c.ui.say("  %-5s            Envoy https://%s   xDS admin http://%s", r.name, r.tenant, r.routers[0].admin)
 	}
 	c.ui.say("\nFor an OpenAI client, paste this, or run: source %s\n", p.envFile())
 	for _, line := range p.env(apiKey)[:3] {

@@ -99,7 +99,10 @@ func (p *plan) clusterConfig(key *credential.Key) []byte {
 	for _, r := range p.regions {
 		fmt.Fprintf(&b, "  - {name: %s, aws_region: %s}\n", r.name, r.aws)
 	}
-	fmt.Fprintf(&b, "models:\n  - {name: %q}\n", p.options.ModelName)
+	fmt.Fprintf(&b, "models:\n  - name: %q\n", p.options.ModelName)
+	if p.options.Policy != "" {
+		fmt.Fprintf(&b, "    policy: %s\n", p.options.Policy)
+	}
 	fmt.Fprintf(&b, "tenants:\n  - name: %s\n    edge_token_sha256: [%s]\n    enclave_token_sha256: [%s]\n", key.Tenant(),
 		credential.DigestOf(key.EdgeToken()), credential.DigestOf(key.EnclaveToken()))
 	return []byte(b.String())
@@ -117,11 +120,14 @@ func (p *plan) writeEnvoyFiles(ctx context.Context, ca *devca.Authority) error {
 		if err != nil {
 			return err
 		}
+		var routerGRPC, routerHTTP []netip.AddrPort
+		for _, router := range r.routers {
+			routerGRPC = append(routerGRPC, netip.MustParseAddrPort(router.grpc))
+			routerHTTP = append(routerHTTP, netip.MustParseAddrPort(router.http))
+		}
 		bootstrap, err := envoy.Bootstrap(envoy.Config{
 			NodeID: r.name + "-envoy-0", Region: fleet.Region(r.name),
-			Admin:      netip.MustParseAddrPort(r.envoyAdmin),
-			RouterGRPC: []netip.AddrPort{netip.MustParseAddrPort(r.grpc)},
-			RouterHTTP: []netip.AddrPort{netip.MustParseAddrPort(r.http)},
+			Admin: netip.MustParseAddrPort(r.envoyAdmin), RouterGRPC: routerGRPC, RouterHTTP: routerHTTP,
 
 			CertificateFile: filepath.Join(r.envoyIdentity, identity.CertificateFile),
 			KeyFile:         filepath.Join(r.envoyIdentity, identity.KeyFile),

@@ -2,6 +2,7 @@ package local
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"net/url"
@@ -11,6 +12,8 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 // Engines that a local cluster can run.
@@ -23,11 +26,17 @@ const (
 type Options struct {
 	Regions   []string // short names out of use1, use2, usw2; default: all three
 	Instances int      // per region; default 2
+	Routers   int      // per region; default 2
 	Engine    string   // EngineLlama (default) or EngineSim
 	Model     string   // GGUF file; default: the small model that is fetched
 	EngineURL string   // an OpenAI-compatible engine that runs already, http://host:port; default: none
 	ModelName string   // as tenants ask for it; default: derived from the model
 	Port      int      // of the tenant endpoint on loopback; 0: any free one
+
+	// Policy is how requests find their instance, of mrgc.yaml's models[].policy;
+	// default: the default one.
+	Policy string
+	Sim    SimOptions
 
 	StateDir string // logs, state, env; default ".mrgc"
 	ToolsDir string // fetched parts; default ".tools"
@@ -45,6 +54,7 @@ var allRegions = []string{"use1", "use2", "usw2"}
 
 const (
 	maxInstances     = 20
+	maxRouters       = 4
 	defaultModelName = "smollm2-135m-instruct"
 	// fewCores is up to how many cores all instances share one llama.cpp.
 	fewCores = 4
@@ -66,12 +76,21 @@ func (o Options) complete() (Options, error) {
 	if o.Instances < 1 || o.Instances > maxInstances {
 		return o, fmt.Errorf("--instances %d: want 1 to %d per region", o.Instances, maxInstances)
 	}
+	o.Routers = cmp.Or(o.Routers, 2)
+	if o.Routers < 1 || o.Routers > maxRouters {
+		return o, fmt.Errorf("--routers %d: want 1 to %d per region", o.Routers, maxRouters)
+	}
 	o.Engine = cmp.Or(o.Engine, EngineLlama)
 	if o.Engine != EngineLlama && o.Engine != EngineSim {
 		return o, fmt.Errorf("--engine %s: want %s or %s", o.Engine, EngineLlama, EngineSim)
 	}
-	if err := o.completeModel(); err != nil {
+	if err := errors.Join(o.completeModel(), o.completeSim()); err != nil {
 		return o, err
+	}
+	if o.Policy != "" {
+		if _, err := routing.ParsePolicy(o.Policy); err != nil {
+			return o, fmt.Errorf("--policy: %w", err)
+		}
 	}
 	if o.Port < 0 || o.Port > 65535 {
 		return o, fmt.Errorf("--port %d: want 0 to 65535", o.Port)

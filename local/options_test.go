@@ -31,6 +31,7 @@ var _ = Describe("Options", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(o.Regions).To(Equal([]string{"use1", "use2", "usw2"}))
 		Expect(o.Instances).To(Equal(2))
+		Expect(o.Routers).To(Equal(2))
 		Expect(o.Engine).To(Equal(EngineLlama))
 		Expect(o.ModelName).To(Equal(defaultModelName))
 		Expect(o.cores).To(BeNumerically(">", 0))
@@ -65,6 +66,24 @@ var _ = Describe("Options", func() {
 		Expect(o.ModelName).To(Equal("qwen3-4b-q4-"))
 	})
 
+	DescribeTable("know how many requests a simulator runs at once", func(sim SimOptions, slots int) {
+		o, err := Options{BinDir: binDir(), Engine: EngineSim, Sim: sim}.complete()
+		Expect(err).NotTo(HaveOccurred())
+		Expect(o.Sim.Slots).To(Equal(slots))
+	},
+		Entry("as ever", SimOptions{}, 4),
+		Entry("as the profile says, but no more than are let in", SimOptions{Profile: "h100-llama-8b"}, 64),
+		Entry("as was chosen", SimOptions{Profile: "a100", Slots: 8}, 8),
+		Entry("as was chosen, without a profile", SimOptions{Slots: 9}, 9),
+	)
+
+	It("take any instance's faults", func() {
+		_, err := Options{BinDir: binDir(), Engine: EngineSim, Sim: SimOptions{
+			Slow: map[string]string{"use1-0": "2", "usw2-1": "0.5"}, Fail: map[string]string{"use2-1": "1"},
+		}}.complete()
+		Expect(err).NotTo(HaveOccurred())
+	})
+
 	DescribeTable("refuse", func(change func(*Options), reason string) {
 		o := Options{BinDir: binDir()}
 		change(&o)
@@ -75,6 +94,8 @@ var _ = Describe("Options", func() {
 		Entry("a region twice", func(o *Options) { o.Regions = []string{"use1", "use1"} }, "each once"),
 		Entry("a negative number of instances", func(o *Options) { o.Instances = -1 }, "--instances -1"),
 		Entry("too many instances", func(o *Options) { o.Instances = 21 }, "want 1 to 20"),
+		Entry("a negative number of routers", func(o *Options) { o.Routers = -1 }, "--routers -1"),
+		Entry("too many routers", func(o *Options) { o.Routers = 5 }, "want 1 to 4"),
 		Entry("an unknown engine", func(o *Options) { o.Engine = "vllm" }, "--engine vllm"),
 		Entry("a negative port", func(o *Options) { o.Port = -1 }, "--port -1"),
 		Entry("a port that is none", func(o *Options) { o.Port = 65536 }, "--port 65536"),
@@ -85,6 +106,25 @@ var _ = Describe("Options", func() {
 		Entry("an engine whose model has no name", func(o *Options) { o.EngineURL = "http://127.0.0.1:8000" }, "needs --model-name"),
 		Entry("an engine over TLS", func(o *Options) { o.EngineURL, o.ModelName = "https://127.0.0.1:8000", "m" }, "want http://host:port"),
 		Entry("an engine's path", func(o *Options) { o.EngineURL, o.ModelName = "http://127.0.0.1:8000/v1", "m" }, "want http://host:port"),
+		Entry("an unknown policy", func(o *Options) { o.Policy = "random" }, `--policy: policy "random": want gate-then-load`),
+		Entry("an unknown profile", func(o *Options) { o.Engine, o.Sim.Profile = EngineSim, "h200" },
+			`--sim-profile: profile "h200": there are h100-llama-8b and a100-llama-8b`),
+		Entry("a profile for llama.cpp", func(o *Options) { o.Sim.Profile = "a100" }, "with --engine sim alone"),
+		Entry("a profile for an engine that runs already", func(o *Options) {
+			o.Engine, o.EngineURL, o.ModelName, o.Sim.Profile = EngineSim, "http://127.0.0.1:8000", "m", "a100"
+		}, "with --engine sim alone"),
+		Entry("a negative number of slots", func(o *Options) { o.Engine, o.Sim.Slots = EngineSim, -1 }, "--sim-slots -1"),
+		Entry("a cache without a profile", func(o *Options) { o.Engine, o.Sim.KVBlocks = EngineSim, 100 }, "needs --sim-profile"),
+		Entry("faults of an instance that is not there", func(o *Options) { o.Engine, o.Sim.Slow = EngineSim, map[string]string{"use1-2": "2"} },
+			"--sim-slow use1-2: there is no such instance"),
+		Entry("faults of a region that is not there", func(o *Options) { o.Engine, o.Sim.Fail = EngineSim, map[string]string{"euw1-0": "1"} },
+			"--sim-fail euw1-0: there is no such instance"),
+		Entry("faults of an instance by another name", func(o *Options) { o.Engine, o.Sim.Fail = EngineSim, map[string]string{"use1-00": "1"} },
+			"--sim-fail use1-00: there is no such instance"),
+		Entry("a slowness that is none", func(o *Options) { o.Engine, o.Sim.Slow = EngineSim, map[string]string{"use1-0": "fast"} },
+			"--sim-slow use1-0=fast: want a number above 0"),
+		Entry("more failures than there are requests", func(o *Options) { o.Engine, o.Sim.Fail = EngineSim, map[string]string{"use1-0": "1.1"} },
+			"at most 1"),
 		Entry("a folder that lacks a program", func(o *Options) { Expect(os.Remove(filepath.Join(o.BinDir, "mrgc-enclave"))).To(Succeed()) },
 			"mrgc-enclave is not beside mrgc"),
 	)

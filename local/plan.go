@@ -28,21 +28,33 @@ const (
 type region struct {
 	name, aws string
 
-	tenant, health, envoyAdmin string // Envoy's addresses
-	grpc, http, admin          string // the router's
-	envoyIdentity, envoyConfig string // files
+	tenant, health, envoyAdmin string       // Envoy's addresses
+	routers                    []routerPart // the first is the one that Envoy prefers
+	envoyIdentity, envoyConfig string       // files
 	tenantCert, tenantKey      string
 	instances                  []instance
+}
+
+// routerPart is one router's part of the plan.
+type routerPart struct {
+	name              string // of its process
+	grpc, http, admin string // addresses
 }
 
 // instance is one instance's part of the plan.
 type instance struct {
 	id, region, aws, zone string
 
-	parent, guard string // addresses
-	vsock         string // Unix socket that stands for the enclave's vsock
-	nsm           string // Unix socket of its software NSM
-	engine        string // engine's socket or URL
+	parent, guard, metrics string // addresses
+	vsock                  string // Unix socket that stands for the enclave's vsock
+	nsm                    string // Unix socket of its software NSM
+	engine                 string // engine's socket or URL
+}
+
+// engine is one engine that the plan starts.
+type engine struct {
+	id     string // of its instance
+	socket string
 }
 
 // plan is everything that a start decides before it starts anything.
@@ -59,7 +71,7 @@ type plan struct {
 	releases  string
 	store     string
 	regions   []region
-	engines   []string // sockets of engines to start
+	engines   []engine // to start
 	draw      func() (string, error)
 	envoy     string // binary
 	llamaPath string // Python path of the engine
@@ -97,8 +109,18 @@ func (p *plan) region(name string) (region, error) {
 		tenantCert:    filepath.Join(p.runDir, name+"-tenant.crt"),
 		tenantKey:     filepath.Join(p.runDir, name+"-tenant.key"),
 	}
-	if err := p.drawAll(&r.tenant, &r.health, &r.envoyAdmin, &r.grpc, &r.http, &r.admin); err != nil {
+	if err := p.drawAll(&r.tenant, &r.health, &r.envoyAdmin); err != nil {
 		return region{}, err
+	}
+	for i := range p.options.Routers {
+		part := routerPart{name: "router-" + name}
+		if i > 0 {
+			part.name += "-" + strconv.Itoa(i)
+		}
+		if err := p.drawAll(&part.grpc, &part.http, &part.admin); err != nil {
+			return region{}, err
+		}
+		r.routers = append(r.routers, part)
 	}
 	for i := range p.options.Instances {
 		in, err := p.instance(r, i)
@@ -111,13 +133,13 @@ func (p *plan) region(name string) (region, error) {
 }
 
 func (p *plan) instance(r region, i int) (instance, error) {
-	id := fmt.Sprintf("%s-%d", r.name, i)
+	id := instanceID(r.name, i)
 	in := instance{
 		id: id, region: r.name, aws: r.aws, zone: fmt.Sprintf("%s-az%d", r.name, i%3+1),
 		vsock: filepath.Join(p.runDir, id+".vsock"),
 		nsm:   filepath.Join(p.runDir, id+".nsm"),
 	}
-	if err := p.drawAll(&in.parent, &in.guard); err != nil {
+	if err := p.drawAll(&in.parent, &in.guard, &in.metrics); err != nil {
 		return instance{}, err
 	}
 	in.engine = p.engineFor(id)
@@ -130,14 +152,14 @@ func (p *plan) engineFor(id string) string {
 	if p.options.EngineURL != "" {
 		return p.options.EngineURL
 	}
-	socket := filepath.Join(p.runDir, id+".engine")
+	e := engine{id: id, socket: filepath.Join(p.runDir, id+".engine")}
 	if p.options.sharesEngine() {
-		socket = filepath.Join(p.runDir, "shared.engine")
+		e = engine{id: "shared", socket: filepath.Join(p.runDir, "shared.engine")}
 	}
-	if !slices.Contains(p.engines, socket) {
-		p.engines = append(p.engines, socket)
+	if !slices.Contains(p.engines, e) {
+		p.engines = append(p.engines, e)
 	}
-	return "unix:" + socket
+	return "unix:" + e.socket
 }
 
 func (p *plan) drawAll(into ...*string) error {
@@ -172,8 +194,8 @@ func (in *instance) identity(role identity.Role) identity.ID {
 // processes are the children, with a certificate token for each that needs one.
 func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, error) {
 	var all []process
-	for i, socket := range p.engines {
-		all = append(all, p.engine(i, socket))
+	for i, e := range p.engines {
+		all = append(all, p.engine(i, e))
 	}
 	add := func(make func(token string) process, id identity.ID) error {
 		token, err := grant(id)
@@ -195,8 +217,10 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 	}
 	for _, r := range p.regions {
 		id := identity.ID{Region: r.name, Role: identity.RoleRouter}
-		if err := add(func(token string) process { return p.router(r, token) }, id); err != nil {
-			return nil, err
+		for _, part := range r.routers {
+			if err := add(func(token string) process { return p.router(r, part, token) }, id); err != nil {
+				return nil, err
+			}
 		}
 		all = append(all, process{name: "envoy-" + r.name, rank: rankEnvoy, args: envoy.Command(p.envoy, r.envoyConfig).Args})
 	}
@@ -205,10 +229,12 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 
 func (p *plan) bin(name string) string { return filepath.Join(p.options.BinDir, name) }
 
-func (p *plan) engine(i int, socket string) process {
-	args := []string{p.bin("mrgc"), "engine", "serve", "--kind", p.options.Engine, "--socket", socket, "--model-name", p.options.ModelName}
+func (p *plan) engine(i int, e engine) process {
+	args := []string{p.bin("mrgc"), "engine", "serve", "--kind", p.options.Engine, "--socket", e.socket, "--model-name", p.options.ModelName}
 	if p.options.Engine == EngineLlama {
 		args = append(args, "--python-path", p.llamaPath, "--model", p.modelFile, "--context-tokens", strconv.Itoa(contextTokens))
+	} else {
+		args = append(args, p.options.Sim.arguments(e.id)...)
 	}
 	return process{name: "engine-" + strconv.Itoa(i), rank: rankEngine, args: args}
 }
@@ -227,20 +253,30 @@ func (p *plan) enclave(in instance, token string) process {
 }
 
 func (p *plan) parent(in instance, token string) process {
-	return process{name: "parent-" + in.id, rank: rankParent, env: []string{token}, args: []string{
+	args := []string{
 		p.bin("mrgc-parent"), "-config", p.config, "-zone", in.zone, "-listen", in.parent, "-enclave", in.requests(),
 		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
-		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName,
-	}}
+		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName, "-metrics-listen", in.metrics,
+	}
+	if p.options.Sim.Slots > 0 {
+		args = append(args, "-engine-slots", strconv.Itoa(p.options.Sim.Slots))
+	}
+	return process{name: "parent-" + in.id, rank: rankParent, env: []string{token}, args: args}
 }
 
-func (p *plan) router(r region, token string) process {
-	return process{name: "router-" + r.name, rank: rankRouter, env: []string{token}, args: []string{
+func (p *plan) router(r region, part routerPart, token string) process {
+	args := []string{
 		p.bin("mrgc"), "router", "--config", p.config, "--store", "sqlite:" + p.store, "--identity", "unix:" + p.caSocket,
-		"--grpc-listen", r.grpc, "--http-listen", r.http, "--admin-listen", r.admin,
+		"--grpc-listen", part.grpc, "--http-listen", part.http, "--admin-listen", part.admin,
 		"--tenant-address", r.tenant, "--health-address", r.health,
 		"--tenant-cert", r.tenantCert, "--tenant-key", r.tenantKey,
-	}}
+	}
+	for _, other := range r.routers {
+		if other != part {
+			args = append(args, "--peer", other.grpc)
+		}
+	}
+	return process{name: part.name, rank: rankRouter, env: []string{token}, args: args}
 }
 
 // tenant is the tenant's side: it is given what a tenant has, and nothing else.
@@ -274,7 +310,10 @@ func (p *plan) env(apiKey string) []string {
 		"export MRGC_MODEL=" + p.options.ModelName,
 	}
 	for _, r := range p.regions {
-		lines = append(lines, fmt.Sprintf("export MRGC_ADMIN_%s=http://%s", strings.ToUpper(r.name), r.admin))
+		lines = append(lines, fmt.Sprintf("export MRGC_ADMIN_%s=http://%s", strings.ToUpper(r.name), r.routers[0].admin))
+	}
+	for _, in := range p.instances() {
+		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))
 	}
 	return append(lines,
 		"export MRGC_ENDPOINTS="+strings.Join(p.endpoints(), ","),

@@ -14,6 +14,7 @@ import (
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 // counting draws 127.0.0.1:20001, 20002 and so on.
@@ -29,7 +30,7 @@ func counting() func() (string, error) {
 func planFor(change ...func(*Options)) *plan {
 	GinkgoHelper()
 	o := Options{
-		Regions: []string{"use1", "usw2"}, Instances: 2, Engine: EngineLlama, ModelName: "smol",
+		Regions: []string{"use1", "usw2"}, Instances: 2, Routers: 2, Engine: EngineLlama, ModelName: "smol",
 		StateDir: "/state", BinDir: "/bin", cores: 64,
 	}
 	for _, f := range change {
@@ -82,7 +83,7 @@ var _ = Describe("A plan", func() {
 			"guard-use1-0", "guard-use1-1", "guard-usw2-0", "guard-usw2-1",
 			"enclave-use1-0", "enclave-use1-1", "enclave-usw2-0", "enclave-usw2-1",
 			"parent-use1-0", "parent-use1-1", "parent-usw2-0", "parent-usw2-1",
-			"router-use1", "router-usw2", "envoy-use1", "envoy-usw2", "connect",
+			"router-use1", "router-use1-1", "router-usw2", "router-usw2-1", "envoy-use1", "envoy-usw2", "connect",
 		))
 	})
 
@@ -90,10 +91,13 @@ var _ = Describe("A plan", func() {
 		p := planFor()
 		var addresses []string
 		for _, r := range p.regions {
-			addresses = append(addresses, r.tenant, r.health, r.envoyAdmin, r.grpc, r.http, r.admin)
+			addresses = append(addresses, r.tenant, r.health, r.envoyAdmin)
+			for _, router := range r.routers {
+				addresses = append(addresses, router.grpc, router.http, router.admin)
+			}
 		}
 		for _, in := range p.instances() {
-			addresses = append(addresses, in.parent, in.guard, in.vsock, in.nsm)
+			addresses = append(addresses, in.parent, in.guard, in.metrics, in.vsock, in.nsm)
 		}
 		Expect(addresses).NotTo(ContainElement(""))
 		slices.Sort(addresses)
@@ -113,8 +117,12 @@ var _ = Describe("A plan", func() {
 	DescribeTable("shares an engine where two would be in each other's way", func(change func(*Options), engines int) {
 		p := planFor(change)
 		Expect(p.engines).To(HaveLen(engines))
+		var sockets []string
+		for _, e := range p.engines {
+			sockets = append(sockets, e.socket)
+		}
 		for _, in := range p.instances() {
-			Expect(p.engines).To(ContainElement(strings.TrimPrefix(in.engine, "unix:")))
+			Expect(sockets).To(ContainElement(strings.TrimPrefix(in.engine, "unix:")))
 		}
 	},
 		Entry("a model on few cores", func(o *Options) { o.cores = 4 }, 1),
@@ -133,6 +141,21 @@ var _ = Describe("A plan", func() {
 		Expect(children(planFor(func(o *Options) { o.Engine = EngineSim }))["engine-0"].args).NotTo(ContainElement("--model"))
 	})
 
+	It("gives a simulator what was chosen of it, and its own instance's faults", func() {
+		byName := children(planFor(func(o *Options) {
+			o.Engine = EngineSim
+			o.Sim = SimOptions{Profile: "a100", Slots: 32, KVBlocks: 3650, Slow: map[string]string{"use1-1": "2"}, Fail: map[string]string{"usw2-0": "0.5"}}
+			Expect(o.completeSim()).To(Succeed())
+		}))
+		for name, faults := range map[string][]string{
+			"engine-0": nil, "engine-1": {"--slowness", "2"}, "engine-2": {"--fail-share", "0.5"}, "engine-3": nil,
+		} {
+			args := byName[name].args
+			Expect(args[slices.Index(args, "--slots"):]).To(Equal(append([]string{"--slots", "32", "--profile", "a100-llama-8b", "--kv-blocks", "3650"}, faults...)), name)
+		}
+		Expect(flagOf(byName["parent-use1-0"], "-engine-slots")).To(Equal("32"))
+	})
+
 	It("puts no secret where other users can see it", func() {
 		for _, child := range children(planFor()) {
 			Expect(strings.Join(child.args, " ")).NotTo(ContainSubstring(secret), child.name)
@@ -146,6 +169,7 @@ var _ = Describe("A plan", func() {
 			"enclave-usw2-0": {Region: "usw2", Instance: "usw2-0", Role: identity.RoleEnclave},
 			"parent-use1-0":  {Region: "use1", Instance: "use1-0", Role: identity.RoleParent},
 			"router-usw2":    {Region: "usw2", Role: identity.RoleRouter},
+			"router-usw2-1":  {Region: "usw2", Role: identity.RoleRouter},
 		} {
 			Expect(byName[name].env).To(Equal([]string{"MRGC_IDENTITY_TOKEN=" + secret + id.String()}), name)
 		}
@@ -164,13 +188,32 @@ var _ = Describe("A plan", func() {
 	})
 
 	It("joins an instance's parts", func() {
-		byName := children(planFor())
+		p := planFor()
+		byName := children(p)
 		enclave, parent, guard := byName["enclave-use1-0"], byName["parent-use1-0"], byName["guard-use1-0"]
 		Expect(flagOf(parent, "-enclave")).To(Equal(flagOf(enclave, "-listen")))
 		Expect(flagOf(parent, "-engine-relay")).To(Equal(flagOf(enclave, "-engine")))
 		Expect(flagOf(parent, "-guard")).To(Equal(flagOf(guard, "--listen")))
 		Expect(flagOf(guard, "--upstream")).To(Equal("unix:" + flagOf(byName["engine-0"], "--socket")))
+		Expect(flagOf(parent, "-metrics-listen")).To(Equal(p.regions[0].instances[0].metrics))
 		Expect(flagOf(enclave, "-mode")).To(Equal("process"))
+	})
+
+	It("joins a region's routers, and no others", func() {
+		p := planFor(func(o *Options) { o.Routers = 3 })
+		byName := children(p)
+		for i, name := range []string{"router-use1", "router-use1-1", "router-use1-2"} {
+			own := p.regions[0].routers[i]
+			Expect(flagOf(byName[name], "--grpc-listen")).To(Equal(own.grpc))
+			var others []string
+			for j, r := range p.regions[0].routers {
+				if j != i {
+					others = append(others, "--peer", r.grpc)
+				}
+			}
+			Expect(byName[name].args[len(byName[name].args)-4:]).To(Equal(others))
+		}
+		Expect(children(planFor(func(o *Options) { o.Routers = 1 }))["router-use1"].args).NotTo(ContainElement("--peer"))
 	})
 
 	It("stops what brings requests before what answers them", func() {
@@ -198,8 +241,12 @@ var _ = Describe("A plan", func() {
 			"export OPENAI_BASE_URL=http://127.0.0.1:8400/v1",
 			"export OPENAI_API_KEY=mrgc-dev-key",
 			"export MRGC_MODEL=smol",
-			"export MRGC_ADMIN_USE1=http://" + p.regions[0].admin,
-			"export MRGC_ADMIN_USW2=http://" + p.regions[1].admin,
+			"export MRGC_ADMIN_USE1=http://" + p.regions[0].routers[0].admin,
+			"export MRGC_ADMIN_USW2=http://" + p.regions[1].routers[0].admin,
+			"export MRGC_METRICS_USE1_0=http://" + p.regions[0].instances[0].metrics + "/metrics",
+			"export MRGC_METRICS_USE1_1=http://" + p.regions[0].instances[1].metrics + "/metrics",
+			"export MRGC_METRICS_USW2_0=http://" + p.regions[1].instances[0].metrics + "/metrics",
+			"export MRGC_METRICS_USW2_1=http://" + p.regions[1].instances[1].metrics + "/metrics",
 			"export MRGC_ENDPOINTS=https://" + p.regions[0].tenant + ",https://" + p.regions[1].tenant,
 			"export MRGC_CA='/state/ca.pem'",
 			"export MRGC_RELEASES='/state/releases.json'",
@@ -234,9 +281,17 @@ var _ = Describe("A plan", func() {
 		}
 	})
 
+	It("writes down the policy that was chosen", func() {
+		key, err := credential.New(strings.NewReader(strings.Repeat("k", 32)), tenantName)
+		Expect(err).NotTo(HaveOccurred())
+		parsed, err := config.Parse("mrgc.yaml", planFor(func(o *Options) { o.Policy = "round-robin" }).clusterConfig(&key))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(parsed.Models).To(HaveExactElements(HaveField("Policy", routing.PolicyRoundRobin)))
+	})
+
 	It("fails when there is no port", func() {
 		full := errors.New("no free port")
-		for left := range 10 { // six for the region, four for its instances
+		for left := range 15 { // three for the region, six for its routers, six for its instances
 			draw := counting()
 			_, err := newPlan(planFor().options, "/tmp/mrgc-1", "127.0.0.1:8400", func() (string, error) {
 				if left--; left < 0 {

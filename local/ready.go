@@ -54,6 +54,26 @@ func (c *cluster) missing(ctx context.Context) error {
 }
 
 func (c *cluster) regionMissing(ctx context.Context, r region) error {
+	synced := false
+	for _, router := range r.routers {
+		has, err := c.routerMissing(ctx, router, len(r.routers)-1)
+		if err != nil {
+			return fmt.Errorf("%s: %w", router.name, err)
+		}
+		synced = synced || has
+	}
+	if !synced {
+		return errors.New("envoy has not acknowledged its configuration")
+	}
+	if err := getJSON(ctx, "http://"+r.health+"/healthz", nil); err != nil {
+		return fmt.Errorf("envoy: %w", err)
+	}
+	return nil
+}
+
+// routerMissing says what a router lacks, or whether the region's Envoy has its
+// configuration from it.
+func (c *cluster) routerMissing(ctx context.Context, r routerPart, peers int) (synced bool, err error) {
 	var fleet struct {
 		Instances []struct {
 			ID     string `json:"id"`
@@ -62,15 +82,34 @@ func (c *cluster) regionMissing(ctx context.Context, r region) error {
 		} `json:"instances"`
 	}
 	if err := getJSON(ctx, "http://"+r.admin+"/fleet", &fleet); err != nil {
-		return fmt.Errorf("router: %w", err)
+		return false, err
 	}
 	for _, in := range fleet.Instances {
 		if !in.Ready {
-			return fmt.Errorf("instance %s: %s", in.ID, in.Reason)
+			return false, fmt.Errorf("instance %s: %s", in.ID, in.Reason)
 		}
 	}
 	if want := len(c.plan.instances()); len(fleet.Instances) < want {
-		return fmt.Errorf("%d of %d instances registered", len(fleet.Instances), want)
+		return false, fmt.Errorf("%d of %d instances registered", len(fleet.Instances), want)
+	}
+	if err := getJSON(ctx, "http://"+r.admin+"/ready", nil); err != nil {
+		return false, err
+	}
+	var others struct {
+		Peers []struct {
+			State string `json:"state"`
+		} `json:"peers"`
+	}
+	if err := getJSON(ctx, "http://"+r.admin+"/peers", &others); err != nil {
+		return false, err
+	}
+	for _, p := range others.Peers {
+		if p.State == "connected" {
+			peers--
+		}
+	}
+	if peers > 0 {
+		return false, errors.New("another router is not heard")
 	}
 	var envoys struct {
 		Envoys []struct {
@@ -78,18 +117,9 @@ func (c *cluster) regionMissing(ctx context.Context, r region) error {
 		} `json:"envoys"`
 	}
 	if err := getJSON(ctx, "http://"+r.admin+"/envoys", &envoys); err != nil {
-		return fmt.Errorf("router: %w", err)
+		return false, err
 	}
-	if len(envoys.Envoys) == 0 || !envoys.Envoys[0].Synced {
-		return errors.New("envoy has not acknowledged its configuration")
-	}
-	if err := getJSON(ctx, "http://"+r.admin+"/ready", nil); err != nil {
-		return fmt.Errorf("router: %w", err)
-	}
-	if err := getJSON(ctx, "http://"+r.health+"/healthz", nil); err != nil {
-		return fmt.Errorf("envoy: %w", err)
-	}
-	return nil
+	return len(envoys.Envoys) > 0 && envoys.Envoys[0].Synced, nil
 }
 
 // getJSON fetches a page of a loopback admin; into may be nil.

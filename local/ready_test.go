@@ -20,12 +20,16 @@ func healthyPages() map[string]string {
 		"/fleet":   `{"instances":[{"id":"use1-0","ready":true}]}`,
 		"/envoys":  `{"envoys":[{"synced":true}]}`,
 		"/ready":   `{}`,
+		"/peers":   `{"peers":[]}`,
 		"/healthz": ``,
 	}
 }
 
 // clusterOf is a cluster of one instance, whose admin and health are pages.
-func clusterOf(pages map[string]string) (*cluster, *gbytes.Buffer) {
+func clusterOf(pages map[string]string) (*cluster, *gbytes.Buffer) { return clusterWith(1, pages) }
+
+// clusterWith is the same with several routers, which all say the same.
+func clusterWith(routers int, pages map[string]string) (*cluster, *gbytes.Buffer) {
 	GinkgoHelper()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		page, ok := pages[r.URL.Path]
@@ -35,9 +39,12 @@ func clusterOf(pages map[string]string) (*cluster, *gbytes.Buffer) {
 		_, _ = io.WriteString(w, page)
 	}))
 	DeferCleanup(server.Close)
-	p := planFor(func(o *Options) { o.Regions, o.Instances = []string{"use1"}, 1 })
-	p.regions[0].admin = strings.TrimPrefix(server.URL, "http://")
-	p.regions[0].health, p.connect = p.regions[0].admin, p.regions[0].admin
+	p := planFor(func(o *Options) { o.Regions, o.Instances, o.Routers = []string{"use1"}, 1, routers })
+	address := strings.TrimPrefix(server.URL, "http://")
+	for i := range p.regions[0].routers {
+		p.regions[0].routers[i].admin = address
+	}
+	p.regions[0].health, p.connect = address, address
 	out := gbytes.NewBuffer()
 	return &cluster{plan: p, ui: newDisplay(out), started: time.Now()}, out
 }
@@ -59,21 +66,31 @@ var _ = Describe("A start", func() {
 		c, _ := clusterOf(pages)
 		Expect(c.missing(ctx)).To(MatchError(reason))
 	},
-		Entry("an instance is not ready", "/fleet", `{"instances":[{"id":"use1-0","reason":"the model loads"}]}`, "use1: instance use1-0: the model loads"),
-		Entry("an instance is missing", "/fleet", `{"instances":[]}`, "use1: 0 of 1 instances registered"),
-		Entry("the router does not know the fleet", "/fleet", "", "use1: router: /fleet answers with status 503"),
+		Entry("an instance is not ready", "/fleet", `{"instances":[{"id":"use1-0","reason":"the model loads"}]}`, "use1: router-use1: instance use1-0: the model loads"),
+		Entry("an instance is missing", "/fleet", `{"instances":[]}`, "use1: router-use1: 0 of 1 instances registered"),
+		Entry("the router does not know the fleet", "/fleet", "", "use1: router-use1: /fleet answers with status 503"),
 		Entry("there is no Envoy", "/envoys", `{"envoys":[]}`, "use1: envoy has not acknowledged its configuration"),
 		Entry("Envoy has not taken everything", "/envoys", `{"envoys":[{"synced":false}]}`, "use1: envoy has not acknowledged its configuration"),
-		Entry("there are no documents", "/ready", "", "use1: router: /ready answers with status 503"),
+		Entry("there are no documents", "/ready", "", "use1: router-use1: /ready answers with status 503"),
 		Entry("Envoy is not healthy", "/healthz", "", "use1: envoy: /healthz answers with status 503"),
 	)
+
+	It("is over when routers hear each other, and Envoy has heard one", func(ctx SpecContext) {
+		pages := healthyPages()
+		c, _ := clusterWith(2, pages)
+		Expect(c.missing(ctx)).To(MatchError("use1: router-use1: another router is not heard"))
+		pages["/peers"] = `{"peers":[{"state":"not heard"}]}`
+		Expect(c.missing(ctx)).To(MatchError("use1: router-use1: another router is not heard"))
+		pages["/peers"] = `{"peers":[{"state":"connected"}]}`
+		Expect(c.missing(ctx)).To(Succeed())
+	})
 
 	It("says what was missing when it is given up", func(ctx SpecContext) {
 		c, _ := clusterOf(nil)
 		ending, end := context.WithCancel(ctx)
 		end()
 		err := c.waitUntilReady(ending)
-		Expect(err).To(MatchError(And(ContainSubstring("use1: router"), ContainSubstring("/state/logs"))))
+		Expect(err).To(MatchError(And(ContainSubstring("use1: router-use1"), ContainSubstring("/state/logs"))))
 		Expect(endedBy(ending, err)).To(Succeed())
 		Expect(endedBy(ctx, err)).To(MatchError(err))
 	})

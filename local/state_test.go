@@ -144,7 +144,7 @@ var _ = Describe("The files of a cluster", func() {
 	BeforeEach(func() {
 		state := GinkgoT().TempDir()
 		Expect(os.Mkdir(filepath.Join(state, "logs"), 0o700)).To(Succeed())
-		o := Options{Regions: []string{"use1"}, Instances: 1, Engine: EngineSim, ModelName: "smol", StateDir: state, BinDir: binDir()}
+		o := Options{Regions: []string{"use1"}, Instances: 1, Routers: 2, Engine: EngineSim, ModelName: "smol", StateDir: state, BinDir: binDir()}
 		var err error
 		p, err = newPlan(o, GinkgoT().TempDir(), "127.0.0.1:8400", counting())
 		Expect(err).NotTo(HaveOccurred())

@@ -15,6 +15,7 @@ import (
 type hop struct {
 	client *http.Client
 	url    string
+	to     string // for the metrics
 }
 
 // next decides it. A request that is sealed to this instance's enclave goes
@@ -23,7 +24,7 @@ type hop struct {
 // is sealed to, as ciphertext, and from there no further. A request whose
 // recipients nobody knows goes to the enclave too, which says so.
 func (p *Parent) next(r *http.Request, from identity.Role) hop {
-	own := hop{client: p.enclave, url: "http://enclave" + api.PathSealed}
+	own := hop{client: p.enclave, url: "http://enclave" + api.PathSealed, to: toEnclave}
 	if from == identity.RoleParent {
 		return own
 	}
@@ -39,7 +40,7 @@ func (p *Parent) next(r *http.Request, from identity.Role) hop {
 	if other == nil || other.ID == p.config.Instance.ID {
 		return own
 	}
-	return hop{client: p.peers, url: "https://" + other.Address + api.PathSealed}
+	return hop{client: p.peers, url: "https://" + other.Address + api.PathSealed, to: toPeer}
 }
 
 // leastLoaded gives the instance with the least to do among those that hold one

@@ -3,10 +3,12 @@ package parent
 import (
 	"math"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/size"
 )
 
@@ -15,8 +17,9 @@ type load struct {
 	limit int
 	woken chan struct{} // told when there is a request after there was none
 
-	mu   sync.Mutex
-	seen counts // guarded by mu
+	mu    sync.Mutex
+	seen  counts        // guarded by mu
+	meter routing.Meter // guarded by mu
 }
 
 // counts are what a load has counted.
@@ -24,6 +27,10 @@ type counts struct {
 	running int           // requests under way
 	tokens  int           // that they declare
 	latency time.Duration // moving mean of the time to the first byte
+
+	unread        int           // tokens of prompts whose answers have not begun
+	readPerSecond float64       // tokens; 0: not known
+	duration      time.Duration // moving mean of what a request takes; 0: not known
 
 	ended  uint64 // requests since the start
 	failed uint64 // of these, those that this instance failed to answer
@@ -34,29 +41,61 @@ const latencyWeight = 0.1
 
 func newLoad(limit int) *load { return &load{limit: limit, woken: make(chan struct{}, 1)} }
 
-// begin admits a request unless the limit is reached.
-func (l *load) begin(tokens int) (done func(), ok bool) {
+// admitted is a request that counts as load.
+type admitted struct {
+	load   *load
+	work   work
+	prompt *routing.Prompt // nil: another instance's engine reads it
+}
+
+// begin admits a request unless the limit is reached. It says whether the
+// instance's own engine is to read its prompt.
+func (l *load) begin(w work, here bool, now time.Time) (admitted, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.seen.running >= l.limit {
-		return nil, false
+		return admitted{}, false
 	}
 	l.seen.running++
-	l.seen.tokens += tokens
+	l.seen.tokens += w.declared
 	if l.seen.running == 1 {
 		select {
 		case l.woken <- struct{}{}:
 		default: // nobody has looked since the last time
 		}
 	}
-	return func() { l.end(tokens) }, true
+	a := admitted{load: l, work: w}
+	if here {
+		a.prompt = l.meter.Begin(w.uncached, now)
+	}
+	return a, true
 }
 
-func (l *load) end(tokens int) {
+// answers is when the first byte of its answer has come.
+func (a admitted) answers(now time.Time, firstByte time.Duration) {
+	l := a.load
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if a.prompt != nil {
+		l.meter.First(a.prompt, now)
+	}
+	if l.seen.latency == 0 {
+		l.seen.latency = firstByte
+		return
+	}
+	l.seen.latency += time.Duration(latencyWeight * float64(firstByte-l.seen.latency))
+}
+
+// end is when it is over, with an answer or without.
+func (a admitted) end(now time.Time) {
+	l := a.load
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if a.prompt != nil {
+		l.meter.End(a.prompt, now)
+	}
 	l.seen.running--
-	l.seen.tokens -= tokens
+	l.seen.tokens -= a.work.declared
 	l.seen.ended++
 }
 
@@ -66,30 +105,32 @@ func (l *load) fail() {
 	l.seen.failed++
 }
 
-func (l *load) observe(firstByte time.Duration) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if l.seen.latency == 0 {
-		l.seen.latency = firstByte
-		return
-	}
-	l.seen.latency += time.Duration(latencyWeight * float64(firstByte-l.seen.latency))
-}
-
 func (l *load) read() counts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return l.seen
+	seen := l.seen
+	seen.unread, seen.readPerSecond, seen.duration = l.meter.Unread(), l.meter.ReadTokensPerSecond(), l.meter.Duration()
+	return seen
 }
 
-// declaredTokens is how many tokens a request is said to take: prompt and
-// maximum output. The enclave refuses one that lies.
-func declaredTokens(h http.Header) int {
+// work is what a request means for the engine, in tokens.
+type work struct {
+	declared int // prompt and maximum output; the enclave refuses one that lies
+	uncached int // of the prompt, as far as the engine has to read it anew
+}
+
+// workOf reads it from a request's headers. What the picker expects to be cached
+// it says; without a word of it, nothing is.
+func workOf(h http.Header) work {
 	declared, err := size.Parse(h.Get(api.HeaderSize))
 	if err != nil {
-		return 0
+		declared = size.Buckets{}
 	}
-	return declared.Prompt + declared.Output
+	w := work{declared: declared.Prompt + declared.Output, uncached: declared.Prompt}
+	if uncached, err := strconv.ParseUint(h.Get(api.HeaderUncached), 10, 31); err == nil {
+		w.uncached = int(uncached)
+	}
+	return w
 }
 
 // rate turns a counter into events per second: a mean whose weights fall to 1/e

@@ -130,6 +130,7 @@ func (p *Parent) makeReports(ctx context.Context) {
 func (p *Parent) newReport(own counts, said reading) loadreport.Report {
 	r := loadreport.Report{
 		Running: own.running, Slots: p.config.EngineSlots, TokensInFlight: own.tokens,
+		UnreadTokens: own.unread, ReadTokensPerSecond: own.readPerSecond, RequestDuration: own.duration,
 		GPU: said.gpu, Models: p.reports.models,
 	}
 	if said.engine != nil {

@@ -1,7 +1,16 @@
 package parent
 
 import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"time"
+
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/size"
@@ -9,20 +18,34 @@ import (
 
 // metrics is what a parent publishes.
 type metrics struct {
-	tokens *prometheus.CounterVec // by kind
+	tokens   *prometheus.CounterVec // by kind
+	requests *prometheus.CounterVec // by where they were sent
 }
 
-// newMetrics registers with reg, unless it is nil.
-func newMetrics(reg prometheus.Registerer, self fleet.Instance) (*metrics, error) {
-	m := &metrics{tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
-		Name: "mrgc_parent_tokens_total",
-		Help: "Tokens that answers have used, each answer's rounded up to a power of two by the enclave.",
-	}, []string{"kind"})}
-	if reg == nil {
-		return m, nil
+// Where requests are sent.
+const (
+	toEnclave = "enclave"
+	toPeer    = "peer"
+)
+
+// newMetrics registers with reg.
+func newMetrics(reg *prometheus.Registry, self fleet.Instance) (*metrics, error) {
+	m := &metrics{
+		tokens: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mrgc_parent_tokens_total",
+			Help: "Tokens that answers have used, each answer's rounded up to a power of two by the enclave.",
+		}, []string{"kind"}),
+		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mrgc_parent_requests_total",
+			Help: "Sealed requests that were sent on: to the instance's enclave, or to the parent of another instance that they are sealed to.",
+		}, []string{"to"}),
+	}
+	for _, to := range []string{toEnclave, toPeer} {
+		m.requests.WithLabelValues(to) // so that none is 0, not missing
 	}
 	labels := prometheus.Labels{"region": string(self.Region), "instance": self.ID}
-	return m, prometheus.WrapRegistererWith(labels, reg).Register(m.tokens)
+	wrapped := prometheus.WrapRegistererWith(labels, reg)
+	return m, errors.Join(wrapped.Register(m.tokens), wrapped.Register(m.requests))
 }
 
 // use accounts for an answer by the enclave's trailer. One without has used
@@ -34,4 +57,27 @@ func (m *metrics) use(trailer string) {
 	}
 	m.tokens.WithLabelValues("prompt").Add(float64(used.Prompt))
 	m.tokens.WithLabelValues("output").Add(float64(used.Output))
+}
+
+// checkMetricsListener says whether metrics may be served there: they are in
+// clear, and nobody is asked who it is.
+func checkMetricsListener(l net.Listener) error {
+	if tcp, ok := l.Addr().(*net.TCPAddr); ok && !tcp.IP.IsLoopback() {
+		return fmt.Errorf("metrics at %s could be read by other machines: listen on loopback, such as 127.0.0.1:9090", tcp)
+	}
+	return nil
+}
+
+// serveMetrics answers GET /metrics until ctx ends.
+func (p *Parent) serveMetrics(ctx context.Context) error {
+	mux := http.NewServeMux()
+	mux.Handle("GET /metrics", promhttp.HandlerFor(p.config.Metrics, promhttp.HandlerOpts{}))
+	server := &http.Server{
+		Handler: mux, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
+	}
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })()
+	if err := server.Serve(p.config.MetricsListener); ctx.Err() == nil {
+		return fmt.Errorf("serve metrics: %w", err)
+	}
+	return nil
 }

@@ -2,6 +2,7 @@ package parent_test
 
 import (
 	"io"
+	"net"
 	"net/http"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -16,11 +17,17 @@ import (
 // tokens is what a parent has accounted for, by kind.
 func tokens(registry *prometheus.Registry) map[string]float64 {
 	GinkgoHelper()
+	return counters(registry, "mrgc_parent_tokens_total", "kind")
+}
+
+// counters are a counter's values, by its one label that is not the instance's.
+func counters(registry *prometheus.Registry, name, label string) map[string]float64 {
+	GinkgoHelper()
 	families, err := registry.Gather()
 	Expect(err).NotTo(HaveOccurred())
-	counted := map[string]float64{}
+	values := map[string]float64{}
 	for _, family := range families {
-		if family.GetName() != "mrgc_parent_tokens_total" {
+		if family.GetName() != name {
 			continue
 		}
 		for _, metric := range family.GetMetric() {
@@ -29,10 +36,10 @@ func tokens(registry *prometheus.Registry) map[string]float64 {
 				labels[label.GetName()] = label.GetValue()
 			}
 			Expect(labels).To(And(HaveKeyWithValue("region", region), HaveKeyWithValue("instance", instanceID), HaveLen(3)))
-			counted[labels["kind"]] = metric.GetCounter().GetValue()
+			values[labels[label]] = metric.GetCounter().GetValue()
 		}
 	}
-	return counted
+	return values
 }
 
 // metered starts a parent whose metrics are published.
@@ -104,5 +111,64 @@ var _ = Describe("What answers have used", func() {
 		Expect(err).NotTo(HaveOccurred())
 		_, err = parent.New(config)
 		Expect(err).To(MatchError(ContainSubstring("parent: duplicate metrics")))
+	})
+})
+
+var _ = Describe("Requests", func() {
+	It("are counted by where they were sent", func(ctx SpecContext) {
+		in, registry := metered()
+		sent := func() map[string]float64 { return counters(registry, "mrgc_parent_requests_total", "to") }
+		Expect(sent()).To(Equal(map[string]float64{"enclave": 0, "peer": 0}))
+		in.send(in.sealed(ctx, "request"))
+		Expect(sent()).To(Equal(map[string]float64{"enclave": 1, "peer": 0}))
+		in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere)
+		before := sent()
+		Expect(before).To(HaveKeyWithValue("peer", 1.0))
+		in.send(in.sealedTo(ctx, elsewhere))
+		Expect(sent()).To(Equal(map[string]float64{"enclave": before["enclave"], "peer": 2}))
+	}, NodeTimeout(specTimeout))
+})
+
+var _ = Describe("A metrics page", func() {
+	listen := func(address string) net.Listener {
+		GinkgoHelper()
+		listener, err := net.Listen("tcp", address)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(func() { _ = listener.Close() })
+		return listener
+	}
+
+	It("says what the parent has counted, and nothing else is served there", func(ctx SpecContext) {
+		listener := listen("127.0.0.1:0")
+		in := start(func(c *parent.Config) { c.MetricsListener = listener })
+		in.enclave.answers(uses("64/1024"))
+		Expect(readAll(in.send(in.sealed(ctx, "request")))).To(Equal("sealed answer"))
+		plain := &http.Client{Transport: &http.Transport{DisableKeepAlives: true}}
+		page := func(path string) (int, string) {
+			GinkgoHelper()
+			resp, err := plain.Get("http://" + listener.Addr().String() + path)
+			Expect(err).NotTo(HaveOccurred())
+			defer resp.Body.Close()
+			body, err := io.ReadAll(resp.Body)
+			Expect(err).NotTo(HaveOccurred())
+			return resp.StatusCode, string(body)
+		}
+		Eventually(ctx, func() string { _, body := page("/metrics"); return body }).Should(And(
+			ContainSubstring(`mrgc_parent_requests_total{instance="use1-0",region="use1",to="enclave"} 1`),
+			ContainSubstring(`mrgc_parent_tokens_total{instance="use1-0",kind="output",region="use1"} 1024`),
+		))
+		for _, path := range []string{"/", api.PathKeys, "/recipients"} {
+			status, _ := page(path)
+			Expect(status).To(Equal(http.StatusNotFound), path)
+		}
+	}, NodeTimeout(specTimeout))
+
+	It("is on loopback alone", func() {
+		in := surroundings()
+		config := in.config()
+		config.MetricsListener = listen("0.0.0.0:0")
+		_, err := parent.New(config)
+		Expect(err).To(MatchError(ContainSubstring("could be read by other machines")))
 	})
 })

@@ -74,8 +74,11 @@ type Config struct {
 	// than half of loadreport.FreshFor, and routers take reports for stale.
 	BusyReportInterval, IdleReportInterval time.Duration
 
-	Metrics prometheus.Registerer // default: metrics are kept and not published
-	Logger  *slog.Logger          // default: none
+	Metrics *prometheus.Registry // default: one of its own
+	// MetricsListener is where Run serves Metrics, in clear: on loopback. Default:
+	// nowhere.
+	MetricsListener net.Listener
+	Logger          *slog.Logger // default: none
 }
 
 // Parent is the service. It is made by New and used once.
@@ -106,6 +109,7 @@ func New(config Config) (*Parent, error) {
 	config.ConcurrentRequests = cmp.Or(config.ConcurrentRequests, 64)
 	config.BusyReportInterval = cmp.Or(config.BusyReportInterval, 100*time.Millisecond)
 	config.IdleReportInterval = cmp.Or(config.IdleReportInterval, 500*time.Millisecond)
+	config.Metrics = cmp.Or(config.Metrics, prometheus.NewRegistry())
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	switch {
 	case config.Store == nil:
@@ -142,6 +146,11 @@ func New(config Config) (*Parent, error) {
 	var err error
 	if p.metrics, err = newMetrics(config.Metrics, config.Instance); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
+	}
+	if config.MetricsListener != nil {
+		if err := checkMetricsListener(config.MetricsListener); err != nil {
+			return nil, fmt.Errorf("parent: %w", err)
+		}
 	}
 	p.reports = newReporter(config.Instance.Region, first)
 	return p, nil
@@ -213,6 +222,9 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 	})
 	group.Go(func() error { return p.relayEngine(groupCtx) })
 	group.Go(func() error { p.makeReports(groupCtx); return nil })
+	if p.config.MetricsListener != nil {
+		group.Go(func() error { return p.serveMetrics(groupCtx) })
+	}
 	group.Go(func() error {
 		for snapshot := range p.config.Store.Watch(registering) {
 			p.view.Store(snapshot)

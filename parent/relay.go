@@ -53,16 +53,17 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		api.Errorf(http.StatusForbidden, "not_allowed", "only Envoy and other parents send requests here").Write(w)
 		return
 	}
-	done, ok := p.load.begin(declaredTokens(r.Header))
+	started := time.Now()
+	next := p.next(r, peer.Role)
+	request, ok := p.load.begin(workOf(r.Header), next.to == toEnclave, started)
 	if !ok {
 		overloaded := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
 		overloaded.RetryAfter = time.Second
 		overloaded.Write(w)
 		return
 	}
-	defer done()
-	started := time.Now()
-	resp, err := p.send(r, p.next(r, peer.Role), http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
+	defer func() { request.end(time.Now()) }()
+	resp, err := p.send(r, next, http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
 	if err != nil {
 		p.answerFailure(w, r, err)
 		return
@@ -78,7 +79,10 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		p.answerFailure(w, r, err)
 		return
 	}
-	p.load.observe(time.Since(started))
+	if resp.StatusCode == http.StatusOK { // a refusal is quick, and says nothing of the engine
+		answered := time.Now()
+		request.answers(answered, answered.Sub(started))
+	}
 	if resp.Header.Get(api.HeaderKeyStatus) == api.KeyStatusStale {
 		p.probeNow() // the enclave may have other keys than it had
 	}
@@ -108,6 +112,7 @@ func (p *Parent) send(r *http.Request, to hop, body io.ReadCloser) (*http.Respon
 	}
 	out.ContentLength = r.ContentLength
 	copyHeaders(out.Header, r.Header, bound)
+	p.metrics.requests.WithLabelValues(to.to).Inc()
 	return to.client.Do(out)
 }
 

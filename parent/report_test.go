@@ -129,6 +129,42 @@ var _ = Describe("An instance's load reports", func() {
 		l.newest(ctx, And(idle(), HaveField("TokensInFlight", 0), HaveField("RequestsPerSecond", BeNumerically(">", 0))))
 	}, NodeTimeout(specTimeout))
 
+	It("say what is yet to be read of prompts, as the picker expects it, and how fast that goes", func(ctx SpecContext) {
+		in := start(fastReports)
+		in.guard.measures(idleMetrics)
+		begin, leave := make(chan struct{}), make(chan struct{})
+		var seen atomic.Value
+		in.enclave.answers(func(w http.ResponseWriter, r *http.Request) {
+			seen.Store(r.Header.Clone())
+			<-begin
+			_, _ = io.WriteString(w, "sealed ")
+			_ = http.NewResponseController(w).Flush()
+			<-leave
+			_, _ = io.WriteString(w, "answer")
+		})
+		l := in.listen(ctx, routerID, 0)
+		req := in.sealed(ctx, "request")
+		req.Header.Set(api.HeaderSize, "2048/1024")
+		req.Header.Set(api.HeaderUncached, "409")
+		told := in.sending(req)
+		l.newest(ctx, HaveField("UnreadTokens", 409))
+		Expect(seen.Load()).NotTo(HaveKey(api.HeaderUncached), "the enclave has no use for it")
+		other := in.sealed(ctx, "request") // nothing said of it: all of the prompt counts
+		other.Header.Set(api.HeaderSize, "2048/1024")
+		silent := in.sending(other)
+		l.newest(ctx, HaveField("UnreadTokens", 409+2048))
+		close(begin)
+		l.newest(ctx, And(HaveField("UnreadTokens", 0), HaveField("Running", 2)))
+		time.AfterFunc(50*time.Millisecond, func() { close(leave) })
+		for _, answered := range []<-chan *http.Response{told, silent} {
+			var resp *http.Response
+			Eventually(ctx, answered).Should(Receive(&resp))
+			Expect(readAll(resp)).To(Equal("sealed answer"))
+			Expect(resp.Body.Close()).To(Succeed())
+		}
+		l.newest(ctx, And(HaveField("RequestDuration", BeNumerically(">", 0)), HaveField("UnreadTokens", 0)))
+	}, NodeTimeout(specTimeout))
+
 	It("follow the engine while there is work, and leave it alone while there is none", func(ctx SpecContext) {
 		in := start(fastReports, func(c *parent.Config) { c.ProbeInterval = time.Hour })
 		l := in.listen(ctx, routerID, 0)

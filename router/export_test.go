@@ -4,6 +4,7 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -28,6 +29,11 @@ func (c Collector) Refresh(ctx context.Context, snapshot *fleet.Snapshot, now ti
 
 // PollCertificate has the tenant certificate looked at so often.
 func (r *Router) PollCertificate(every time.Duration) { r.certificatePoll = every }
+
+// LookUp has the names of peers looked up so.
+func (r *Router) LookUp(lookup func(host string) ([]netip.Addr, error)) {
+	r.peers.lookup = func(_ context.Context, _, host string) ([]netip.Addr, error) { return lookup(host) }
+}
 
 // TakeForBroken has a stream of load reports count as broken after a silence.
 func (r *Router) TakeForBroken(after time.Duration) { r.loads.silence = after }

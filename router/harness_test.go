@@ -196,8 +196,10 @@ type running struct {
 	log               *gbytes.Buffer
 	grpc, http, admin string // addresses
 
-	silence time.Duration  // of a parent that reports load; 0: as it is
-	router  *router.Router // once it has started
+	silence time.Duration        // of a parent that reports load; 0: as it is
+	prepare func(*router.Router) // before it runs; nil: as it is
+	router  *router.Router       // once it has started
+	stop    func()               // likewise; at the latest at the test's end
 }
 
 // newRouter prepares a router; start starts it.
@@ -248,22 +250,30 @@ func listen() net.Listener {
 
 func (r *running) start() *running {
 	GinkgoHelper()
+	return r.startOn(router.Listeners{GRPC: listen(), HTTP: listen(), Admin: listen()})
+}
+
+func (r *running) startOn(on router.Listeners) *running {
+	GinkgoHelper()
 	made, err := router.New(r.config)
 	Expect(err).NotTo(HaveOccurred())
 	made.PollCertificate(5 * time.Millisecond)
 	if r.silence > 0 {
 		made.TakeForBroken(r.silence)
 	}
+	if r.prepare != nil {
+		r.prepare(made)
+	}
 	r.router = made
-	on := router.Listeners{GRPC: listen(), HTTP: listen(), Admin: listen()}
 	r.grpc, r.http, r.admin = on.GRPC.Addr().String(), on.HTTP.Addr().String(), on.Admin.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- made.Run(ctx, on) }()
-	DeferCleanup(func() {
+	r.stop = sync.OnceFunc(func() {
 		cancel()
 		Eventually(ended).WithTimeout(5 * time.Second).Should(Receive(BeNil()))
 	})
+	DeferCleanup(r.stop)
 	return r
 }
 

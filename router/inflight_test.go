@@ -32,46 +32,66 @@ import (
 // which answer as a test has them answer.
 type besideEnvoy struct {
 	*running
+	envoys  *envoytest.CA
 	parents []*envoytest.Parent
 	tenant  *http.Client
 	url     string
 }
 
-func startBesideEnvoy() *besideEnvoy {
+// newRouterBesideEnvoy prepares a router that an Envoy of an authority admits.
+func newRouterBesideEnvoy(ca *envoytest.CA) *running {
 	GinkgoHelper()
-	envoytest.Binary(GinkgoTB())
-	r := &besideEnvoy{running: newRouter()}
-	ca := envoytest.NewCA(GinkgoTB())
+	r := newRouter()
 	r.config.Identity = ca.Source(GinkgoTB(), routerID)
 	r.config.XDS.TenantAddress = netip.MustParseAddrPort("127.0.0.1:0")
 	r.config.XDS.MessageTimeout = 2 * time.Second // the machine may be busy with other tests
 	r.config.XDS.HealthAddress = netip.MustParseAddrPort("127.0.0.1:0")
 	r.writeCertificate(ca.Server(GinkgoTB(), "localhost"))
-	r.start()
+	return r
+}
 
-	var instances []*fleet.Instance
+func startBesideEnvoy() *besideEnvoy {
+	GinkgoHelper()
+	envoytest.Binary(GinkgoTB())
+	r := &besideEnvoy{envoys: envoytest.NewCA(GinkgoTB())}
+	r.running = newRouterBesideEnvoy(r.envoys).start()
+	instances := r.startParents()
+	Eventually(r.store.snapshots).Should(BeSent(fleet.NewSnapshot(time.Now(), instances)))
+	r.startEnvoy([]string{r.grpc}, []string{r.http})
+	return r
+}
+
+// startParents starts two instances' parents.
+func (r *besideEnvoy) startParents() (instances []*fleet.Instance) {
+	GinkgoHelper()
 	for i := range 2 {
-		p := envoytest.StartParent(GinkgoTB(), ca, "use1", fmt.Sprintf("use1-%d", i))
+		p := envoytest.StartParent(GinkgoTB(), r.envoys, "use1", fmt.Sprintf("use1-%d", i))
 		r.parents = append(r.parents, p)
 		instances = append(instances, &fleet.Instance{
 			ID: p.ID, Region: p.Region, Address: p.Address.String(), Models: []string{model}, KeyIDs: []string{kidOf(p.ID)},
 			Health: fleet.Health{Enclave: true, Engine: true}, Load: fleet.Load{Slots: 4}, HeartbeatAt: time.Now(),
 		})
 	}
-	Eventually(r.store.snapshots).Should(BeSent(fleet.NewSnapshot(time.Now(), instances)))
-	e := envoytest.Start(GinkgoTB(), ca, envoy.Config{
-		Region:     "use1",
-		RouterGRPC: []netip.AddrPort{netip.MustParseAddrPort(r.grpc)},
-		RouterHTTP: []netip.AddrPort{netip.MustParseAddrPort(r.http)},
-	})
+	return instances
+}
+
+// startEnvoy starts an Envoy that prefers the first of the routers' addresses,
+// and waits until it serves.
+func (r *besideEnvoy) startEnvoy(grpcAt, httpAt []string) {
+	GinkgoHelper()
+	config := envoy.Config{Region: "use1"}
+	for i := range grpcAt {
+		config.RouterGRPC = append(config.RouterGRPC, netip.MustParseAddrPort(grpcAt[i]))
+		config.RouterHTTP = append(config.RouterHTTP, netip.MustParseAddrPort(httpAt[i]))
+	}
+	e := envoytest.Start(GinkgoTB(), r.envoys, config)
 	r.url = "https://" + e.Listener(GinkgoTB(), "tenants")
 	roots := x509.NewCertPool()
-	roots.AppendCertsFromPEM(ca.RootPEM())
+	roots.AppendCertsFromPEM(r.envoys.RootPEM())
 	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: roots, ServerName: "localhost"}, ForceAttemptHTTP2: true}
 	DeferCleanup(transport.CloseIdleConnections)
 	r.tenant = &http.Client{Transport: transport}
 	Eventually(func() error { return r.ask(context.Background()) }).WithTimeout(10 * time.Second).Should(Succeed())
-	return r
 }
 
 // ask sends a sealed request, to either instance, and reads the answer.

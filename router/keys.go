@@ -5,15 +5,13 @@ import (
 	"math/rand/v2"
 	"net/http"
 	"slices"
+	"strconv"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/internal/seal"
 )
-
-// offered is how many recipients an answer of the keys route has: as many as a
-// client seals to by default.
-const offered = 3
 
 // serveKeys answers [api.PathKeys].
 func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
@@ -26,9 +24,14 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		api.Errorf(http.StatusNotFound, "model_not_found", "the model does not exist or is not served here; %s lists those that are", api.PathModels).Write(w)
 		return
 	}
+	n, ok := wanted(req)
+	if !ok {
+		api.Errorf(http.StatusBadRequest, "invalid_request", "n is how many recipients to list, 1 to %d", seal.MaxRecipients).Write(w)
+		return
+	}
 	var answer api.Recipients
 	offer := routing.Offer{
-		Model: model, N: offered,
+		Model: model, N: n,
 		Regions: append([]fleet.Region{r.config.Region}, r.config.SpillTo...),
 		Seed:    rand.Uint64(), //nolint:gosec // tenants must not herd; there is no secret in it
 	}
@@ -47,6 +50,16 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	writeJSON(w, http.StatusOK, answer)
+}
+
+// wanted is how many recipients a client asks for.
+func wanted(req *http.Request) (n int, ok bool) {
+	text := req.URL.Query().Get("n")
+	if text == "" {
+		return api.Offered, true
+	}
+	n, err := strconv.Atoi(text)
+	return n, err == nil && n >= 1 && n <= seal.MaxRecipients
 }
 
 // serveModels answers [api.PathModels].

@@ -50,6 +50,25 @@ var _ = Describe("The keys route", func() {
 		Expect(seen).NotTo(HaveKey("claims of use1-0"))
 	})
 
+	It("lists as many as are asked for", func(ctx SpecContext) {
+		r.publish(
+			startParent(r.ca, "use1", "use1-0"), startParent(r.ca, "use1", "use1-1"), startParent(r.ca, "use1", "use1-2"),
+			startParent(r.ca, "use1", "use1-3"), startParent(r.ca, "use1", "use1-4"),
+		)
+		Eventually(func() int { return r.adminPage("/ready").status }).Should(Equal(http.StatusOK))
+		Eventually(ctx, func() []string { return recipients(r.get(ctx, keys+"&n=4")) }).Should(HaveLen(4))
+		Expect(recipients(r.get(ctx, keys))).To(HaveLen(3))
+		Expect(recipients(r.get(ctx, keys+"&n=1"))).To(HaveLen(1))
+	})
+
+	DescribeTable("lists no number of recipients that is", func(ctx SpecContext, n string) {
+		refused := refusal(r.get(ctx, keys+"&n="+n))
+		Expect(refused.Status).To(Equal(http.StatusBadRequest))
+		Expect(refused.Code).To(Equal("invalid_request"))
+	},
+		Entry("nothing", "0"), Entry("negative", "-1"), Entry("more than a request can be sealed to", "5"), Entry("no number", "all"),
+	)
+
 	It("knows no other model", func(ctx SpecContext) {
 		for _, path := range []string{api.PathKeys + "?model=large", api.PathKeys} {
 			refused := refusal(r.get(ctx, path))

@@ -5,14 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"sync"
 	"time"
 
 	orcaservicev3 "github.com/cncf/xds/go/xds/service/orca/v3"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/backoff"
-	"google.golang.org/grpc/credentials"
 	"google.golang.org/protobuf/types/known/durationpb"
 
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -29,12 +25,6 @@ const (
 	// silence is how long a parent may say nothing before its stream counts as
 	// broken: an idle one speaks twice a second.
 	silence = 5 * time.Second
-	// The pauses before a broken stream is opened again; each is drawn from the
-	// upper half.
-	firstPause, longestPause = 100 * time.Millisecond, 5 * time.Second
-	// streamBufferBytes is ample for reports, of which each connection carries
-	// nothing else. gRPC's default is 32 KiB, twice.
-	streamBufferBytes = 4 << 10
 )
 
 // loads follows the load of the region's ready instances: one stream of reports
@@ -99,45 +89,19 @@ func (l *loads) stop() {
 
 // follow keeps a stream to an instance's parent open until ctx ends.
 func (l *loads) follow(ctx context.Context, in *fleet.Instance) {
-	want := parentOf(in)
-	conn, err := grpc.NewClient("passthrough:///"+in.Address,
-		grpc.WithTransportCredentials(credentials.NewTLS(l.identity.ClientTLS(func(id identity.ID) bool { return id == want }))),
-		grpc.WithConnectParams(grpc.ConnectParams{
-			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.2, MaxDelay: longestPause},
-			MinConnectTimeout: l.silence,
-		}),
-		grpc.WithReadBufferSize(streamBufferBytes), grpc.WithWriteBufferSize(streamBufferBytes),
-		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
-	)
+	conn, err := dial(in.Address, l.identity, parentOf(in), l.silence)
 	if err != nil { // an address that the store has checked
 		l.log.Error("no load reports from instance", "instance", in.ID, "error", err)
 		return
 	}
 	defer func() { _ = conn.Close() }()
 	client := orcaservicev3.NewOpenRcaServiceClient(conn)
-	pause, told := firstPause, false
-	for {
-		heard, err := l.listen(ctx, client, in.ID)
-		if ctx.Err() != nil {
-			return
-		}
-		if heard {
-			pause, told = firstPause, false
-		}
-		if !told {
-			l.log.Warn("no load reports from instance; trying on", "instance", in.ID, "error", err)
-			told = true
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(pause/2 + rand.N(pause/2)): //nolint:gosec // no secret
-		}
-		pause = min(2*pause, longestPause)
-	}
+	keepOpen(ctx, func() (bool, error) { return l.listen(ctx, client, in.ID) }, func(err error) {
+		l.log.Warn("no load reports from instance; trying on", "instance", in.ID, "error", err)
+	})
 }
 
-var errSilent = errors.New("the parent has gone silent")
+var errSilent = errors.New("the other side has gone silent")
 
 // listen takes reports until the stream breaks, and says whether there was any.
 // A report that is not valid breaks it.
@@ -171,9 +135,13 @@ func (l *loads) listen(ctx context.Context, client orcaservicev3.OpenRcaServiceC
 
 // reported is what the picker goes by.
 func (r *Router) reported(in *fleet.Instance) routing.Report {
-	report, age := r.Report(in.ID)
-	load := fleet.Load{Running: report.Running, Queued: report.Queued, Slots: report.Slots, Latency: in.Load.Latency}
-	return routing.Report{Load: load, Age: routing.Age(age)} //nolint:gosec // the same three, in the same order
+	report, since, age := r.loads.tracker.Get(in.ID, time.Now())
+	return routing.Report{
+		Load:  fleet.Load{Running: report.Running, Queued: report.Queued, Slots: report.Slots, Latency: in.Load.Latency},
+		Age:   routing.Age(age), //nolint:gosec // the same three, in the same order
+		Since: since, UnreadTokens: report.UnreadTokens,
+		ReadTokensPerSecond: report.ReadTokensPerSecond, RequestDuration: report.RequestDuration,
+	}
 }
 
 // heard takes an instance's new load report into account.
@@ -198,5 +166,6 @@ func (r *Router) weight(in *fleet.Instance) uint32 {
 // nothing is known has a report that is [loadreport.Missing], and is none the
 // worse for it.
 func (r *Router) Report(instanceID string) (loadreport.Report, loadreport.Age) {
-	return r.loads.tracker.Get(instanceID, time.Now())
+	report, _, age := r.loads.tracker.Get(instanceID, time.Now())
+	return report, age
 }

@@ -266,6 +266,7 @@ var _ = Describe("The load of the region's instances", func() {
 		mute := startReporting(r.ca, "use1", "use1-1", parentID("use1", "use1-1"))
 		p.says(loadreport.Report{
 			Queued: 3, Running: 2, Slots: 4, KVCacheUse: 0.5, TokensInFlight: 1536, RequestsPerSecond: 2, ErrorsPerSecond: 1,
+			UnreadTokens: 512, ReadTokensPerSecond: 20_000, RequestDuration: 1500 * time.Millisecond,
 			GPU: loadreport.GPU{Utilization: 0.25, Memory: 0.75, TemperatureC: 61}, Models: []loadreport.Model{{Name: model, Version: "v7"}},
 		})
 		mute.sends(nil)
@@ -282,13 +283,13 @@ var _ = Describe("The load of the region's instances", func() {
 		Expect(page.Instances).To(Equal([]map[string]any{
 			{
 				"instance": "use1-0", "age": "fresh", "queued": 3.0, "running": 2.0, "slots": 4.0, "kv_cache_use": 0.5,
-				"tokens_in_flight": 1536.0, "requests_per_second": 2.0, "errors_per_second": 1.0,
+				"tokens_in_flight": 1536.0, "unread_tokens": 512.0, "read_tokens_per_second": 20_000.0, "request_seconds": 1.5, "requests_per_second": 2.0, "errors_per_second": 1.0,
 				"gpu":    map[string]any{"utilization": 0.25, "memory": 0.75, "temperature_celsius": 61.0},
 				"models": map[string]any{model: "v7"},
 			},
 			{
 				"instance": "use1-1", "age": "missing", "queued": 0.0, "running": 0.0, "slots": 0.0, "kv_cache_use": 0.0,
-				"tokens_in_flight": 0.0, "requests_per_second": 0.0, "errors_per_second": 0.0, "models": map[string]any{},
+				"tokens_in_flight": 0.0, "unread_tokens": 0.0, "read_tokens_per_second": 0.0, "request_seconds": 0.0, "requests_per_second": 0.0, "errors_per_second": 0.0, "models": map[string]any{},
 			},
 		}))
 
@@ -299,6 +300,9 @@ var _ = Describe("The load of the region's instances", func() {
 			`mrgc_load_slots{instance="use1-0",region="use1"} 4`,
 			`mrgc_load_kv_cache_ratio{instance="use1-0",region="use1"} 0.5`,
 			`mrgc_load_tokens_in_flight{instance="use1-0",region="use1"} 1536`,
+			`mrgc_load_unread_tokens{instance="use1-0",region="use1"} 512`,
+			`mrgc_load_read_tokens_per_second{instance="use1-0",region="use1"} 20000`,
+			`mrgc_load_request_seconds{instance="use1-0",region="use1"} 1.5`,
 			`mrgc_load_gpu_utilization_ratio{instance="use1-0",region="use1"} 0.25`,
 			`mrgc_load_gpu_memory_ratio{instance="use1-0",region="use1"} 0.75`,
 			`mrgc_load_gpu_temperature_celsius{instance="use1-0",region="use1"} 61`,

@@ -21,6 +21,9 @@ type loadEntry struct {
 	Slots             int               `json:"slots"`
 	KVCacheUse        float64           `json:"kv_cache_use"`
 	TokensInFlight    int               `json:"tokens_in_flight"`
+	UnreadTokens      int               `json:"unread_tokens"`
+	ReadRate          float64           `json:"read_tokens_per_second"` // 0: not known
+	RequestSec        float64           `json:"request_seconds"`        // 0: not known
 	RequestsPerSecond float64           `json:"requests_per_second"`
 	ErrorsPerSecond   float64           `json:"errors_per_second"`
 	GPU               *gpuEntry         `json:"gpu,omitempty"` // absent: none is seen
@@ -41,6 +44,7 @@ func (l *loads) serveLoad(w http.ResponseWriter, _ *http.Request) {
 			Instance: e.Instance, Age: e.Age.String(), AgeSec: e.Since.Seconds(),
 			Queued: e.Report.Queued, Running: e.Report.Running, Slots: e.Report.Slots,
 			KVCacheUse: e.Report.KVCacheUse, TokensInFlight: e.Report.TokensInFlight,
+			UnreadTokens: e.Report.UnreadTokens, ReadRate: e.Report.ReadTokensPerSecond, RequestSec: e.Report.RequestDuration.Seconds(),
 			RequestsPerSecond: e.Report.RequestsPerSecond, ErrorsPerSecond: e.Report.ErrorsPerSecond,
 			Models: map[string]string{},
 		}
@@ -86,6 +90,9 @@ func registerLoadMetrics(reg prometheus.Registerer, region fleet.Region, tracker
 		{"slots", "Requests that the instance's engine runs at once; 0: not known.", func(r *loadreport.Report) float64 { return float64(r.Slots) }},
 		{"kv_cache_ratio", "Share of the engine's KV cache in use.", func(r *loadreport.Report) float64 { return r.KVCacheUse }},
 		{"tokens_in_flight", "Tokens that the requests under way declare.", func(r *loadreport.Report) float64 { return float64(r.TokensInFlight) }},
+		{"unread_tokens", "Tokens of prompts, as far as not cached, whose answers have not begun.", func(r *loadreport.Report) float64 { return float64(r.UnreadTokens) }},
+		{"read_tokens_per_second", "How fast the instance reads prompts; 0: not known.", func(r *loadreport.Report) float64 { return r.ReadTokensPerSecond }},
+		{"request_seconds", "How long the instance's last requests took on average; 0: not known.", func(r *loadreport.Report) float64 { return r.RequestDuration.Seconds() }},
 		{"gpu_utilization_ratio", "Share of time in which the instance's GPUs work.", func(r *loadreport.Report) float64 { return r.GPU.Utilization }},
 		{"gpu_memory_ratio", "Share of the GPUs' memory in use.", func(r *loadreport.Report) float64 { return r.GPU.Memory }},
 		{"gpu_temperature_celsius", "Temperature of the instance's hottest GPU.", func(r *loadreport.Report) float64 { return r.GPU.TemperatureC }},

@@ -1,14 +1,15 @@
 // Package router is the process beside each region's Envoys: it tells them
 // where instances are (package xds), picks an instance for each request
 // (package extproc), and serves the recipients that requests are sealed to. It
-// follows the load of its region's instances by their parents' reports.
+// follows the load of its region's instances by their parents' reports, and what
+// the region's other routers have in flight there (see package peers).
 //
 // All of them look at one immutable view of the fleet, which the router follows
 // in the store. A store that has gone leaves the last view in place; a router
 // that has gone leaves Envoy with its last configuration and weights.
 //
-// A router listens on three ports: gRPC for Envoy (xDS, ext_proc, access log)
-// and HTTPS for Envoy (recipients, models), both mutual TLS, and the operator's
+// A router listens on three ports: gRPC for Envoy (xDS, ext_proc, access log) and
+// for the region's other routers, HTTPS for Envoy (recipients, models), both mutual TLS, and the operator's
 // admin on loopback.
 package router
 
@@ -32,8 +33,13 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/health"
+	healthpb "google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/keepalive"
+	"google.golang.org/grpc/peer"
+	"google.golang.org/grpc/status"
 
 	"github.com/mrgc/mrgc/extproc"
 	"github.com/mrgc/mrgc/internal/api"
@@ -53,6 +59,10 @@ type Config struct {
 	Policies   map[string]routing.Policy // of the models that have another than the default
 	XDS        xds.Config                // what the router does not fill in itself: addresses, limits
 	StaleAfter time.Duration             // age of a heartbeat that no longer counts
+	// Peers are the gRPC ports of the region's other routers, "host:port" each. A
+	// host with several addresses is several routers, looked up again and again;
+	// this router may be among them. Default: it is the only one.
+	Peers []string
 
 	Store    fleet.Store
 	Identity *identity.Source
@@ -81,6 +91,7 @@ type Router struct {
 	recipients *collector
 	loads      *loads
 	scores     *scores
+	peers      *exchange
 	metrics    *prometheus.Registry
 
 	certificatePoll time.Duration
@@ -95,7 +106,7 @@ func New(config Config) (*Router, error) {
 	if config.Store == nil || config.Identity == nil {
 		return nil, errors.New("router: store and identity are required")
 	}
-	want := identity.ID{Region: string(config.Region), Role: identity.RoleRouter}
+	want := routerOf(config.Region)
 	if self := config.Identity.ID(); self != want {
 		return nil, fmt.Errorf("router: identity is %s, want %s", self, want)
 	}
@@ -137,6 +148,12 @@ func New(config Config) (*Router, error) {
 	if err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
+	if r.peers, err = newExchange(&config, r.picker, r.log); err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
+	if err := registerPeerMetrics(r.metrics, config.Region, r.peers); err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
 	return r, nil
 }
 
@@ -156,6 +173,7 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	})
 	group.Go(func() error { r.follow(ctx); return nil })
 	group.Go(func() error { r.collect(ctx); return nil })
+	group.Go(func() error { r.peers.run(ctx); return nil })
 	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
 	group.Go(func() error { return r.xds.Run(ctx) })
 	return group.Wait()
@@ -204,22 +222,48 @@ func (r *Router) collect(ctx context.Context) {
 }
 
 func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
-	config := r.config.Identity.ServerTLS(r.isEnvoy)
+	config := r.config.Identity.ServerTLS(func(id identity.ID) bool { return r.isEnvoy(id) || id == routerOf(r.config.Region) })
 	config.NextProtos = []string{"h2"}
 	server := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(config)),
+		grpc.StreamInterceptor(r.admit),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 10 * time.Second, PermitWithoutStream: true}),
+		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, // package envoy's pings come every second
+			PermitWithoutStream: true}),
 	)
 	r.xds.Register(server)
 	extprocv3.RegisterExternalProcessorServer(server, r.picker)
 	accesslogv3.RegisterAccessLogServiceServer(server, r.picker)
-	stop := context.AfterFunc(ctx, server.Stop) // streams never end by themselves, and Envoy reconnects
+	server.RegisterService(&peersDesc, r.peers)
+	healthpb.RegisterHealthServer(server, health.NewServer()) // Envoy asks it whether this router hangs
+	stop := context.AfterFunc(ctx, server.Stop)               // streams never end by themselves, and Envoy reconnects
 	defer stop()
 	if err := server.Serve(l); err != nil && ctx.Err() == nil {
 		return fmt.Errorf("router: serve gRPC: %w", err)
 	}
 	return nil
+}
+
+// admit keeps Envoys and routers to what is each one's own.
+func (r *Router) admit(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+	who, err := callerOf(stream.Context())
+	if err != nil || r.isEnvoy(who) == isRouter(info.FullMethod) {
+		return status.Error(codes.PermissionDenied, "this service is not for "+who.String())
+	}
+	return handle(service, stream)
+}
+
+// callerOf is who has the other end of a connection.
+func callerOf(ctx context.Context) (identity.ID, error) {
+	caller, ok := peer.FromContext(ctx)
+	if !ok {
+		return identity.ID{}, errors.New("no peer")
+	}
+	info, ok := caller.AuthInfo.(credentials.TLSInfo)
+	if !ok || len(info.State.PeerCertificates) == 0 {
+		return identity.ID{}, errors.New("no certificate")
+	}
+	return identity.Of(info.State.PeerCertificates[0])
 }
 
 // isEnvoy admits this region's Envoys.
@@ -241,8 +285,8 @@ func (r *Router) serveHTTP(ctx context.Context, l net.Listener) error {
 	return serveUntil(ctx, server, l, true)
 }
 
-// adminHandler is the operator's: package xds's pages, the instances' load,
-// metrics, and a readiness that includes the recipients.
+// adminHandler is the operator's: package xds's pages, the instances' load, the
+// other routers, metrics, and a readiness that includes the recipients.
 func (r *Router) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	xdsAdmin := r.xds.Admin()
@@ -254,6 +298,7 @@ func (r *Router) adminHandler() http.Handler {
 		xdsAdmin.ServeHTTP(w, req)
 	})
 	mux.HandleFunc("GET /load", r.loads.serveLoad)
+	mux.HandleFunc("GET /peers", r.peers.serve)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))
 	mux.Handle("/", xdsAdmin)
 	return mux

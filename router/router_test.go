@@ -93,7 +93,7 @@ var _ = Describe("A router", func() {
 		Expect(r.get(ctx, keys).StatusCode).To(Equal(http.StatusServiceUnavailable)) // as its Envoy
 	},
 		Entry("an Envoy of another region", identity.ID{Region: "use2", Role: identity.RoleEnvoy}),
-		Entry("a router", routerID),
+		Entry("a router of another region", identity.ID{Region: "use2", Role: identity.RoleRouter}),
 		Entry("a parent", parentID("use1", "use1-0")),
 	)
 
@@ -196,5 +196,10 @@ var _ = Describe("New", func() {
 		Entry("another role's identity", func(r *running) { r.config.Identity = sourceOf(r.ca, envoyID) }, "identity is"),
 		Entry("a bad xDS configuration", func(r *running) { r.config.XDS = xds.Config{Region: "use1"} }, "Models is empty"),
 		Entry("a bad picker configuration", func(r *running) { r.config.StaleAfter = -1 }, "StaleAfter"),
+		Entry("a peer without a port", func(r *running) { r.config.Peers = []string{"10.0.0.9"} }, `peer "10.0.0.9": want host:port`),
+		Entry("a peer without a host", func(r *running) { r.config.Peers = []string{":9001"} }, `peer ":9001": want host:port`),
+		Entry("a peer at port 0", func(r *running) { r.config.Peers = []string{"routers:0"} }, `peer "routers:0": want host:port`),
+		Entry("a peer at a port by name", func(r *running) { r.config.Peers = []string{"routers:http"} }, `peer "routers:http": want host:port`),
+		Entry("a peer twice", func(r *running) { r.config.Peers = []string{"routers:9001", "routers:9001"} }, "given twice"),
 	)
 })

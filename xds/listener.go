@@ -106,7 +106,7 @@ func withoutSteering(r *renderer) *corev3.TypedExtensionConfig {
 		}}
 	}
 	return r.extension("envoy.http.early_header_mutation.header_mutation", &earlymutationv3.HeaderMutation{
-		Mutations: []*mutationrulesv3.HeaderMutation{remove(pickKey), remove("x-envoy-")},
+		Mutations: []*mutationrulesv3.HeaderMutation{remove(pickKey), remove(api.HeaderUncached), remove("x-envoy-")},
 	})
 }
 

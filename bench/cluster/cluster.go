@@ -121,9 +121,14 @@ func (c *Cluster) Env() (map[string]string, error) {
 	return values, lines.Err()
 }
 
-// EngineSocket is the Unix socket of the one engine that the cluster started.
+// EngineSockets are the Unix sockets of the engines that the cluster started.
+func (c *Cluster) EngineSockets() ([]string, error) {
+	return filepath.Glob(filepath.Join(c.stateDir, "run", "*.engine"))
+}
+
+// EngineSocket is that of the one engine that the cluster started.
 func (c *Cluster) EngineSocket() (string, error) {
-	sockets, err := filepath.Glob(filepath.Join(c.stateDir, "run", "*.engine"))
+	sockets, err := c.EngineSockets()
 	if err != nil {
 		return "", err
 	}

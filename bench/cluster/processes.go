@@ -30,6 +30,20 @@ func (c *Cluster) MemoryMiB() (map[string]float64, error) {
 	return eachProcess(c, proportionalMiB)
 }
 
+// Signal sends a signal to the cluster's processes of a program.
+func (c *Cluster) Signal(program string, signal syscall.Signal) error {
+	processes, err := c.processes()
+	if err != nil {
+		return err
+	}
+	for pid, name := range processes {
+		if name == program {
+			err = errors.Join(err, syscall.Kill(pid, signal))
+		}
+	}
+	return err
+}
+
 // eachProcess adds up what read says of each process, by program.
 func eachProcess[T time.Duration | float64](c *Cluster, read func(pid int) (T, error)) (map[string]T, error) {
 	processes, err := c.processes()

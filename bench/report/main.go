@@ -1,9 +1,11 @@
-// Report writes docs/benchmarks.md out of bench/results.
+// Report writes docs/benchmarks.md, and the charts that it shows, out of
+// bench/results.
 package main
 
 import (
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"github.com/mrgc/mrgc/bench/result"
@@ -12,12 +14,23 @@ import (
 func main() {
 	results, err := result.ReadAll()
 	if err == nil {
-		err = os.WriteFile("docs/benchmarks.md", []byte(render(results)), 0o644)
+		err = write(results)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "report:", err)
 		os.Exit(1)
 	}
+}
+
+func write(results []result.Result) error {
+	for _, r := range results {
+		for _, c := range r.Charts {
+			if err := os.WriteFile(filepath.Join("docs", c.Name+".svg"), []byte(c.SVG()), 0o644); err != nil {
+				return err
+			}
+		}
+	}
+	return os.WriteFile("docs/benchmarks.md", []byte(render(results)), 0o644)
 }
 
 func render(results []result.Result) string {

@@ -28,6 +28,7 @@ type Result struct {
 	Comparisons []Comparison `json:"comparisons,omitempty"`
 	Breakdowns  []Breakdown  `json:"breakdowns,omitempty"`
 	Tables      []Table      `json:"tables,omitempty"`
+	Charts      []Chart      `json:"charts,omitempty"`
 	// Notes are what one must know to read the figures, a sentence or two each.
 	Notes []string `json:"notes,omitempty"`
 }

@@ -50,6 +50,9 @@ func (r Result) Markdown() string {
 		fmt.Fprintf(&b, "| %s, %s | %d | %s | %s | %s | %+.0f %% |\n",
 			c.Name, c.Unit, c.Added.Samples, c.Direct.Text(), c.Through.Text(), c.Added.Text(), 100*c.Added.P50/c.Direct.P50)
 	}
+	for _, c := range r.Charts {
+		fmt.Fprintf(&b, "\n![%s](%s.svg)\n", c.Title, c.Name)
+	}
 	r.breakdownTable(&b)
 	for _, t := range r.Tables {
 		t.markdown(&b)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"os"
@@ -26,31 +25,38 @@ type entry struct {
 	measured
 }
 
-// enter measures a contender once, or twice if the first run is void.
-func (b *book) enter(ctx context.Context, c contender, s scenario, seed uint64, requests []request) error {
+// enter measures contenders beside each other, those whose run was void once
+// more.
+func (b *book) enter(ctx context.Context, contenders []contender, s scenario, seed uint64, requests []request) error {
 	for range 2 {
-		m, err := measure(ctx, c, s, requests)
-		if isNotHere(err) {
-			if seed == 0 && s.name == "reuse" {
-				b.absent = append(b.absent, err.Error())
-				say("%s: %v", c.name, err)
-			}
-			return nil
-		}
+		all, err := measure(ctx, contenders, s, requests)
 		if err != nil {
 			return err
 		}
-		say("%-30s seed %d  %-34s TTFT p50 %6.0f  p90 %6.0f  p99 %6.0f ms  %d of %d failed  %3.0f %% cached  cpu %.2f ms  machine %2.0f %%  lag %v  failing %.3f",
-			s.name, seed, c.name, m.first.P50, m.first.P90, m.p99, m.failed, m.sent, 100*m.hits, m.cpu, 100*m.machine, m.lag.Round(10*time.Microsecond), m.late)
-		why := m.void()
-		if why == "" {
-			b.runs = append(b.runs, entry{s.name, c.name, c.ours, seed, m})
-			return nil
+		var again []contender
+		for i, c := range contenders {
+			if !b.take(c, s, seed, all[i]) {
+				again = append(again, c)
+			}
 		}
-		b.void++
-		say("  void: %s", why)
+		if contenders = again; len(again) == 0 {
+			break
+		}
 	}
 	return nil
+}
+
+// take writes down one run, unless it is void.
+func (b *book) take(c contender, s scenario, seed uint64, m measured) bool {
+	say("%-30s seed %d  %-34s TTFT p50 %6.0f  p90 %6.0f  p99 %6.0f ms  %d of %d failed  %3.0f %% cached  cpu %.2f ms  machine %2.0f %%  lag %v  failing %.3f",
+		s.name, seed, c.name, m.first.P50, m.first.P90, m.p99, m.failed, m.sent, 100*m.hits, m.cpu, 100*m.machine, m.lag.Round(10*time.Microsecond), m.late)
+	if why := m.void(); why != "" {
+		b.void++
+		say("  void: %s", why)
+		return false
+	}
+	b.runs = append(b.runs, entry{s.name, c.name, c.ours, seed, m})
+	return true
 }
 
 // write writes down what there is: also of a run that was cut short, which may
@@ -65,11 +71,6 @@ func (b *book) write(cut error) error {
 	}
 	r.Print(os.Stdout)
 	return r.Write()
-}
-
-func isNotHere(err error) bool {
-	var absent errNotHere
-	return errors.As(err, &absent)
 }
 
 // of gathers one contender's runs of a scenario, by seed.
@@ -127,6 +128,7 @@ func (b *book) result() result.Result {
 		},
 	}
 	r.Notes = append(r.Notes, b.absent...)
+	r.Figures = append(r.Figures, result.Figure{Name: rateFigure, Value: b.options.rate, Unit: "requests/s"})
 	for _, s := range b.names(func(e entry) string { return e.scenario }) {
 		peer := b.bestPeer(s)
 		table := result.Table{
@@ -141,6 +143,7 @@ func (b *book) result() result.Result {
 		r.Tables = append(r.Tables, table)
 		r.Figures = append(r.Figures, goals(s, b, peer)...)
 	}
+	r.Charts = []result.Chart{b.chart()}
 	return r
 }
 

@@ -4,11 +4,12 @@
 //
 // Routing alone is measured: requests are in clear, so that the peers can take
 // part. Ours go the way of sealed ones otherwise: a real Envoy configured by
-// our xDS server, and our picker, which sees headers alone.
+// our xDS server, and our picker, which sees headers alone. With -sealed the same
+// traffic goes to whole clusters, in which everything is real but the engines.
 //
-// Every contender gets every seed's traffic, in an order that the seed shuffles;
-// a run in which the client fell behind or the machine was too busy is void and
-// repeated once.
+// Every contender gets every seed's traffic, some of them at the same time, in an
+// order that the seed shuffles; a run in which the client fell behind or the
+// machine was too busy is void and repeated once.
 package main
 
 import (
@@ -20,6 +21,7 @@ import (
 	"os"
 	"os/signal"
 	"regexp"
+	"slices"
 	"syscall"
 	"time"
 
@@ -30,11 +32,14 @@ import (
 type options struct {
 	tools    string
 	seeds    int
+	together int
 	duration time.Duration
 	rate     float64
 	slo      time.Duration
 	only     *regexp.Regexp
 	scene    *regexp.Regexp
+	virtual  bool
+	sealed   bool
 }
 
 func main() {
@@ -45,11 +50,14 @@ func main() {
 	var only, scene string
 	flag.StringVar(&o.tools, "tools-dir", ".tools", "where Envoy and the peers are")
 	flag.IntVar(&o.seeds, "seeds", 10, "traffics that everyone gets")
+	flag.IntVar(&o.together, "together", 4, "contenders measured at the same time, each before its own engines")
 	flag.DurationVar(&o.duration, "duration", 40*time.Second, "of each traffic's arrivals")
 	flag.Float64Var(&o.rate, "rate", 0, "requests per second; 0: 85 % of what the best peer can take within -slo")
 	flag.DurationVar(&o.slo, "slo", time.Second, "time to first token that 99 % must keep")
 	flag.StringVar(&only, "only", "", "measure the contenders whose names match this regular expression")
+	flag.BoolVar(&o.sealed, "sealed", false, "measure our policies with everything real, sealed, at the rate of the last unsealed measurement")
 	flag.StringVar(&scene, "scenario", "", "measure the scenarios whose names match this regular expression")
+	flag.BoolVar(&o.virtual, "virtual", false, "simulate all in virtual time instead: a minute, on any machine")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -58,7 +66,11 @@ func main() {
 		o.scene, err = regexp.Compile(scene)
 	}
 	if err == nil {
-		err = run(ctx, o)
+		if o.sealed {
+			err = runSealed(ctx, o)
+		} else {
+			err = run(ctx, o)
+		}
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "routing:", err)
@@ -71,13 +83,27 @@ func run(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	field := append(ours(o.tools), peers(o.tools)...)
+	if o.virtual {
+		return runVirtual(ctx, o, recording)
+	}
+	b := book{options: o}
+	var field []contender
+	for _, c := range append(ours(o.tools), peers(o.tools)...) {
+		switch {
+		case !o.only.MatchString(c.name):
+		case c.absent != "":
+			b.absent = append(b.absent, c.name+": "+c.absent)
+			say("%s: %s", c.name, c.absent)
+		default:
+			field = append(field, c)
+		}
+	}
 	if o.rate == 0 {
 		if o.rate, err = sustainable(ctx, o, recording, field); err != nil {
 			return err
 		}
 	}
-	b := book{options: o}
+	b.options = o
 	for _, s := range []scenario{
 		{name: "reuse", reuse: true},
 		{name: "no reuse"},
@@ -88,12 +114,10 @@ func run(ctx context.Context, o options) error {
 		}
 		for seed := range uint64(o.seeds) {
 			requests := traffic(recording, shape{rate: o.rate, duration: o.duration, reuse: s.reuse}, seed)
-			order := rand.New(rand.NewPCG(seed, 7)).Perm(len(field)) //nolint:gosec // an order is no secret
-			for _, i := range order {
-				if !o.only.MatchString(field[i].name) {
-					continue
-				}
-				if err := b.enter(ctx, field[i], s, seed, requests); err != nil {
+			order := rand.New(rand.NewPCG(seed, 7)) //nolint:gosec // an order is no secret
+			order.Shuffle(len(field), func(i, j int) { field[i], field[j] = field[j], field[i] })
+			for beside := range slices.Chunk(field, o.together) {
+				if err := b.enter(ctx, beside, s, seed, requests); err != nil {
 					return errors.Join(err, b.write(err))
 				}
 			}
@@ -107,18 +131,16 @@ func run(ctx context.Context, o options) error {
 func sustainable(ctx context.Context, o options, recording []arrival, field []contender) (float64, error) {
 	best, s := 0.0, scenario{name: "capacity", reuse: true}
 	for _, c := range field {
-		if c.ours || !o.only.MatchString(c.name) {
+		if c.ours {
 			continue
 		}
 		for rate := max(8, best); ; rate *= 1.25 {
 			requests := traffic(recording, shape{rate: rate, duration: 20 * time.Second, reuse: true}, 1000)
-			m, err := measure(ctx, c, s, requests)
-			if isNotHere(err) {
-				break
-			}
+			all, err := measure(ctx, []contender{c}, s, requests)
 			if err != nil {
 				return 0, err
 			}
+			m := all[0]
 			say("%s at %.1f requests/s: p99 %.0f ms", c.name, rate, m.p99)
 			if m.failed > 0 || m.p99 > o.slo.Seconds()*1e3 {
 				break

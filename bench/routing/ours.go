@@ -14,12 +14,14 @@ import (
 // defaultPolicy is the contender that the goals are about.
 const defaultPolicy = "MRGC gate-then-load"
 
+var policies = []routing.Policy{
+	routing.PolicyGateThenLoad, routing.PolicyScore, routing.PolicyLeastInFlight, routing.PolicyPowerOfTwo, routing.PolicyRoundRobin,
+}
+
 // ours are our policies: the real Envoy, our xDS server, our picker.
 func ours(tools string) []contender {
 	var all []contender
-	for _, policy := range []routing.Policy{
-		routing.PolicyGateThenLoad, routing.PolicyScore, routing.PolicyLeastInFlight, routing.PolicyPowerOfTwo, routing.PolicyRoundRobin,
-	} {
+	for _, policy := range policies {
 		all = append(all, contender{name: "MRGC " + policy.String(), ours: true, start: ourStart(tools, policy)})
 	}
 	return all

@@ -17,8 +17,9 @@ import (
 
 // contender is something that tenants' requests can be routed by.
 type contender struct {
-	name string
-	ours bool
+	name   string
+	ours   bool
+	absent string // why it cannot take part on this machine, if so
 	// start runs it before engines, with its files in dir. What it says
 	// otherwise goes to its log there.
 	start func(ctx context.Context, dir string, e *engines) (*rig.Running, error)
@@ -29,10 +30,14 @@ type contender struct {
 // thresholds that fit few engines of few slots.
 func peers(tools string) []contender {
 	sglang, vllm := "sglang_router", "vllm_router"
+	haproxy := contender{name: "HAProxy leastconn", start: haproxyPeer}
+	if _, err := exec.LookPath("haproxy"); err != nil {
+		haproxy.absent = "haproxy is not installed (Debian: apt-get install haproxy)"
+	}
 	return []contender{
 		{name: "Envoy round robin", start: envoyPeer(tools, "ROUND_ROBIN")},
 		{name: "Envoy least request", start: envoyPeer(tools, "LEAST_REQUEST")},
-		{name: "HAProxy leastconn", start: haproxyPeer},
+		haproxy,
 		{name: "sglang-router cache_aware", start: pythonPeer(tools, sglang, "--policy", "cache_aware")},
 		{name: "sglang-router cache_aware, tuned", start: pythonPeer(tools, sglang, "--policy", "cache_aware",
 			"--cache-threshold", "0.5", "--balance-abs-threshold", "8", "--balance-rel-threshold", "1.5")},
@@ -67,9 +72,6 @@ func pythonPeer(tools, module string, policy ...string) func(context.Context, st
 }
 
 func haproxyPeer(ctx context.Context, dir string, e *engines) (*rig.Running, error) {
-	if _, err := exec.LookPath("haproxy"); err != nil {
-		return nil, errNotHere{"haproxy is not installed (Debian: apt-get install haproxy)"}
-	}
 	port := rig.FreePort()
 	var config strings.Builder
 	fmt.Fprintf(&config, `global
@@ -154,11 +156,6 @@ func envoyPeer(tools, policy string) func(context.Context, string, *engines) (*r
 		return launch(ctx, dir, plainFront(port), cmd)
 	}
 }
-
-// errNotHere is why a contender cannot take part on this machine.
-type errNotHere struct{ why string }
-
-func (e errNotHere) Error() string { return e.why }
 
 // launch starts processes and waits until requests come through.
 func launch(ctx context.Context, dir string, f rig.Front, processes ...*exec.Cmd) (*rig.Running, error) {

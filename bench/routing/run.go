@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/mrgc/mrgc/bench/result"
 	"github.com/mrgc/mrgc/bench/rig"
 )
@@ -55,43 +57,99 @@ func (m measured) void() string {
 	return ""
 }
 
-// measure runs one contender on fresh engines.
-func measure(ctx context.Context, c contender, s scenario, requests []request) (m measured, err error) {
-	dir, err := os.MkdirTemp("", "mrgc-routing-")
-	if err != nil {
-		return m, err
+// bout is a contender before fresh engines of its own.
+type bout struct {
+	contender contender
+	dir       string
+	engines   *engines
+	router    *rig.Running
+}
+
+func prepare(ctx context.Context, c contender, s scenario) (b *bout, err error) {
+	b = &bout{contender: c}
+	defer func() {
+		if err != nil {
+			err = errors.Join(fmt.Errorf("%s: %w", c.name, err), b.stop())
+		}
+	}()
+	if b.dir, err = os.MkdirTemp("", "mrgc-routing-"); err != nil {
+		return b, err
 	}
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
-	e, err := startEngines(ctx, dir, s)
-	if err != nil {
-		return m, fmt.Errorf("engines: %w", err)
+	if b.engines, err = startEngines(ctx, b.dir, s); err != nil {
+		return b, fmt.Errorf("engines: %w", err)
 	}
-	defer e.stop()
-	r, err := c.start(ctx, dir, e)
-	if err != nil {
-		return m, fmt.Errorf("%s: %w", c.name, err)
+	if b.router, err = c.start(ctx, b.dir, b.engines); err != nil {
+		return b, err
 	}
-	defer r.Stop()
-	if err := e.reset(); err != nil {
-		return m, err
+	return b, b.engines.reset()
+}
+
+func (b *bout) stop() error {
+	if b.router != nil {
+		b.router.Stop()
 	}
-	busyBefore, totalBefore, err := rig.MachineTime()
-	if err != nil {
-		return m, err
+	if b.engines != nil {
+		b.engines.stop()
 	}
-	ownBefore := r.ProcessorTime()
-	time.AfterFunc(2*time.Second, e.mark)
-	outcomes := play(ctx, r.Front, requests)
+	return os.RemoveAll(b.dir)
+}
+
+// run has the contender route the traffic.
+func (b *bout) run(ctx context.Context, s scenario, requests []request) (m measured, err error) {
+	ownBefore := b.router.ProcessorTime()
+	marked := time.AfterFunc(2*time.Second, b.engines.mark)
+	defer marked.Stop()
+	outcomes := play(ctx, b.router.Front, requests)
 	if ctx.Err() != nil {
 		return m, ctx.Err()
 	}
-	own := r.ProcessorTime() - ownBefore
-	busy, total, err := rig.MachineTime()
-	if err != nil {
-		return m, err
+	m.cpu = (b.router.ProcessorTime() - ownBefore).Seconds() * 1e3 / float64(len(requests))
+	m.count(outcomes)
+	m.hits, m.late, err = b.engines.tally(s)
+	return m, err
+}
+
+// measure runs contenders beside each other, each before engines of its own, at
+// the same time: what disturbs one disturbs all. How much they disturb each other
+// shows in how late requests are sent and in how busy the machine is.
+func measure(ctx context.Context, contenders []contender, s scenario, requests []request) (all []measured, err error) {
+	var bouts []*bout
+	defer func() {
+		for _, b := range bouts {
+			err = errors.Join(err, b.stop())
+		}
+	}()
+	for _, c := range contenders {
+		b, err := prepare(ctx, c, s)
+		if err != nil {
+			return nil, err
+		}
+		bouts = append(bouts, b)
 	}
-	m.machine = float64(busy-busyBefore) / float64(total-totalBefore)
-	m.cpu = own.Seconds() * 1e3 / float64(len(requests))
+	busyBefore, totalBefore, err := rig.MachineTime()
+	if err != nil {
+		return nil, err
+	}
+	all = make([]measured, len(bouts))
+	var running errgroup.Group
+	for i, b := range bouts {
+		running.Go(func() (err error) {
+			all[i], err = b.run(ctx, s, requests)
+			return err
+		})
+	}
+	if err := running.Wait(); err != nil {
+		return nil, err
+	}
+	busy, total, err := rig.MachineTime()
+	for i := range all {
+		all[i].machine = float64(busy-busyBefore) / float64(total-totalBefore)
+	}
+	return all, err
+}
+
+// count takes down how the requests went.
+func (m *measured) count(outcomes []rig.Outcome) {
 	m.sent = len(outcomes)
 	var firsts, lags []float64
 	for _, o := range outcomes {
@@ -105,6 +163,4 @@ func measure(ctx context.Context, c contender, s scenario, requests []request) (
 	m.first = result.SpreadOf(firsts)
 	m.p99 = quantile(firsts, 0.99)
 	m.lag = time.Duration(quantile(lags, 0.99) * float64(time.Second))
-	m.hits, m.late, err = e.tally(s)
-	return m, err
 }

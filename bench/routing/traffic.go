@@ -65,6 +65,7 @@ const (
 
 // request is one request as a tenant sends it.
 type request struct {
+	index        int           // in its traffic
 	at           time.Duration // since the start of the traffic
 	conversation int
 	messages     []message
@@ -97,6 +98,7 @@ func traffic(recording []arrival, s shape, seed uint64) []request {
 	var requests []request
 	for i, a := range window[:n] {
 		r := request{
+			index:        i,
 			at:           time.Duration(float64(a.at-window[0].at) * stretch),
 			outputTokens: max(1, min(a.output, maxOutputTokens)),
 		}

@@ -39,6 +39,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	flags := flag.NewFlagSet("mrgc-parent", flag.ContinueOnError)
 	flags.SetOutput(stderr)
 	configFile := flags.String("config", "mrgc.yaml", "the cluster's configuration")
+	metricsListen := flags.String("metrics-listen", "", "loopback address that serves /metrics, in clear; default: none")
 	zone := flags.String("zone", "", "availability zone of this instance")
 	listen := flags.String("listen", ":8080", "where Envoy and routers connect, by mutual TLS")
 	advertise := flags.String("advertise", "", "IP:port by which they reach it; default: -listen, when that has an IP")
@@ -76,6 +77,12 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if *advertise == "" {
 		*advertise = *listen
 	}
+	var metrics net.Listener
+	if *metricsListen != "" {
+		if metrics, err = net.Listen("tcp", *metricsListen); err != nil {
+			return err
+		}
+	}
 	names, versions := splitModels(*models)
 	readGPU, closeGPU := openGPU(logger)
 	defer closeGPU()
@@ -97,6 +104,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		RequestBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
 		ConcurrentRequests: cluster.Limits.ConcurrentRequestsPerInstance,
 		EngineSlots:        *slots,
+		MetricsListener:    metrics,
 		Logger:             logger,
 	})
 	if err != nil {

@@ -51,7 +51,7 @@ func engineServeCommand() *cobra.Command {
 	f.IntVar(&config.Threads, "threads", 0, "llama: threads that compute (default: one per core, at most 8)")
 	f.DurationVar(&config.FirstToken, "first-token", 0, "sim: time to the first token")
 	f.DurationVar(&config.PerToken, "per-token", 0, "sim: time to each further token")
-	f.StringVar(&config.Profile, "profile", "", "sim: hardware to imitate, instead of those times: h100-llama-8b or a100-llama-8b")
+	f.StringVar(&config.Profile, "profile", "", "sim: hardware to imitate, instead of those times: "+simProfiles())
 	f.IntVar(&config.KVBlocks, "kv-blocks", 0, "sim: blocks of 16 tokens of KV cache (default: the profile's)")
 	f.Float64Var(&config.Speed, "speed", 1, "sim: how fast time passes")
 	f.Float64Var(&config.Faults.Slowness, "slowness", 1, "sim: how many times as long computing takes")

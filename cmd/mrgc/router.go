@@ -26,6 +26,7 @@ type routerOptions struct {
 	grpc, http, admin         string
 	tenantAddress, healthAddr string
 	tenantCert, tenantKey     string
+	peers                     []string
 }
 
 func routerCommand() *cobra.Command {
@@ -47,6 +48,7 @@ func routerCommand() *cobra.Command {
 	f.StringVar(&o.healthAddr, "health-address", "", "IP:port that Envoy serves health on (default likewise)")
 	f.StringVar(&o.tenantCert, "tenant-cert", "", "PEM file of the certificate that tenants see")
 	f.StringVar(&o.tenantKey, "tenant-key", "", "PEM file of its key")
+	f.StringArrayVar(&o.peers, "peer", nil, "host:port of another router's gRPC of this region, by mutual TLS (repeat); a host with several\naddresses is as many routers, of which this one may be one")
 	required(cmd, "store", "identity", "tenant-cert", "tenant-key")
 	return cmd
 }
@@ -109,6 +111,7 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 		EdgeTokens:        cluster.EdgeTokens(),
 		Policies:          cluster.Policies(),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
+		Peers: o.peers,
 		XDS: xds.Config{
 			Region: region, SpillTo: map[fleet.Region][]fleet.Region{region: cluster.Regions[i].SpillTo},
 			TenantAddress: tenantAddress, HealthAddress: healthAddress,

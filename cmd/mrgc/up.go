@@ -1,8 +1,11 @@
 package main
 
 import (
+	"strings"
+
 	"github.com/spf13/cobra"
 
+	"github.com/mrgc/mrgc/engine/sim/batching"
 	"github.com/mrgc/mrgc/internal/parts"
 	"github.com/mrgc/mrgc/local"
 )
@@ -12,7 +15,7 @@ func upCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Run a whole cluster on this machine",
-		Long: `Up runs a whole cluster on this machine: for each region an Envoy, a router, and
+		Long: `Up runs a whole cluster on this machine: for each region an Envoy, two routers, and
 instances of parent, enclave (a process here) and engine guard, around a real
 model. It fetches what is missing, waits until all is healthy, sends one sealed
 request, and prints what an OpenAI client needs; .mrgc/env has the same.
@@ -20,6 +23,8 @@ Ctrl-C stops everything.`,
 		Example: `  mrgc up                                   three regions, two instances each, a small model
   mrgc up --regions use1 --instances 1      the least that is a cluster
   mrgc up --engine sim                      no model: an engine simulator
+  mrgc up --engine sim --sim-profile a100 --sim-slow use1-0=2
+                                            simulators as fast as hardware, one of them slow
   mrgc up --model ~/models/qwen3-4b.gguf    a model of your own`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -30,15 +35,31 @@ Ctrl-C stops everything.`,
 	f := cmd.Flags()
 	f.StringSliceVar(&options.Regions, "regions", nil, "regions to run, out of use1, use2, usw2 (default all three)")
 	f.IntVar(&options.Instances, "instances", 2, "instances per region")
+	f.IntVar(&options.Routers, "routers", 2, "routers per region; Envoy prefers the first, and goes to another when it is gone")
 	f.StringVar(&options.Engine, "engine", local.EngineLlama, "llama (llama.cpp with a real model) or sim (engine simulator)")
 	f.StringVar(&options.Model, "model", "", "GGUF file of a model of your own (default: the small model that is fetched)")
 	f.StringVar(&options.EngineURL, "engine-url", "", "OpenAI-compatible engine that runs already, http://host:port")
 	f.StringVar(&options.ModelName, "model-name", "", "name that tenants ask for (default: follows from the model)")
 	f.IntVar(&options.Port, "port", 8400, "port of the tenant endpoint on loopback; 0: any free one")
+	f.StringVar(&options.Policy, "policy", "", "how requests find their instance, a models[].policy of mrgc.yaml (default gate-then-load)")
+	f.StringVar(&options.Sim.Profile, "sim-profile", "", "sim: hardware to imitate, "+simProfiles()+" (default: none, answers come at once)")
+	f.IntVar(&options.Sim.Slots, "sim-slots", 0, "sim: requests that an engine runs at once (default: the profile's, at most 64, or 4)")
+	f.IntVar(&options.Sim.KVBlocks, "sim-kv-blocks", 0, "sim: blocks of 16 tokens of KV cache (default: the profile's)")
+	f.StringToStringVar(&options.Sim.Slow, "sim-slow", nil, "sim: INSTANCE=FACTOR, how many times as long an instance's engine takes, like use1-0=2")
+	f.StringToStringVar(&options.Sim.Fail, "sim-fail", nil, "sim: INSTANCE=SHARE, the share of requests that an instance's engine fails at once, like use1-0=0.5")
 	f.StringVar(&options.StateDir, "state-dir", ".mrgc", "directory for logs, state and the env file")
 	f.StringVar(&options.ToolsDir, "tools-dir", ".tools", "directory for fetched parts")
 	f.BoolVar(&options.AskOnce, "ask", true, "send one sealed request when all is healthy")
 	return cmd
+}
+
+// simProfiles names the simulator's profiles for a person.
+func simProfiles() string {
+	var names []string
+	for _, p := range batching.Profiles() {
+		names = append(names, p.Name)
+	}
+	return strings.Join(names, " or ")
 }
 
 func partsCommand() *cobra.Command {

@@ -26,6 +26,7 @@ const (
 	HeaderSize       = "Mrgc-Size"       // bound: bucketed sizes "prompt/output" in tokens, may be absent
 	HeaderRecipients = "Mrgc-Recipients" // bound: key ids in hex, comma separated, in the envelope's order
 	HeaderRequestID  = "Mrgc-Request-Id" // bound: the request id in hex
+	HeaderUncached   = "Mrgc-Uncached"   // prompt tokens that the picker expects not to be cached; from picker to parent, no further
 	HeaderUsage      = "Mrgc-Usage"      // trailer: tokens used, as in HeaderSize; from enclave to parent, no further
 	HeaderNotRun     = "Mrgc-Not-Run"    // response of the guard to the enclave: "1" when the engine was never asked
 	HeaderKeyStatus  = "Mrgc-Key-Status" // response: "stale" when no recipient's key is held any more

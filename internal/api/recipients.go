@@ -8,6 +8,11 @@ type Recipient struct {
 	Attestation []byte `json:"attestation"` // COSE_Sign1 document whose user_data is SHA-256(claims)
 }
 
+// Offered is how many recipients an answer of [PathKeys] has: as many as a
+// client seals to by default. One that seals to more asks for n of them:
+// "?model=M&n=4".
+const Offered = 3
+
 // Recipients is the answer of [PathKeys], best candidate first.
 type Recipients struct {
 	Recipients []Recipient `json:"recipients"`

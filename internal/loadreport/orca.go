@@ -6,6 +6,7 @@ import (
 	"math"
 	"strconv"
 	"strings"
+	"time"
 
 	orcav3 "github.com/cncf/xds/go/xds/data/orca/v3"
 )
@@ -17,6 +18,9 @@ const (
 	namedKVCache     = "kv_cache_usage_perc"
 	namedSlots       = "slots"
 	namedTokens      = "tokens_in_flight"
+	namedUnread      = "unread_tokens"
+	namedReadRate    = "read_tokens_per_second"
+	namedDuration    = "request_seconds"
 	namedTemperature = "gpu_temperature_celsius"
 	namedModel       = "model:" // and NAME@VERSION
 	utilizationGPU   = "gpu"
@@ -33,7 +37,14 @@ func Encode(r Report) *orcav3.OrcaLoadReport {
 			namedRunning: float64(r.Running),
 			namedKVCache: r.KVCacheUse,
 			namedTokens:  float64(r.TokensInFlight),
+			namedUnread:  float64(r.UnreadTokens),
 		},
+	}
+	if r.ReadTokensPerSecond > 0 {
+		out.NamedMetrics[namedReadRate] = r.ReadTokensPerSecond
+	}
+	if r.RequestDuration > 0 {
+		out.NamedMetrics[namedDuration] = r.RequestDuration.Seconds()
 	}
 	if r.Slots > 0 {
 		out.NamedMetrics[namedSlots] = float64(r.Slots)
@@ -59,10 +70,16 @@ func Decode(in *orcav3.OrcaLoadReport) (Report, error) {
 	}
 	named := in.GetNamedMetrics()
 	r := Report{
-		KVCacheUse:        named[namedKVCache],
-		RequestsPerSecond: in.GetRpsFractional(),
-		ErrorsPerSecond:   in.GetEps(),
+		KVCacheUse:          named[namedKVCache],
+		ReadTokensPerSecond: named[namedReadRate],
+		RequestsPerSecond:   in.GetRpsFractional(),
+		ErrorsPerSecond:     in.GetEps(),
 	}
+	seconds := named[namedDuration]
+	if err := within(namedDuration, seconds, maxDuration.Seconds()); err != nil {
+		return Report{}, err
+	}
+	r.RequestDuration = time.Duration(math.Round(seconds * float64(time.Second)))
 	for _, name := range []string{namedQueued, namedRunning} {
 		if _, ok := named[name]; !ok {
 			return Report{}, fmt.Errorf("load report: %s is missing", name)
@@ -76,6 +93,7 @@ func Decode(in *orcav3.OrcaLoadReport) (Report, error) {
 		{namedRunning, &r.Running},
 		{namedSlots, &r.Slots},
 		{namedTokens, &r.TokensInFlight},
+		{namedUnread, &r.UnreadTokens},
 	} {
 		value := named[count.name]
 		if err := within(count.name, value, maxCount); err != nil {
@@ -149,6 +167,7 @@ func (r *Report) Text() string {
 	add("named_metrics."+namedRunning, float64(r.Running))
 	add("named_metrics."+namedKVCache, r.KVCacheUse)
 	add("named_metrics."+namedTokens, float64(r.TokensInFlight))
+	add("named_metrics."+namedUnread, float64(r.UnreadTokens))
 	if r.Slots > 0 {
 		add("named_metrics."+namedSlots, float64(r.Slots))
 	}

@@ -28,7 +28,7 @@ var _ = Describe("A report", func() {
 			Utilization: map[string]float64{"gpu": 0.97},
 			NamedMetrics: map[string]float64{
 				"num_requests_waiting": 3, "num_requests_running": 12, "kv_cache_usage_perc": 0.31, "slots": 16,
-				"tokens_in_flight": 9216, "gpu_temperature_celsius": 64,
+				"tokens_in_flight": 9216, "unread_tokens": 1024, "read_tokens_per_second": 20_000, "request_seconds": 1.5, "gpu_temperature_celsius": 64,
 				"model:llama-3/8b@2026-09-01": 1, "model:smol@": 1,
 			},
 		})).To(BeTrue(), "%v", got)
@@ -37,7 +37,7 @@ var _ = Describe("A report", func() {
 	It("says nothing of what is not known", func() {
 		got := loadreport.Encode(loadreport.Report{})
 		Expect(got.GetUtilization()).To(BeEmpty())
-		Expect(got.GetNamedMetrics()).NotTo(Or(HaveKey("slots"), HaveKey("gpu_temperature_celsius")))
+		Expect(got.GetNamedMetrics()).NotTo(Or(HaveKey("slots"), HaveKey("read_tokens_per_second"), HaveKey("request_seconds"), HaveKey("gpu_temperature_celsius")))
 	})
 
 	It("arrives as it was sent", func() {
@@ -87,6 +87,10 @@ var _ = Describe("A report", func() {
 		Entry("with fewer than none that run", with("num_requests_running", -1), "num_requests_running is negative"),
 		Entry("with endless slots", with("slots", math.Inf(1)), "slots is larger than"),
 		Entry("with too many tokens", with("tokens_in_flight", 1<<31), "tokens_in_flight is larger than"),
+		Entry("with half an unread token", with("unread_tokens", 0.5), "unread_tokens is not a whole number"),
+		Entry("with a speed of NaN", with("read_tokens_per_second", math.NaN()), "read tokens per second is not a number"),
+		Entry("with requests that take less than no time", with("request_seconds", -1), "request_seconds is negative"),
+		Entry("with requests that take for ever", with("request_seconds", math.Inf(1)), "request_seconds is larger than"),
 		Entry("with a cache that is more than full", with("kv_cache_usage_perc", 1.01), "KV-cache use is larger than 1"),
 		Entry("with a cache of NaN", with("kv_cache_usage_perc", math.NaN()), "KV-cache use is not a number"),
 		Entry("with an icy GPU", with("gpu_temperature_celsius", -300), "GPU temperature is negative"),
@@ -126,7 +130,7 @@ var _ = Describe("A report in a header", func() {
 		r.RequestsPerSecond = 1.0 / 3
 		Expect(r.Text()).To(Equal("TEXT application_utilization=0.9375,rps_fractional=0.3333,eps=0.25,mem_utilization=0.88," +
 			"named_metrics.num_requests_waiting=3,named_metrics.num_requests_running=12,named_metrics.kv_cache_usage_perc=0.31," +
-			"named_metrics.tokens_in_flight=9216,named_metrics.slots=16"))
+			"named_metrics.tokens_in_flight=9216,named_metrics.unread_tokens=1024,named_metrics.slots=16"))
 	})
 
 	It("has names and plain numbers alone, each once, whatever the report", func() {

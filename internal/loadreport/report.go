@@ -17,6 +17,9 @@
 //	KVCacheUse           named_metrics[kv_cache_usage_perc]    a fraction all the same
 //	Slots                named_metrics[slots]                  absent: not known
 //	TokensInFlight       named_metrics[tokens_in_flight]
+//	UnreadTokens         named_metrics[unread_tokens]
+//	ReadTokensPerSecond  named_metrics[read_tokens_per_second] absent: not known
+//	RequestDuration      named_metrics[request_seconds]        absent: not known
 //	RequestsPerSecond    rps_fractional
 //	ErrorsPerSecond      eps
 //	GPU.Utilization      utilization[gpu]                      absent: no GPU is seen
@@ -34,6 +37,7 @@ import (
 	"math"
 	"regexp"
 	"slices"
+	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 )
@@ -46,6 +50,11 @@ type Report struct {
 	Slots          int     // requests that the engine runs at once; 0: not known
 	KVCacheUse     float64 // share of the engine's KV cache in use, 0 to 1; 0 also when the engine does not tell
 	TokensInFlight int     // declared by the requests under way, prompt and maximum output
+
+	// What a new request has to expect; see routing.Meter.
+	UnreadTokens        int           // of prompts whose answers have not begun, as far as they are not cached
+	ReadTokensPerSecond float64       // 0: not known
+	RequestDuration     time.Duration // mean of the last requests; 0: not known
 
 	RequestsPerSecond float64 // that ended, over the last second or so
 	ErrorsPerSecond   float64 // of these, those that the instance failed to answer
@@ -72,6 +81,7 @@ type Model struct {
 const (
 	maxCount        = 1 << 30
 	maxRate         = 1e9
+	maxDuration     = 24 * time.Hour
 	maxTemperatureC = 150
 	maxModels       = 256
 )
@@ -99,6 +109,9 @@ func (r *Report) Validate() error {
 		{"slots", float64(r.Slots), maxCount},
 		{"KV-cache use", r.KVCacheUse, 1},
 		{"tokens in flight", float64(r.TokensInFlight), maxCount},
+		{"unread tokens", float64(r.UnreadTokens), maxCount},
+		{"read tokens per second", r.ReadTokensPerSecond, maxRate},
+		{"request duration", r.RequestDuration.Seconds(), maxDuration.Seconds()},
 		{"requests per second", r.RequestsPerSecond, maxRate},
 		{"errors per second", r.ErrorsPerSecond, maxRate},
 	} {

@@ -2,6 +2,7 @@ package loadreport_test
 
 import (
 	"testing"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -19,6 +20,7 @@ func TestLoadReport(t *testing.T) {
 func full() loadreport.Report {
 	return loadreport.Report{
 		Queued: 3, Running: 12, Slots: 16, KVCacheUse: 0.31, TokensInFlight: 9216,
+		UnreadTokens: 1024, ReadTokensPerSecond: 20_000, RequestDuration: 1500 * time.Millisecond,
 		RequestsPerSecond: 12.5, ErrorsPerSecond: 0.25,
 		GPU:    loadreport.GPU{Utilization: 0.97, Memory: 0.88, TemperatureC: 64},
 		Models: []loadreport.Model{{Name: "llama-3/8b", Version: "2026-09-01"}, {Name: "smol", Version: ""}},
@@ -33,6 +35,8 @@ func reports() *rapid.Generator[loadreport.Report] {
 		r := loadreport.Report{
 			Queued: count.Draw(t, "queued"), Running: count.Draw(t, "running"), Slots: count.Draw(t, "slots"),
 			KVCacheUse: share.Draw(t, "kv"), TokensInFlight: count.Draw(t, "tokens"),
+			UnreadTokens: count.Draw(t, "unread"), ReadTokensPerSecond: rate.Draw(t, "read"),
+			RequestDuration:   time.Duration(rapid.Int64Range(0, int64(24*time.Hour)).Draw(t, "duration")),
 			RequestsPerSecond: rate.Draw(t, "rps"), ErrorsPerSecond: rate.Draw(t, "eps"),
 		}
 		if rapid.Bool().Draw(t, "has a GPU") {

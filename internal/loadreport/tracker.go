@@ -85,15 +85,16 @@ func (t *Tracker) Put(instance string, report Report, at time.Time) {
 	}
 }
 
-// Get gives an instance's newest report. A report that is [Missing] is zero.
-func (t *Tracker) Get(instance string, now time.Time) (Report, Age) {
+// Get gives an instance's newest report, and how long ago it was received. A
+// report that is [Missing] is zero.
+func (t *Tracker) Get(instance string, now time.Time) (report Report, since time.Duration, age Age) {
 	t.mu.RLock()
 	last := t.held[instance]
 	t.mu.RUnlock()
 	if age := last.age(now); age != Missing {
-		return last.report, age
+		return last.report, max(now.Sub(last.at), 0), age
 	}
-	return Report{}, Missing
+	return Report{}, 0, Missing
 }
 
 func (r *received) age(now time.Time) Age {

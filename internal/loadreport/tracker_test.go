@@ -38,7 +38,7 @@ var _ = Describe("A tracker", func() {
 		t.Follow([]string{"a", "b"})
 	})
 	get := func(id string, now time.Duration) (int, loadreport.Age) {
-		r, age := t.Get(id, at(now))
+		r, _, age := t.Get(id, at(now))
 		return r.Queued, age
 	}
 
@@ -110,7 +110,7 @@ var _ = Describe("A tracker", func() {
 				if ok {
 					want = loadreport.AgeOf(now - when)
 				}
-				r, age := tracker.Get(id, at(now))
+				r, _, age := tracker.Get(id, at(now))
 				if age != want || age != loadreport.Missing && r.Queued != int(when/time.Second) {
 					rt.Fatalf("%s: %v %v, want %v of %v", id, r, age, want, when)
 				}

@@ -24,7 +24,7 @@ func BenchmarkPick(b *testing.B) {
 	all := benchFleet()
 	req := request("use1-0", "use1-9", "use2-13")
 	req.ID, req.Home = "0123456789abcdef0123456789abcdef", "use1-9"
-	req.PromptTokens, req.OutputTokens = 2048, 256
+	req.PromptTokens = 2048
 	for _, among := range []struct {
 		name       string
 		candidates []routing.Candidate

@@ -14,6 +14,9 @@ type Candidate struct {
 	// InFlightTokens how many tokens of their prompts the instance had to read
 	// anew: the sum of [UncachedTokens].
 	InFlight, InFlightTokens int
+	// SentTokens is the part of them that the picker has sent since the report was
+	// made, so that the report does not have it.
+	SentTokens int
 	// Report is what the instance last said of its load.
 	Report Report
 	// SinceReady is how long ago the picker saw the instance become ready; 0 for
@@ -28,6 +31,14 @@ type Candidate struct {
 type Report struct {
 	Load fleet.Load
 	Age  Age
+	// Since is how long ago it was made.
+	Since time.Duration
+	// UnreadTokens are the tokens of prompts that the engine had yet to read, and
+	// ReadTokensPerSecond how fast it reads them; 0: not known.
+	UnreadTokens        int
+	ReadTokensPerSecond float64
+	// RequestDuration is how long its requests last on average; 0: not known.
+	RequestDuration time.Duration
 }
 
 // Age says what a report is still good for. No age keeps an instance from being
@@ -67,14 +78,9 @@ const (
 	// UnknownPromptTokens is what a prompt counts whose size is not declared: the
 	// median of chat requests in Azure's trace of 2023 (AzureLLMInferenceTrace).
 	UnknownPromptTokens = 1024
-	// StreamTokens is what a stream counts as work besides its prompt, in tokens
-	// read: a sequence that is being decoded takes a slot and a part of every
-	// step. About the mean of what chat requests generate in the same trace.
-	StreamTokens = 256
-
-	slowStartFloor = 0.1  // share of its capacity that a new instance has at first
-	lossFloor      = 0.05 // share that one has left which does nothing but fail
-	maxReported    = 1 << 30
+	slowStartFloor      = 0.1  // share of its capacity that a new instance has at first
+	lossFloor           = 0.05 // share that one has left which does nothing but fail
+	maxReported         = 1 << 30
 )
 
 // UncachedTokens is how many tokens of a prompt an instance has to read anew. An
@@ -89,6 +95,18 @@ func UncachedTokens(prompt int, returns bool) int {
 		return prompt / 5
 	}
 	return prompt
+}
+
+// unread is how many tokens of prompts the engine has yet to read, when it reads
+// so many per second. By a fresh report: what it had, less what it will have read
+// since, and what it has been sent since. Without one: all that the picker has in
+// flight there, of which a part has been read.
+func (c *Candidate) unread(perSecond float64) float64 {
+	if c.Report.Age != AgeFresh {
+		return count(c.InFlightTokens)
+	}
+	read := max(c.Report.Since.Seconds(), 0) * perSecond
+	return max(count(clamp(c.Report.UnreadTokens))-read, 0) + count(c.SentTokens)
 }
 
 // load is what the instance is doing now, as well as it can be told.

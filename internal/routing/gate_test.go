@@ -12,6 +12,7 @@ import (
 func talk() routing.Request {
 	req := by(routing.PolicyGateThenLoad)
 	req.Home = "a"
+	req.PromptTokens = 1000
 	return req
 }
 
@@ -28,16 +29,19 @@ var _ = Describe("A conversation", func() {
 			}
 		},
 		Entry("idle", candidate("a", "use1"), candidate("b", "use1"), routing.GateHome),
-		Entry("busier, but within the margin", candidate("a", "use1", inFlight(3), tokens(4*routing.SaturationTokens)), candidate("b", "use1"), routing.GateHome),
-		Entry("busier by more than the margin", candidate("a", "use1", inFlight(3), tokens(4*routing.SaturationTokens+1)), candidate("b", "use1"), routing.GateReleased),
-		Entry("the margin is against the other's backlog", candidate("a", "use1", inFlight(3), tokens(4*routing.SaturationTokens+1)),
-			candidate("b", "use1", inFlight(1), tokens(1)), routing.GateHome),
-		Entry("the margin grows with slots", candidate("a", "use1", inFlight(3), tokens(4*routing.SaturationTokens+1), slots(5)),
-			candidate("b", "use1", slots(5)), routing.GateHome),
+		// Of the 1,000 tokens of the prompt, 200 are to be read at home: 800 and the
+		// margin, 500 tokens at this speed, is what the home may be behind.
+		Entry("busier, but within the margin", candidate("a", "use1", unread(1299), reads(10_000)), candidate("b", "use1", reads(10_000)), routing.GateHome),
+		Entry("busier by more than the margin", candidate("a", "use1", unread(1301), reads(10_000)), candidate("b", "use1", reads(10_000)), routing.GateReleased),
+		Entry("the margin is against what the other has to read", candidate("a", "use1", unread(1301), reads(10_000)),
+			candidate("b", "use1", unread(1), reads(10_000)), routing.GateHome),
+		Entry("slower, but not by as much as is cached", candidate("a", "use1", reads(5_000)), candidate("b", "use1", reads(10_000)), routing.GateHome),
+		Entry("slower than is worth its cache", candidate("a", "use1", reads(2_000)), candidate("b", "use1", reads(10_000)), routing.GateReleased),
 		Entry("every slot taken, and free ones elsewhere", candidate("a", "use1", inFlight(4)), candidate("b", "use1", inFlight(3)), routing.GateReleased),
-		Entry("every slot taken, here and elsewhere", candidate("a", "use1", inFlight(7)), candidate("b", "use1", inFlight(4)), routing.GateHome),
+		Entry("every slot taken, here and elsewhere", candidate("a", "use1", inFlight(4)), candidate("b", "use1", inFlight(4)), routing.GateHome),
+		Entry("every slot taken, and a shorter queue elsewhere", candidate("a", "use1", inFlight(7)), candidate("b", "use1", inFlight(4)), routing.GateReleased),
 		Entry("a slot free", candidate("a", "use1", inFlight(3)), candidate("b", "use1"), routing.GateHome),
-		Entry("slots not known", candidate("a", "use1", inFlight(30), slots(0)), candidate("b", "use1", slots(0)), routing.GateHome),
+		Entry("slots not known", candidate("a", "use1", inFlight(15), slots(0)), candidate("b", "use1", slots(0)), routing.GateHome),
 		Entry("every slot taken, as a fresh report says", candidate("a", "use1", reports(4)), candidate("b", "use1"), routing.GateReleased),
 		Entry("every slot taken, as a stale report says", candidate("a", "use1", reports(4), func(c *routing.Candidate) { c.Report.Age = routing.AgeStale }),
 			candidate("b", "use1"), routing.GateHome),
@@ -76,7 +80,7 @@ var _ = Describe("A home", func() {
 		}
 	})
 
-	It("or the instance with the least work is first, whatever the fleet", func() {
+	It("or the instance with the soonest first token is first, whatever the fleet", func() {
 		rapid.Check(GinkgoT(), func(t *rapid.T) {
 			req, candidates := anyPick(t)
 			req.Policy = routing.PolicyGateThenLoad
@@ -90,7 +94,7 @@ var _ = Describe("A home", func() {
 				return
 			}
 			if got.Gate == routing.GateReleased && got.Instances[0] != byLoad.Instances[0] {
-				t.Fatalf("released to %v, least work is %v", ids(got.Instances), ids(byLoad.Instances))
+				t.Fatalf("released to %v, soonest is %v", ids(got.Instances), ids(byLoad.Instances))
 			}
 			if got.Gate == routing.GateNone || byLoad.Gate != routing.GateNone {
 				t.Fatalf("gate %q, without a home %q", got.Gate, byLoad.Gate)

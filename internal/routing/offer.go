@@ -21,8 +21,8 @@ type Offer struct {
 // Candidates chooses up to N instances to seal requests to, best first, among
 // those that are ready and serve the model:
 //
-//   - those of the nearest region, drawn at random, one with half the load for
-//     each slot twice as likely, and at least one of another zone than the first
+//   - those of the nearest region, drawn at random, one whose first token is
+//     predicted in half the time twice as likely, and at least one of another zone than the first
 //     where there is one;
 //   - as the last, one of another region, for when the local ones have gone: of
 //     the first in the order of preference that has any. An only recipient is

@@ -20,10 +20,10 @@ type Request struct {
 	// Home is the ID of the instance that the conversation's last request went to;
 	// empty when that is not known. Only [PolicyGateThenLoad] reads it.
 	Home string
-	// PromptTokens is the size of the prompt and OutputTokens the most that the
-	// answer may be, as the client declares them, in tokens and rounded; 0 when it
-	// does not. They weigh a request against others and admit nothing.
-	PromptTokens, OutputTokens int
+	// PromptTokens is the size of the prompt as the client declares it, in tokens
+	// and rounded; 0 when it does not. It weighs a request against others and
+	// admits nothing.
+	PromptTokens int
 	// Sequence counts a model's requests. Only [PolicyRoundRobin] reads it.
 	Sequence uint64
 }

@@ -46,8 +46,39 @@ func tokens(n int) func(*routing.Candidate) {
 // reports has just said how many requests it has, all slots counted.
 func reports(requests int) func(*routing.Candidate) {
 	return func(c *routing.Candidate) {
-		c.Report = routing.Report{Age: routing.AgeFresh, Load: fleet.Load{Queued: requests, Slots: 4}}
+		fresh(c).Load.Queued = requests
 	}
+}
+
+// fresh is the candidate's report, which has just been made.
+func fresh(c *routing.Candidate) *routing.Report {
+	if c.Report.Age != routing.AgeFresh {
+		c.Report = routing.Report{Age: routing.AgeFresh, Load: fleet.Load{Slots: c.Instance.Load.Slots}}
+	}
+	return &c.Report
+}
+
+// What its report says that the engine has yet to read, how fast it reads, and
+// how long its requests last.
+func unread(tokens int) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { fresh(c).UnreadTokens = tokens }
+}
+
+func reads(tokensPerSecond float64) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { fresh(c).ReadTokensPerSecond = tokensPerSecond }
+}
+
+func lasts(d time.Duration) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { fresh(c).RequestDuration = d }
+}
+
+// How long ago the report was made, and what has been sent there since.
+func since(d time.Duration) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { fresh(c).Since = d }
+}
+
+func sent(tokens int) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { c.SentTokens = tokens }
 }
 
 func latency(d time.Duration) func(*routing.Candidate) {
@@ -212,6 +243,8 @@ var _ = Describe("Pick", func() {
 			busier.Report.Load.Latency += time.Duration(rapid.IntRange(0, 500).Draw(t, "ms")) * time.Millisecond
 			busier.InFlight += rapid.IntRange(0, 5).Draw(t, "inFlight")
 			busier.InFlightTokens += rapid.IntRange(0, 5000).Draw(t, "tokens")
+			busier.SentTokens += rapid.IntRange(0, 5000).Draw(t, "sent")
+			busier.Report.UnreadTokens += rapid.IntRange(0, 5000).Draw(t, "unread")
 			if after := slices.Index(ids(routing.Pick(req, candidates).Instances), id); after < before {
 				t.Fatalf("%s moved from place %d to %d", id, before, after)
 			}
@@ -233,7 +266,8 @@ var _ = Describe("Pick", func() {
 			// Of what it was sent, it has left what it did not fail.
 			c.ErrorRate = float64(rapid.IntRange(1, 20).Draw(t, "failed of 20")) / 20
 			left := func(n int) int { return int(math.Ceil(float64(n) * (1 - c.ErrorRate))) }
-			c.InFlight, c.InFlightTokens = left(c.InFlight), left(c.InFlightTokens)
+			c.InFlight, c.InFlightTokens, c.SentTokens = left(c.InFlight), left(c.InFlightTokens), left(c.SentTokens)
+			c.Report.UnreadTokens, c.Report.Since = left(c.Report.UnreadTokens), 0
 			c.Report.Load.Running, c.Report.Load.Queued = left(c.Report.Load.Running), left(c.Report.Load.Queued)
 			after := slices.Index(ids(routing.Pick(req, candidates).Instances), id)
 			if after < before && (after > 0 || !isProbe(req, candidates, at)) {
@@ -285,7 +319,6 @@ func anyPick(t *rapid.T) (routing.Request, []routing.Candidate) {
 		Policy:       rapid.SampledFrom(policies).Draw(t, "policy"),
 		Home:         rapid.SampledFrom([]string{"", "use1-0", "use1-1", "use2-0", "gone"}).Draw(t, "home"),
 		PromptTokens: rapid.SampledFrom([]int{0, 100, 4000}).Draw(t, "prompt"),
-		OutputTokens: rapid.SampledFrom([]int{0, 1000}).Draw(t, "output"),
 		Sequence:     rapid.Uint64().Draw(t, "sequence"),
 	}
 	for _, c := range candidates {
@@ -305,6 +338,7 @@ func anyFleet(t *rapid.T) []routing.Candidate {
 		c.Ready = rapid.IntRange(0, 3).Draw(t, "ready") > 0
 		c.InFlight = rapid.IntRange(0, 6).Draw(t, "inFlight")
 		c.InFlightTokens = c.InFlight * rapid.SampledFrom([]int{0, 500, 2000}).Draw(t, "tokens each")
+		c.SentTokens = rapid.IntRange(0, c.InFlightTokens).Draw(t, "sent")
 		c.Instance.Load.Slots = rapid.IntRange(0, 4).Draw(t, "slots")
 		c.Report = routing.Report{
 			Age: rapid.SampledFrom([]routing.Age{routing.AgeMissing, routing.AgeStale, routing.AgeFresh}).Draw(t, "age"),
@@ -314,6 +348,10 @@ func anyFleet(t *rapid.T) []routing.Candidate {
 				Slots:   rapid.IntRange(0, 4).Draw(t, "slots"),
 				Latency: time.Duration(rapid.IntRange(0, 3).Draw(t, "latency")) * time.Second,
 			},
+			Since:               time.Duration(rapid.IntRange(0, 500).Draw(t, "since")) * time.Millisecond,
+			UnreadTokens:        rapid.IntRange(0, 10).Draw(t, "unread") * 500,
+			ReadTokensPerSecond: rapid.SampledFrom([]float64{0, 5_000, 20_000}).Draw(t, "reads"),
+			RequestDuration:     time.Duration(rapid.IntRange(0, 4).Draw(t, "lasts")) * time.Second,
 		}
 		c.SinceReady = time.Duration(rapid.IntRange(0, 12).Draw(t, "since ready")) * time.Second
 		c.ErrorRate = rapid.SampledFrom([]float64{0, 0, 0.2, 0.6, 1}).Draw(t, "error rate")

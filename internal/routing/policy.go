@@ -10,8 +10,8 @@ type Policy uint8
 const (
 	// PolicyGateThenLoad, "gate-then-load": a request of a conversation goes to its
 	// home, where its prompt's beginning is likely to be cached, until that
-	// instance is saturated. Any other goes to the instance with the least work in
-	// flight: prompt tokens and streams, for each slot.
+	// instance is saturated ([GateMargin]). Any other goes where its first token is
+	// predicted to come first.
 	PolicyGateThenLoad Policy = iota
 	// PolicyScore, "score": the highest [Score] of the present load first.
 	PolicyScore

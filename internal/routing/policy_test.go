@@ -57,8 +57,22 @@ var _ = Describe("Load", func() {
 		func(policy routing.Policy, a, b routing.Candidate, first string) {
 			Expect(ids(routing.Pick(by(policy), []routing.Candidate{a, b}).Instances)[0]).To(Equal(first))
 		},
-		Entry("gate-then-load: fewer tokens", routing.PolicyGateThenLoad,
+		Entry("gate-then-load: fewer tokens to read", routing.PolicyGateThenLoad,
 			candidate("a", "use1", inFlight(1), tokens(3000)), candidate("b", "use1", inFlight(2), tokens(1000)), "b"),
+		Entry("gate-then-load: fewer tokens to read, as reports say", routing.PolicyGateThenLoad,
+			candidate("a", "use1", unread(3000)), candidate("b", "use1", inFlight(2), tokens(9000), unread(1000)), "b"),
+		Entry("gate-then-load: what has been sent since the report", routing.PolicyGateThenLoad,
+			candidate("a", "use1", unread(1000), sent(3000)), candidate("b", "use1", unread(2000), sent(1000)), "b"),
+		Entry("gate-then-load: what has been read since the report", routing.PolicyGateThenLoad,
+			candidate("a", "use1", unread(3000), reads(10_000), since(100*time.Millisecond)), candidate("b", "use1", unread(2500), reads(10_000)), "a"),
+		Entry("gate-then-load: a report that is made longer ago has not been read more than it had", routing.PolicyGateThenLoad,
+			candidate("a", "use1", unread(1), sent(1000), reads(10_000), since(900*time.Millisecond)), candidate("b", "use1", unread(500), reads(10_000)), "b"),
+		Entry("gate-then-load: who reads faster", routing.PolicyGateThenLoad,
+			candidate("a", "use1", unread(1000), reads(5_000)), candidate("b", "use1", unread(2000), reads(10_000)), "b"),
+		Entry("gate-then-load: a full engine, however little it has to read", routing.PolicyGateThenLoad,
+			candidate("a", "use1", reports(4)), candidate("b", "use1", reports(3), unread(5_000)), "b"),
+		Entry("gate-then-load: a full engine whose requests are short", routing.PolicyGateThenLoad,
+			candidate("a", "use1", reports(4), lasts(200*time.Millisecond)), candidate("b", "use1", reports(3), unread(5_000), lasts(time.Second)), "a"),
 		Entry("gate-then-load: fewer streams, when tokens are the same", routing.PolicyGateThenLoad,
 			candidate("a", "use1", inFlight(2), tokens(1000)), candidate("b", "use1", inFlight(1), tokens(1000)), "b"),
 		Entry("gate-then-load: more slots for the same work", routing.PolicyGateThenLoad,
@@ -79,17 +93,24 @@ var _ = Describe("Load", func() {
 			candidate("a", "use1", inFlight(2)), candidate("b", "use1", inFlight(1)), "b"),
 	)
 
-	DescribeTable("includes the request itself, its output only if it is small",
-		func(output, inFlight int, first string) {
+	DescribeTable("includes the request's own prompt",
+		func(prompt int, first string) {
 			req := by(routing.PolicyGateThenLoad)
-			req.OutputTokens = output
-			candidates := []routing.Candidate{candidate("a", "use1", slots(4)), candidate("b", "use1", slots(16), tokens(inFlight))}
+			req.PromptTokens = prompt
+			candidates := []routing.Candidate{candidate("a", "use1", reads(10_000)), candidate("b", "use1", reads(40_000), unread(5000))}
 			Expect(ids(routing.Pick(req, candidates).Instances)[0]).To(Equal(first))
 		},
-		// For each slot, a would have (1024 + output) / 4 and b (tokens + 1024 + output) / 16.
-		Entry("unknown", 0, 3500, "b"), Entry("small", 64, 3500, "a"),
-		Entry("unknown, the other busier", 0, 4000, "a"), Entry("at most a lot, which may be little", 100_000, 4000, "a"),
+		// The first has prompt / 10,000 s to do, the other (5,000 + prompt) / 40,000.
+		Entry("short: sooner read where there is nothing else", 1000, "a"), Entry("long: sooner where reading is fast", 4000, "b"),
+		Entry("not known: of average length", 0, "a"),
 	)
+
+	It("is that of the slowest where an instance does not say how fast it is", func() {
+		candidates := []routing.Candidate{
+			candidate("a", "use1", unread(1000)), candidate("b", "use1", unread(1100), reads(10_000)), candidate("c", "use1", unread(900), reads(5_000)),
+		}
+		Expect(ids(routing.Pick(by(routing.PolicyGateThenLoad), candidates).Instances)).To(Equal([]string{"b", "c", "a"}))
+	})
 
 	It("is that of the smallest known instance where slots are not known", func() {
 		candidates := []routing.Candidate{
@@ -224,8 +245,8 @@ var _ = Describe("An instance that has just become ready", func() {
 		Entry("at first, unless the others are very busy", routing.PolicyLeastInFlight, time.Millisecond, 10, "a"),
 		Entry("halfway", routing.PolicyLeastInFlight, routing.SlowStart/2, 2, "a"),
 		Entry("halfway, among idle ones", routing.PolicyLeastInFlight, routing.SlowStart/2, 0, "b"),
-		Entry("by work", routing.PolicyGateThenLoad, time.Millisecond, 8, "b"),
-		Entry("by work, halfway", routing.PolicyGateThenLoad, routing.SlowStart/2, 12, "a"),
+		Entry("by the first token", routing.PolicyGateThenLoad, time.Millisecond, 8, "b"),
+		Entry("by the first token, halfway", routing.PolicyGateThenLoad, routing.SlowStart/2, 20, "a"),
 		Entry("by score", routing.PolicyScore, time.Millisecond, 8, "b"),
 		Entry("by score, unless the others are very busy", routing.PolicyScore, time.Millisecond, 10, "a"),
 		Entry("not longer", routing.PolicyLeastInFlight, routing.SlowStart, 1, "a"),

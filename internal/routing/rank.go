@@ -29,7 +29,7 @@ type ranked struct {
 	slots    float64 // 0: not known
 	share    float64 // of its capacity to count on
 	ramp     float64 // how far its slow start has come
-	backlog  float64 // uncached tokens in flight for each slot to count on
+	atHome   float64 // the key, were the instance the request's home
 	key      float64 // the policy's measure, less is better
 	score    int     // decides among equal keys; 0 where the policy has no use for it
 
@@ -39,28 +39,22 @@ type ranked struct {
 // weigh works out what the places of those that can serve depend on.
 func (req *Request) weigh(able []ranked, candidates []Candidate) {
 	id := hashOf(req.ID)
-	fewest := math.Inf(1) // known slots
 	for i := range able {
 		r, c := &able[i], &candidates[able[i].at]
 		load := c.load()
 		r.requests, r.slots = count(load.Running)+count(load.Queued), count(load.Slots)
 		r.share, r.ramp, r.fails = c.share(), c.ramp(), c.failing()
 		r.tie = id.rendezvous(c.Instance.ID)
-		if r.slots > 0 {
-			fewest = min(fewest, r.slots)
-		}
 	}
-	if math.IsInf(fewest, 1) {
-		fewest = 1
-	}
+	standIn := slowest(able, candidates)
 	for i := range able {
 		r, c := &able[i], &candidates[able[i].at]
-		capacity := r.share * cmp.Or(r.slots, fewest) // hiding one's size gains nothing
-		tokens := count(c.InFlightTokens)
-		r.backlog = tokens / capacity
 		switch req.Policy {
 		case PolicyGateThenLoad:
-			r.key = (tokens + StreamTokens*r.requests + req.work()) / capacity
+			r.key = c.firstToken(UncachedTokens(req.PromptTokens, false), r, standIn)
+			if r.instance.ID == req.Home {
+				r.atHome = c.firstToken(UncachedTokens(req.PromptTokens, true), r, standIn)
+			}
 		case PolicyScore:
 			// Not [Score] times share: a new instance among busy ones would wait for
 			// the end of its slow start.
@@ -72,17 +66,6 @@ func (req *Request) weigh(able []ranked, candidates []Candidate) {
 			r.key = 0
 		}
 	}
-}
-
-// work is what the request itself will add to an instance's, in tokens read. The
-// declared output is the most that may be: a small one says something, a large
-// one nothing.
-func (req *Request) work() float64 {
-	stream := StreamTokens
-	if req.OutputTokens > 0 {
-		stream = min(req.OutputTokens, StreamTokens)
-	}
-	return count(UncachedTokens(req.PromptTokens, false)) + count(stream)
 }
 
 // demote gives everyone a standing. A share of the failing are probed, no further

@@ -2,6 +2,7 @@ package batching_test
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -277,10 +278,12 @@ var _ = Describe("The prefix cache", func() {
 })
 
 var _ = Describe("The profiles", func() {
-	It("are known by their names", func() {
+	It("are known by their names, and by their hardware", func() {
 		for _, p := range batching.Profiles() {
 			Expect(p.Check()).To(Succeed())
 			Expect(batching.Named(p.Name)).To(Equal(p))
+			hardware, _, _ := strings.Cut(p.Name, "-")
+			Expect(batching.Named(hardware)).To(Equal(p))
 		}
 		_, err := batching.Named("tpu")
 		Expect(err).To(MatchError(`profile "tpu": there are h100-llama-8b and a100-llama-8b`))

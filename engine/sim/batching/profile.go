@@ -129,11 +129,12 @@ func A100() Profile {
 // Profiles are the profiles that have names.
 func Profiles() []Profile { return []Profile{H100(), A100()} }
 
-// Named is the profile of that name; the error lists the names there are.
+// Named is the profile of that name, or of that hardware: "a100" is what
+// "a100-llama-8b" is. The error lists the names there are.
 func Named(name string) (Profile, error) {
 	var names []string
 	for _, p := range Profiles() {
-		if p.Name == name {
+		if hardware, _, _ := strings.Cut(p.Name, "-"); name == p.Name || name == hardware {
 			return p, nil
 		}
 		names = append(names, p.Name)

@@ -1,0 +1,147 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/mrgc/mrgc/bench/result"
+	"github.com/mrgc/mrgc/internal/routing"
+)
+
+// virtualContender is a balancer by name.
+type virtualContender struct {
+	name string
+	make func(engines int) balancer
+}
+
+// offered is how many recipients routers offer a client.
+const offered = 3
+
+func virtualContenders() []virtualContender {
+	all := []virtualContender{
+		{"round robin", func(n int) balancer { return newLeastRequest(n, true) }},
+		{"least request", func(n int) balancer { return newLeastRequest(n, false) }},
+		{"cache-aware, as peers are tuned", func(n int) balancer { return newCacheAware(n) }},
+	}
+	for _, policy := range policies {
+		all = append(all, virtualContender{"MRGC " + policy.String(), func(n int) balancer { return newVirtualPicker(n, 0, policy) }})
+	}
+	return all
+}
+
+// runVirtual simulates policies and ideals of the peers in virtual time, and what
+// it costs that clients seal to a few recipients instead of all.
+func runVirtual(ctx context.Context, o options, recording []arrival) error {
+	if o.rate == 0 {
+		o.rate = virtualRate
+	}
+	r := result.Result{
+		Name: "routing-virtual", Title: "Routing in virtual time: policies, and what offering few recipients costs",
+		Command: "go run ./bench/routing -virtual",
+		Notes: []string{
+			fmt.Sprintf("The traffic and the engines of the table above, %.1f requests/s before four engines, without Envoy, network or clock; %d seeds of %v. "+
+				"The first three are ideals of what peers do. Ratios are geometric means within seeds, with their 95 %% intervals.", o.rate, o.seeds, o.duration),
+			fmt.Sprintf("Offered: each of %d clients seals to the %d recipients that it was offered within the last %v, and to a conversation's last one. "+
+				"Fleets grow with their traffic, which the recording bounds to %d requests.", virtualClients, offered, virtualRefresh, len(recording)-1),
+		},
+	}
+	for _, s := range []scenario{{name: "reuse", reuse: true}, {name: "no reuse"}} {
+		table, err := virtualPolicies(ctx, o, recording, s)
+		if err != nil {
+			return err
+		}
+		r.Tables = append(r.Tables, table)
+	}
+	table, err := virtualOffers(ctx, o, recording)
+	if err != nil {
+		return err
+	}
+	r.Tables = append(r.Tables, table)
+	r.Print(os.Stdout)
+	return r.Write()
+}
+
+// virtualRate is about what 85 % of the best peer's capacity comes to.
+const virtualRate = 26
+
+func virtualPolicies(ctx context.Context, o options, recording []arrival, s scenario) (result.Table, error) {
+	table := result.Table{
+		Title:   "In virtual time: " + s.name,
+		Columns: []string{"contender", "TTFT p50, ms", "p90, ms", "p99, ms", "p99 of least request", "prompt cached"},
+	}
+	var base []float64
+	runs := map[string][]virtualRun{}
+	for _, c := range virtualContenders() {
+		for seed := range uint64(o.seeds) {
+			requests := traffic(recording, shape{rate: o.rate, duration: o.duration, reuse: s.reuse}, seed)
+			run, err := simulate(requests, engineCount, c.make(engineCount))
+			if err != nil || ctx.Err() != nil {
+				return table, fmt.Errorf("%s: %w", c.name, firstError(err, ctx.Err()))
+			}
+			runs[c.name] = append(runs[c.name], run)
+		}
+		if c.name == "least request" {
+			base = quantiles(runs[c.name], 0.99)
+		}
+	}
+	for _, c := range virtualContenders() {
+		median := func(q float64) string { return fmt.Sprintf("%.0f", quantile(quantiles(runs[c.name], q), 0.5)) }
+		hits := 0.0
+		for _, run := range runs[c.name] {
+			hits += run.hits / float64(len(runs[c.name]))
+		}
+		table.Rows = append(table.Rows, []string{
+			c.name, median(0.5), median(0.9), median(0.99), ratio(quantiles(runs[c.name], 0.99), base).text(), fmt.Sprintf("%.0f %%", 100*hits),
+		})
+	}
+	return table, nil
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func quantiles(runs []virtualRun, share float64) []float64 {
+	var all []float64
+	for _, run := range runs {
+		all = append(all, quantile(run.firsts, share))
+	}
+	return all
+}
+
+// virtualOffers compares the default policy among a few offered recipients with
+// the same among all, in fleets of several sizes.
+func virtualOffers(ctx context.Context, o options, recording []arrival) (result.Table, error) {
+	table := result.Table{
+		Title:   fmt.Sprintf("In virtual time: requests sealed to %d offered recipients against all", offered),
+		Columns: []string{"instances", "traffic", "p99 among all, ms", "p99 among the offered, ms", "ratio"},
+	}
+	for _, engines := range []int{engineCount, 16, 40} {
+		for _, s := range []scenario{{name: "reuse", reuse: true}, {name: "no reuse"}} {
+			var all, few []float64
+			for seed := range uint64(o.seeds) {
+				requests := traffic(recording, shape{rate: o.rate * float64(engines) / engineCount, duration: o.duration, reuse: s.reuse}, seed)
+				for _, side := range []struct {
+					offered int
+					to      *[]float64
+				}{{0, &all}, {offered, &few}} {
+					run, err := simulate(requests, engines, newVirtualPicker(engines, side.offered, routing.PolicyGateThenLoad))
+					if err != nil || ctx.Err() != nil {
+						return table, fmt.Errorf("%d engines: %w", engines, firstError(err, ctx.Err()))
+					}
+					*side.to = append(*side.to, quantile(run.firsts, 0.99))
+				}
+			}
+			table.Rows = append(table.Rows, []string{
+				fmt.Sprint(engines), s.name, fmt.Sprintf("%.0f", quantile(all, 0.5)), fmt.Sprintf("%.0f", quantile(few, 0.5)), ratio(few, all).text(),
+			})
+		}
+	}
+	return table, nil
+}

@@ -1,0 +1,190 @@
+// Package peers is what the routers of a region tell each other, and what one
+// of them still believes of it: pure, with time as an argument.
+//
+// A router tells a [Message] again and again: what it has in flight on each
+// instance, all of it and in absolute numbers, under the epoch of its process and
+// a sequence that rises. A lost message costs nothing that the next does not
+// make good, and one that comes late or twice is known by its sequence.
+// [Views] holds the newest message of each router for a second. There is no
+// leader, nothing is stored, and nobody waits for anybody.
+//
+// A message also has what has changed since the last one and need not arrive:
+// where conversations went, which is a hint, and what Envoy said of requests
+// that another router picked, for which that has a time-out.
+package peers
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+
+	"github.com/fxamacker/cbor/v2"
+)
+
+// Limits of a message. What does not fit is left out by the sender; what is
+// beyond them is no message.
+const (
+	MaxMessageBytes = 256 << 10
+	MaxInstances    = 1024 // with requests in flight
+	MaxHomes        = 256
+	MaxEvents       = 256
+
+	MaxNameBytes = 256 // of a conversation's key or a request's id
+	maxIDBytes   = 64  // of an instance's id
+
+	maxRequests = 1 << 20 // on one instance
+	maxTokens   = 1 << 40
+)
+
+// Message is what one router tells another.
+type Message struct {
+	_        struct{} `cbor:",toarray"`
+	Epoch    Epoch
+	Sequence uint64 // rises with each message of the epoch
+	// InFlight has every instance on which the sender has requests, by its own
+	// picks alone.
+	InFlight []Count
+	// Homes and Events are news, oldest first.
+	Homes  []Home
+	Events []Event
+}
+
+// Epoch names a router's process. Epochs of one router are ordered by when
+// they began.
+type Epoch struct {
+	_     struct{} `cbor:",toarray"`
+	Began int64    // nanoseconds since 1970, by the router's clock
+	ID    uint64   // random
+}
+
+// compare orders the earlier epoch first.
+func (e Epoch) compare(o Epoch) int {
+	return cmp.Or(cmp.Compare(e.Began, o.Began), cmp.Compare(e.ID, o.ID))
+}
+
+// String is for people.
+func (e Epoch) String() string { return fmt.Sprintf("%x-%016x", e.Began, e.ID) }
+
+// Work is what is in flight on an instance.
+type Work struct {
+	Requests int
+	Tokens   int // of their prompts, that the instance has to read anew
+	Sent     int // the part of the tokens that was sent since the instance's last load report
+}
+
+// Plus is both together.
+func (w Work) Plus(o Work) Work { return Work{w.Requests + o.Requests, w.Tokens + o.Tokens, w.Sent + o.Sent} }
+
+// Count is what the sender has in flight on an instance.
+type Count struct {
+	_                      struct{} `cbor:",toarray"`
+	Instance               string
+	Requests, Tokens, Sent int // as in Work
+}
+
+// Home says where a conversation's last request went.
+type Home struct {
+	_                      struct{} `cbor:",toarray"`
+	Conversation, Instance string
+}
+
+// Event is what Envoy's access log says of a request that the sender has not
+// picked: it has moved to another instance, or ended.
+type Event struct {
+	_        struct{} `cbor:",toarray"`
+	Request  string   // by Envoy's id
+	Instance string   // where it is, or was last; empty when it was nowhere, or nobody knows
+	Kind     Kind
+}
+
+// Kind is what has become of a request.
+type Kind uint8
+
+// Kinds.
+const (
+	Moved  Kind = iota // an attempt at Instance has begun
+	Ended              // in a way that says nothing of any instance
+	Served             // Instance has served it, whatever the answer
+	Failed             // Instance, or where it was last, has failed it
+	kinds
+)
+
+// Encode gives the message's one form (RFC 8949, section 4.2.1), or says which
+// limit it is beyond.
+func (m *Message) Encode() ([]byte, error) {
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	raw, err := encMode.Marshal(m)
+	if err == nil && len(raw) > MaxMessageBytes {
+		err = fmt.Errorf("peers: message of %d bytes, at most %d", len(raw), MaxMessageBytes)
+	}
+	return raw, err
+}
+
+// Decode reads what Encode gives and nothing else.
+func Decode(raw []byte) (*Message, error) {
+	if len(raw) > MaxMessageBytes {
+		return nil, fmt.Errorf("peers: message of %d bytes, at most %d", len(raw), MaxMessageBytes)
+	}
+	var m Message
+	if err := decMode.Unmarshal(raw, &m); err != nil {
+		return nil, fmt.Errorf("peers: message: %w", err)
+	}
+	if err := m.check(); err != nil {
+		return nil, err
+	}
+	return &m, nil
+}
+
+// The modes are fixed, and checked by every test.
+var encMode, decMode = func() (cbor.EncMode, cbor.DecMode) {
+	encode := cbor.CoreDetEncOptions()
+	encode.NilContainers = cbor.NilContainerAsEmpty
+	enc, encErr := encode.EncMode()
+	dec, decErr := cbor.DecOptions{
+		IndefLength:      cbor.IndefLengthForbidden,
+		TagsMd:           cbor.TagsForbidden,
+		MaxNestedLevels:  4,
+		MaxArrayElements: MaxInstances,
+		MaxMapPairs:      16,
+	}.DecMode()
+	if err := errors.Join(encErr, decErr); err != nil {
+		panic(err)
+	}
+	return enc, dec
+}()
+
+func (m *Message) check() error {
+	switch {
+	case m.Epoch.Began <= 0:
+		return errors.New("peers: message without an epoch")
+	case len(m.InFlight) > MaxInstances || len(m.Homes) > MaxHomes || len(m.Events) > MaxEvents:
+		return fmt.Errorf("peers: message of %d counts, %d homes and %d events, at most %d, %d and %d",
+			len(m.InFlight), len(m.Homes), len(m.Events), MaxInstances, MaxHomes, MaxEvents)
+	}
+	last := ""
+	for _, c := range m.InFlight {
+		if !isID(c.Instance) || c.Instance <= last {
+			return errors.New("peers: message's instances are not in order, each once")
+		}
+		last = c.Instance
+		if c.Requests < 1 || c.Requests > maxRequests || c.Tokens < 0 || c.Tokens > maxTokens || c.Sent < 0 || c.Sent > c.Tokens {
+			return fmt.Errorf("peers: message of %d requests and %d tokens, %d of them new, on an instance", c.Requests, c.Tokens, c.Sent)
+		}
+	}
+	for _, h := range m.Homes {
+		if !isName(h.Conversation) || !isID(h.Instance) {
+			return errors.New("peers: message with a home that names nothing")
+		}
+	}
+	for _, e := range m.Events {
+		if !isName(e.Request) || e.Instance != "" && !isID(e.Instance) || e.Kind >= kinds {
+			return errors.New("peers: message with an event that says nothing")
+		}
+	}
+	return nil
+}
+
+func isID(s string) bool   { return s != "" && len(s) <= maxIDBytes }
+func isName(s string) bool { return s != "" && len(s) <= MaxNameBytes }

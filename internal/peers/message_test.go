@@ -1,0 +1,136 @@
+package peers_test
+
+import (
+	"bytes"
+	"strings"
+	"testing"
+
+	"github.com/fxamacker/cbor/v2"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/peers"
+)
+
+// full is a message that has some of everything.
+func full() *peers.Message {
+	return &peers.Message{
+		Epoch: peers.Epoch{Began: 1, ID: 1 << 63}, Sequence: 7,
+		InFlight: []peers.Count{{Instance: "use1-0", Requests: 2, Tokens: 3000, Sent: 1000}, {Instance: "use1-1", Requests: 1}},
+		Homes:    []peers.Home{{Conversation: "k", Instance: "use1-0"}},
+		Events:   []peers.Event{{Request: "r", Instance: "use1-1", Kind: peers.Moved}, {Request: "s", Kind: peers.Failed}},
+	}
+}
+
+func encoded(m *peers.Message) []byte {
+	GinkgoHelper()
+	raw, err := m.Encode()
+	Expect(err).NotTo(HaveOccurred())
+	return raw
+}
+
+var _ = Describe("A message", func() {
+	It("arrives as it was sent", func() {
+		Expect(peers.Decode(encoded(full()))).To(Equal(full()))
+	})
+
+	It("may have nothing to say", func() {
+		got, err := peers.Decode(encoded(&peers.Message{Epoch: peers.Epoch{Began: 1}}))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(got.InFlight).To(BeEmpty())
+		Expect(got.Homes).To(BeEmpty())
+		Expect(got.Events).To(BeEmpty())
+	})
+
+	It("fits when it is as large as may be", func() {
+		m := full()
+		m.InFlight, m.Homes, m.Events = nil, nil, nil
+		id := func(i int) string {
+			return string(rune('a'+i/100)) + string(rune('a'+i/10%10)) + string(rune('a'+i%10)) + strings.Repeat("i", 61)
+		}
+		for i := range peers.MaxInstances {
+			m.InFlight = append(m.InFlight, peers.Count{Instance: id(i), Requests: 1 << 20, Tokens: 1 << 40})
+		}
+		for range peers.MaxHomes {
+			m.Homes = append(m.Homes, peers.Home{Conversation: strings.Repeat("c", peers.MaxNameBytes), Instance: id(0)})
+		}
+		for range peers.MaxEvents {
+			m.Events = append(m.Events, peers.Event{Request: strings.Repeat("r", peers.MaxNameBytes), Instance: id(0)})
+		}
+		Expect(peers.Decode(encoded(m))).To(Equal(m))
+	})
+
+	DescribeTable("is refused by both sides", func(breakIt func(*peers.Message), reason string) {
+		m := full()
+		breakIt(m)
+		_, err := m.Encode()
+		Expect(err).To(MatchError(ContainSubstring(reason)))
+		raw, err := cbor.Marshal(m) // what a sender without our checks would send
+		Expect(err).NotTo(HaveOccurred())
+		_, err = peers.Decode(raw)
+		Expect(err).To(HaveOccurred())
+	},
+		Entry("without an epoch", func(m *peers.Message) { m.Epoch.Began = 0 }, "without an epoch"),
+		Entry("with too many instances", func(m *peers.Message) { m.InFlight = make([]peers.Count, peers.MaxInstances+1) }, "1025 counts"),
+		Entry("with too many homes", func(m *peers.Message) { m.Homes = make([]peers.Home, peers.MaxHomes+1) }, "257 homes"),
+		Entry("with too many events", func(m *peers.Message) { m.Events = make([]peers.Event, peers.MaxEvents+1) }, "257 events"),
+		Entry("with an instance twice", func(m *peers.Message) { m.InFlight[1].Instance = "use1-0" }, "in order"),
+		Entry("with instances out of order", func(m *peers.Message) { m.InFlight[0].Instance = "use1-2" }, "in order"),
+		Entry("with a nameless instance", func(m *peers.Message) { m.InFlight[0].Instance = "" }, "in order"),
+		Entry("with an instance's name too long", func(m *peers.Message) { m.InFlight[1].Instance = strings.Repeat("x", 65) }, "in order"),
+		Entry("with no requests on an instance", func(m *peers.Message) { m.InFlight[0].Requests = 0 }, "0 requests"),
+		Entry("with too many requests", func(m *peers.Message) { m.InFlight[0].Requests = 1<<20 + 1 }, "1048577 requests"),
+		Entry("with fewer than no tokens", func(m *peers.Message) { m.InFlight[0].Tokens = -1 }, "-1 tokens"),
+		Entry("with too many tokens", func(m *peers.Message) { m.InFlight[0].Tokens = 1<<40 + 1 }, "tokens"),
+		Entry("with more new tokens than tokens", func(m *peers.Message) { m.InFlight[0].Sent = 3001 }, "3001 of them new"),
+		Entry("with fewer than no new tokens", func(m *peers.Message) { m.InFlight[0].Sent = -1 }, "-1 of them new"),
+		Entry("with a home of nobody", func(m *peers.Message) { m.Homes[0].Conversation = "" }, "home"),
+		Entry("with a home of too long a name", func(m *peers.Message) { m.Homes[0].Conversation = strings.Repeat("c", 257) }, "home"),
+		Entry("with a home nowhere", func(m *peers.Message) { m.Homes[0].Instance = "" }, "home"),
+		Entry("with an event of nothing", func(m *peers.Message) { m.Events[0].Request = "" }, "event"),
+		Entry("with an event at too long a name", func(m *peers.Message) { m.Events[0].Instance = strings.Repeat("x", 65) }, "event"),
+		Entry("with an event of another kind", func(m *peers.Message) { m.Events[0].Kind = peers.Failed + 1 }, "event"),
+	)
+
+	DescribeTable("is not", func(change func([]byte) []byte) {
+		_, err := peers.Decode(change(encoded(full())))
+		Expect(err).To(HaveOccurred())
+	},
+		Entry("nothing", func([]byte) []byte { return nil }),
+		Entry("one that ends early", func(raw []byte) []byte { return raw[:len(raw)-1] }),
+		Entry("one that goes on", func(raw []byte) []byte { return append(raw, 0) }),
+		Entry("one with a field too few", func(raw []byte) []byte { raw[0]--; return raw }),
+		Entry("one that is too large", func([]byte) []byte { return make([]byte, peers.MaxMessageBytes+1) }),
+		Entry("another item", func([]byte) []byte { return []byte{0xa0} }),
+	)
+})
+
+// FuzzDecode: whatever is taken is within the limits, and its only form is
+// taken as the same.
+func FuzzDecode(f *testing.F) {
+	for _, m := range []*peers.Message{full(), {Epoch: peers.Epoch{Began: 1}}} {
+		raw, err := m.Encode()
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(raw)
+	}
+	f.Fuzz(func(t *testing.T, raw []byte) {
+		m, err := peers.Decode(raw)
+		if err != nil {
+			return
+		}
+		again, err := m.Encode()
+		if err != nil {
+			t.Fatalf("taken, and beyond a limit: %v", err)
+		}
+		read, err := peers.Decode(again)
+		if err != nil {
+			t.Fatal(err)
+		}
+		last, err := read.Encode()
+		if err != nil || !bytes.Equal(again, last) {
+			t.Fatalf("%x became %x (%v)", again, last, err)
+		}
+	})
+}

@@ -1,0 +1,308 @@
+package router
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc"
+	"google.golang.org/protobuf/types/known/emptypb"
+	"google.golang.org/protobuf/types/known/wrapperspb"
+
+	"github.com/mrgc/mrgc/extproc"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/peers"
+)
+
+const (
+	// tellInterval is the least time between two messages to a peer, and what a
+	// peer's picks are behind at most.
+	tellInterval = 10 * time.Millisecond
+	// tellIdle is the most: a quarter of what a message is believed for.
+	tellIdle = peers.ViewFor / 4
+	// peerSilence is how long a peer may say nothing before its stream counts as
+	// broken.
+	peerSilence = 3 * peers.ViewFor
+	// resolveInterval is how often the names of peers are looked up.
+	resolveInterval = 5 * time.Second
+	// maxPeers is how many addresses are followed. A region has a handful of
+	// routers; more is a name that means something else.
+	maxPeers = 32
+)
+
+// The service by which routers follow each other: one stream of messages of
+// package peers, each in a BytesValue. It is private to one build and its next:
+// who does not understand the other does without.
+const peersService = "mrgc.peers.v1.Peers"
+
+var (
+	followStream = grpc.StreamDesc{StreamName: "Follow", ServerStreams: true, Handler: func(service any, stream grpc.ServerStream) error {
+		return service.(*exchange).tell(stream)
+	}}
+	peersDesc = grpc.ServiceDesc{ServiceName: peersService, HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{followStream}}
+)
+
+// exchange is between the region's routers: this one follows every other one,
+// and so does each.
+type exchange struct {
+	names    []peerName
+	want     identity.ID // every router's of the region
+	identity *identity.Source
+	picker   *extproc.Picker
+	log      *slog.Logger
+	lookup   func(ctx context.Context, network, host string) ([]netip.Addr, error)
+
+	streams sync.WaitGroup
+	open    map[string]context.CancelFunc // of the goroutine of run: by address
+
+	mu    sync.Mutex
+	state map[string]string // guarded by mu: by address, one of the three below
+}
+
+// States of a peer's address on the admin's page.
+const (
+	peerSilent    = "not heard"
+	peerConnected = "connected"
+	peerSelf      = "this router"
+)
+
+// peerName is "host:port": a host with several addresses is several peers.
+type peerName struct {
+	host string
+	port uint16
+}
+
+func parsePeers(texts []string) (names []peerName, err error) {
+	for _, text := range texts {
+		host, port, splitErr := net.SplitHostPort(text)
+		number, portErr := strconv.ParseUint(port, 10, 16)
+		if splitErr != nil || portErr != nil || host == "" || number == 0 {
+			return nil, fmt.Errorf("peer %q: want host:port, of another router's gRPC port", text)
+		}
+		name := peerName{host, uint16(number)}
+		if slices.Contains(names, name) {
+			return nil, fmt.Errorf("peer %q is given twice", text)
+		}
+		names = append(names, name)
+	}
+	return names, nil
+}
+
+func newExchange(config *Config, picker *extproc.Picker, log *slog.Logger) (*exchange, error) {
+	names, err := parsePeers(config.Peers)
+	return &exchange{
+		names: names, want: config.Identity.ID(), identity: config.Identity, picker: picker, log: log,
+		lookup: net.DefaultResolver.LookupNetIP,
+		open:   map[string]context.CancelFunc{}, state: map[string]string{},
+	}, err
+}
+
+// run follows whoever is found at the peers' names until ctx ends.
+func (e *exchange) run(ctx context.Context) {
+	defer e.streams.Wait()
+	tick := time.NewTicker(resolveInterval)
+	defer tick.Stop()
+	for {
+		e.update(ctx, e.resolve(ctx))
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// resolve gives the addresses of all names. A name that cannot be looked up has
+// those that it had.
+func (e *exchange) resolve(ctx context.Context) (addresses []string) {
+	for i := range e.names {
+		name := &e.names[i]
+		found, err := e.lookupName(ctx, name.host)
+		if err != nil {
+			e.log.Warn("peer's name is not found; those known stay", "peer", name.host, "error", err)
+			for address := range e.open {
+				if !slices.Contains(addresses, address) {
+					addresses = append(addresses, address)
+				}
+			}
+			continue
+		}
+		for _, ip := range found {
+			address := netip.AddrPortFrom(ip.Unmap(), name.port).String()
+			if !slices.Contains(addresses, address) {
+				addresses = append(addresses, address)
+			}
+		}
+	}
+	slices.Sort(addresses)
+	if len(addresses) > maxPeers {
+		e.log.Error("peers have too many addresses; only the first are followed", "addresses", len(addresses), "followed", maxPeers)
+		addresses = addresses[:maxPeers]
+	}
+	return addresses
+}
+
+func (e *exchange) lookupName(ctx context.Context, host string) ([]netip.Addr, error) {
+	if ip, err := netip.ParseAddr(host); err == nil {
+		return []netip.Addr{ip}, nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, resolveInterval)
+	defer cancel()
+	return e.lookup(ctx, "ip", host)
+}
+
+// update follows these addresses and no others.
+func (e *exchange) update(ctx context.Context, addresses []string) {
+	for address, cancel := range e.open {
+		if !slices.Contains(addresses, address) {
+			cancel()
+			delete(e.open, address)
+		}
+	}
+	for _, address := range addresses {
+		if _, ok := e.open[address]; ok {
+			continue
+		}
+		streamCtx, cancel := context.WithCancel(ctx)
+		e.open[address] = cancel
+		e.set(address, peerSilent)
+		e.streams.Go(func() { e.follow(streamCtx, address) })
+	}
+}
+
+// follow learns from the router at an address until ctx ends, and forgets it.
+func (e *exchange) follow(ctx context.Context, address string) {
+	defer func() {
+		<-ctx.Done() // also of this router itself, so that it is known as such
+		e.picker.Forget(address)
+		e.set(address, "")
+	}()
+	conn, err := dial(address, e.identity, e.want, peerSilence)
+	if err != nil { // an address that has been parsed
+		e.log.Error("peer cannot be followed", "peer", address, "error", err)
+		return
+	}
+	defer func() { _ = conn.Close() }()
+	keepOpen(ctx, func() (bool, error) { return e.listen(ctx, conn, address) }, func(err error) {
+		e.log.Warn("peer is not heard; trying on", "peer", address, "error", err)
+	})
+}
+
+// listen takes messages until the stream breaks, and says whether there was any.
+// One that is not valid breaks it.
+func (e *exchange) listen(ctx context.Context, conn *grpc.ClientConn, address string) (heard bool, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	silent := time.AfterFunc(peerSilence, func() { cancel(errSilent) })
+	defer silent.Stop()
+	defer func() {
+		if errors.Is(err, errOwn) {
+			e.set(address, peerSelf)
+			return
+		}
+		e.set(address, peerSilent)
+		if errors.Is(context.Cause(ctx), errSilent) {
+			err = fmt.Errorf("%w for %s", errSilent, peerSilence)
+		}
+	}()
+	stream, err := conn.NewStream(ctx, &followStream, "/"+peersService+"/"+followStream.StreamName, grpc.MaxCallRecvMsgSize(peers.MaxMessageBytes+16))
+	if err != nil {
+		return false, err
+	}
+	if err := errors.Join(stream.SendMsg(&emptypb.Empty{}), stream.CloseSend()); err != nil {
+		return false, err
+	}
+	for {
+		var raw wrapperspb.BytesValue
+		if err := stream.RecvMsg(&raw); err != nil {
+			return heard, err
+		}
+		message, err := peers.Decode(raw.GetValue())
+		if err != nil {
+			return heard, err
+		}
+		if !e.picker.Learn(address, message) {
+			return heard, errOwn
+		}
+		if !heard {
+			heard = true
+			e.set(address, peerConnected)
+		}
+		silent.Reset(peerSilence)
+	}
+}
+
+// tell has a peer follow this router: at each change, but for the first of
+// several that come together at most every tellInterval, and when there is none
+// every tellIdle.
+func (e *exchange) tell(stream grpc.ServerStream) error {
+	if err := stream.RecvMsg(&emptypb.Empty{}); err != nil {
+		return err
+	}
+	ctx := stream.Context()
+	var told extproc.Told
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		changed := e.picker.Changed()
+		raw, err := e.picker.Tell(&told).Encode()
+		if err != nil {
+			return err
+		}
+		if err := stream.SendMsg(wrapperspb.Bytes(raw)); err != nil {
+			return err
+		}
+		timer.Reset(tellInterval)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		}
+		timer.Reset(tellIdle - tellInterval)
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-timer.C:
+		case <-changed:
+		}
+	}
+}
+
+// set notes an address's state; empty forgets it.
+func (e *exchange) set(address, state string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if state == "" {
+		delete(e.state, address)
+		return
+	}
+	e.state[address] = state
+}
+
+// states is every address that is followed. It is the caller's.
+func (e *exchange) states() map[string]string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	states := make(map[string]string, len(e.state))
+	for address, state := range e.state {
+		states[address] = state
+	}
+	return states
+}
+
+// isRouter says whether a gRPC method is the routers' own.
+func isRouter(method string) bool { return strings.HasPrefix(method, "/"+peersService+"/") }
+
+// routerOf is every router's identity in a region.
+func routerOf(region fleet.Region) identity.ID {
+	return identity.ID{Region: string(region), Role: identity.RoleRouter}
+}
