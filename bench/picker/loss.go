@@ -20,9 +20,9 @@ const (
 
 // fate is what becomes of the only router, a while after the traffic began.
 type fate struct {
-	name  string
-	befal func(c *cluster) error
-	mend  func(ctx context.Context, c *cluster) error
+	name   string
+	befall func(c *cluster) error
+	mend   func(ctx context.Context, c *cluster) error
 }
 
 func nothing(*cluster) error { return nil }
@@ -92,7 +92,7 @@ func (c *cluster) suffer(ctx context.Context, f fate, requests []rig.Request, pr
 		}
 	}
 	befell := make(chan error, 1)
-	time.AfterFunc(lossAfter, func() { befell <- f.befal(c) })
+	time.AfterFunc(lossAfter, func() { befell <- f.befall(c) })
 	outcomes := rig.Play(ctx, c.with.envoy.Front, requests)
 	if err := <-befell; err != nil {
 		return answered{}, err
@@ -114,14 +114,13 @@ func (c *cluster) suffer(ctx context.Context, f fate, requests []rig.Request, pr
 
 func reportLoss(byFate []suffered, r *result.Result) {
 	table := result.Table{
-		Title: "The same traffic when all routers (one) are lost under load",
+		Title: "The same traffic when the only router is lost under load",
 		Columns: []string{"router", "first token p50, ms", "p99, ms", "whole answer p99, ms", "failed",
 			"first token p99 over that with a router, pooled (p10–p90 of rounds)"},
 	}
 	lives := &byFate[0]
 	for i := range byFate {
 		s := &byFate[i]
-		of := fmt.Sprintf("router %s", fates[i].name)
 		pooled := result.Quantile(s.all.first, 0.99) / result.Quantile(lives.all.first, 0.99)
 		ratios := make([]float64, len(s.firstP99))
 		for round := range ratios {
@@ -133,13 +132,13 @@ func reportLoss(byFate []suffered, r *result.Result) {
 			fmt.Sprintf("%.0f", result.Quantile(s.all.total, 0.99)), fmt.Sprintf("%d of %d", s.all.failed, len(s.all.first)+s.all.failed),
 			fmt.Sprintf("%.2f (%.2f–%.2f)", pooled, spread.P10, spread.P90),
 		})
-		switch of {
-		case "router killed":
+		switch fates[i].name {
+		case "killed":
 			r.Figures = append(r.Figures,
 				result.Figure{Name: fmt.Sprintf("requests failed of %d when every picker is killed under load", len(s.all.first)+s.all.failed), Value: float64(s.all.failed), Goal: "0"},
 				result.Figure{Name: "time to first token at p99 then, over that with a picker", Value: pooled, Goal: "≤ 1.15"},
 				result.Figure{Name: "time of the whole answer at p99 then, over that with a picker", Value: result.Quantile(s.all.total, 0.99) / result.Quantile(lives.all.total, 0.99)})
-		case "router stopped":
+		case "stopped":
 			r.Figures = append(r.Figures,
 				result.Figure{Name: fmt.Sprintf("requests failed of %d when every picker hangs", len(s.all.first)+s.all.failed), Value: float64(s.all.failed), Goal: "0"},
 				result.Figure{Name: "added to the time to first token at p50 by pickers that hang (Envoy waits 50 ms)",
