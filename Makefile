@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-hot clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-hot clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -75,9 +75,14 @@ bench-latency: parts ## what everything adds to an engine's latency, processor t
 bench-routing: parts $(TOOLS)/peers/.done ## our policies and every peer that runs here, on the same traffic (ARGS="-seeds 3 -duration 20s"; hours by default)
 	$(GO) run ./bench/routing $(ARGS)
 	@$(MAKE) bench-routing-sealed
+	@$(MAKE) bench-picker ARGS=
 
 bench-routing-sealed: parts ## our policies in a whole cluster, everything real but the engines, at the rate of bench-routing (takes its ARGS)
 	$(GO) run ./bench/routing -sealed $(ARGS)
+	$(GO) run ./bench/report
+
+bench-picker: parts ## what the picker costs, and what losing it costs (some 6 minutes; ARGS="-rounds 10" for more)
+	$(GO) run ./bench/picker $(ARGS)
 	$(GO) run ./bench/report
 
 bench-routers: ## how evenly four routers of a region spread requests, against one (some 8 minutes)

@@ -20,6 +20,17 @@ func SpreadOf(samples []float64) Spread {
 		return Spread{}
 	}
 	sorted := slices.Sorted(slices.Values(samples))
-	rank := func(share float64) float64 { return sorted[max(int(math.Ceil(share*float64(len(sorted))))-1, 0)] }
-	return Spread{P10: rank(0.10), P50: rank(0.50), P90: rank(0.90), Samples: len(sorted)}
+	return Spread{P10: rank(sorted, 0.10), P50: rank(sorted, 0.50), P90: rank(sorted, 0.90), Samples: len(sorted)}
+}
+
+// Quantile is by nearest rank; NaN of nothing.
+func Quantile(samples []float64, share float64) float64 {
+	if len(samples) == 0 {
+		return math.NaN()
+	}
+	return rank(slices.Sorted(slices.Values(samples)), share)
+}
+
+func rank(sorted []float64, share float64) float64 {
+	return sorted[max(int(math.Ceil(share*float64(len(sorted))))-1, 0)]
 }

@@ -1,6 +1,7 @@
 package rig
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"net"
@@ -28,6 +29,7 @@ type Parent struct {
 	Engine http.Handler // of completions
 	// Report is what the engine says; the parent adds what it measures itself.
 	Report func() (loadreport.Report, error)
+	Every  time.Duration // between two reports; 0: 100 ms, as a busy parent has it
 
 	mu    sync.Mutex
 	meter routing.Meter // guarded by mu
@@ -118,10 +120,9 @@ func (p *Parent) report() (loadreport.Report, error) {
 	return report, err
 }
 
-// StreamCoreMetrics reports the engine's load every 100 ms, as a busy parent
-// does.
+// StreamCoreMetrics reports the engine's load.
 func (p *Parent) StreamCoreMetrics(_ *orcaservicev3.OrcaLoadReportRequest, stream orcaservicev3.OpenRcaService_StreamCoreMetricsServer) error {
-	for tick := time.NewTicker(100 * time.Millisecond); ; {
+	for tick := time.NewTicker(cmp.Or(p.Every, 100*time.Millisecond)); ; {
 		report, err := p.report()
 		if err != nil {
 			return err

@@ -60,3 +60,28 @@ func MachineTime() (busy, total int64, err error) {
 	}
 	return busy, total, nil
 }
+
+// ThreadsTime is the processor time of a process's threads, to the nanosecond
+// (/proc/PID/schedstat); of threads that have ended it knows nothing, and Go's
+// stay.
+func ThreadsTime(pid int) (total time.Duration, err error) {
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/schedstat", pid))
+	if err == nil && len(paths) == 0 {
+		err = fmt.Errorf("process %d has no schedstat: has it ended, or is the kernel without CONFIG_SCHED_INFO?", pid)
+	}
+	if err != nil {
+		return 0, err
+	}
+	for _, path := range paths {
+		content, err := os.ReadFile(path)
+		if err != nil {
+			return 0, err
+		}
+		var ran int64
+		if _, err := fmt.Sscan(string(content), &ran); err != nil {
+			return 0, fmt.Errorf("%s: %w", path, err)
+		}
+		total += time.Duration(ran)
+	}
+	return total, nil
+}

@@ -3,17 +3,12 @@ package main
 import (
 	"math"
 	"math/rand/v2"
-	"slices"
+
+	"github.com/mrgc/mrgc/bench/result"
 )
 
 // quantile is by nearest rank; NaN of nothing.
-func quantile(samples []float64, share float64) float64 {
-	if len(samples) == 0 {
-		return math.NaN()
-	}
-	sorted := slices.Sorted(slices.Values(samples))
-	return sorted[max(int(math.Ceil(share*float64(len(sorted))))-1, 0)]
-}
+func quantile(samples []float64, share float64) float64 { return result.Quantile(samples, share) }
 
 // interval is an estimate with the bounds of its 95 % interval.
 type interval struct{ low, mid, high float64 }
