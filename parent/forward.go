@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -16,6 +17,7 @@ type hop struct {
 	client *http.Client
 	url    string
 	to     string // for the metrics
+	peer   string // the other instance; empty for the own enclave
 }
 
 // next decides it. A request that is sealed to this instance's enclave goes
@@ -36,16 +38,50 @@ func (p *Parent) next(r *http.Request, from identity.Role) hop {
 	if snapshot == nil {
 		return own
 	}
-	other := leastLoaded(snapshot.Ready(p.config.StaleAfter), recipients)
+	other := leastLoaded(snapshot.Ready(p.config.StaleAfter), recipients, p.forwarded.count)
 	if other == nil || other.ID == p.config.Instance.ID {
 		return own
 	}
-	return hop{client: p.peers, url: "https://" + other.Address + api.PathSealed, to: toPeer}
+	return hop{client: p.peers, url: "https://" + other.Address + api.PathSealed, to: toPeer, peer: other.ID}
+}
+
+// forwards counts the requests that are under way to each other instance. What
+// those say of their load is as old as their last heartbeat: by that alone all
+// requests until the next would go to one.
+type forwards struct {
+	mu sync.Mutex
+	by map[string]int // guarded by mu
+}
+
+// begin counts a request until done is called; none to the own enclave.
+func (f *forwards) begin(peer string) (done func()) {
+	if peer == "" {
+		return func() {}
+	}
+	f.add(peer, 1)
+	return func() { f.add(peer, -1) }
+}
+
+func (f *forwards) add(peer string, n int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.by == nil {
+		f.by = map[string]int{}
+	}
+	if f.by[peer] += n; f.by[peer] == 0 {
+		delete(f.by, peer)
+	}
+}
+
+func (f *forwards) count(peer string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.by[peer]
 }
 
 // leastLoaded gives the instance with the least to do among those that hold one
-// of the keys; nil when none does.
-func leastLoaded(ready []*fleet.Instance, keyIDs []string) *fleet.Instance {
+// of the keys, with what this one has under way there; nil when none does.
+func leastLoaded(ready []*fleet.Instance, keyIDs []string, forwarded func(id string) int) *fleet.Instance {
 	holders := slices.DeleteFunc(slices.Clone(ready), func(in *fleet.Instance) bool {
 		return !slices.ContainsFunc(in.KeyIDs, func(kid string) bool { return slices.Contains(keyIDs, kid) })
 	})
@@ -53,6 +89,7 @@ func leastLoaded(ready []*fleet.Instance, keyIDs []string) *fleet.Instance {
 		return nil
 	}
 	return slices.MinFunc(holders, func(a, b *fleet.Instance) int {
-		return cmp.Or(cmp.Compare(a.Load.Running+a.Load.Queued, b.Load.Running+b.Load.Queued), cmp.Compare(a.ID, b.ID))
+		work := func(in *fleet.Instance) int { return in.Load.Running + in.Load.Queued + forwarded(in.ID) }
+		return cmp.Or(cmp.Compare(work(a), work(b)), cmp.Compare(a.ID, b.ID))
 	})
 }

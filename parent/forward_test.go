@@ -33,6 +33,7 @@ type peer struct {
 	asked atomic.Int64
 	from  atomic.Value // role of who asked last
 	fails atomic.Bool  // breaks connections off
+	holds atomic.Bool  // answers when the test is over
 }
 
 // peer starts one and registers it.
@@ -48,6 +49,10 @@ func (in *instance) peer(ctx context.Context, id string, load fleet.Load, health
 			p.asked.Add(1)
 			if p.fails.Load() {
 				panic(http.ErrAbortHandler)
+			}
+			if p.holds.Load() {
+				<-r.Context().Done()
+				return
 			}
 			body, _ := io.ReadAll(r.Body)
 			w.Header().Set(api.HeaderKeyStatus, "passes")
@@ -108,6 +113,30 @@ var _ = Describe("A request that is sealed to others", func() {
 		in.peer(ctx, "use1-2", fleet.Load{Running: 1, Queued: 1}, true, further)
 		in.peer(ctx, "use1-3", fleet.Load{}, false, nowhere)
 		in.eventuallyAnswered(ctx, "use1-2 got sealed", elsewhere, further, nowhere)
+	}, NodeTimeout(specTimeout))
+
+	It("goes to another than those that went before it and have had no answer yet, until the load is heard of", func(ctx SpecContext) {
+		first := in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+		in.peer(ctx, "use1-2", fleet.Load{}, true, further)
+		in.eventuallyAnswered(ctx, "use1-2 got sealed", further) // both are known
+		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere, further)
+		first.holds.Store(true)
+		leaving, leave := context.WithCancel(ctx)
+		asked := first.asked.Load()
+		unanswered := make(chan error, 1)
+		req := in.sealedTo(leaving, elsewhere, further)
+		go func() {
+			_, err := in.envoy.Do(req)
+			unanswered <- err
+		}()
+		Eventually(ctx, first.asked.Load).Should(Equal(asked + 1))
+		Expect(readAll(in.send(in.sealedTo(ctx, elsewhere, further)))).To(HavePrefix("use1-2 got sealed"))
+
+		By("the first having ended")
+		leave()
+		Eventually(ctx, unanswered).Should(Receive(MatchError(context.Canceled)))
+		first.holds.Store(false)
+		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere, further)
 	}, NodeTimeout(specTimeout))
 
 	It("stays here when the own enclave is one of them", func(ctx SpecContext) {

@@ -93,6 +93,8 @@ type Parent struct {
 	reports *reporter
 	metrics *metrics
 
+	forwarded forwards
+
 	probeAgain chan struct{}
 
 	keyIDs atomic.Pointer[[]string]       // of the enclave's recipients, as last seen

@@ -63,6 +63,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { request.end(time.Now()) }()
+	defer p.forwarded.begin(next.peer)()
 	resp, err := p.send(r, next, http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
 	if err != nil {
 		p.answerFailure(w, r, err)
