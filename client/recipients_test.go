@@ -95,7 +95,7 @@ var _ = Describe("Recipients", func() {
 			expectReply(t.ask(ctx))
 			sealed := e.requests(api.PathSealed)
 			return len(sealed[len(sealed)-1].header.Get(api.HeaderRecipients))
-		}).Should(Equal(16 + 1 + 16))
+		}).WithTimeout(10 * time.Second).Should(Equal(16 + 1 + 16))
 		Expect(e.requests(api.PathKeys)).To(HaveLen(2))
 	})
 
@@ -110,7 +110,7 @@ var _ = Describe("Recipients", func() {
 		Eventually(func() string {
 			expectReply(t.ask(ctx))
 			return last()
-		}).Should(Equal(kids(first, listed[0], listed[2])))
+		}).WithTimeout(10 * time.Second).Should(Equal(kids(first, listed[0], listed[2])))
 
 		By("another conversation going by the list alone")
 		_, err := t.send(ctx, http.MethodPost, "/chat/completions", strings.NewReader(strings.Replace(chat, prompt, "hello", 1)))
@@ -132,7 +132,7 @@ var _ = Describe("Recipients", func() {
 		By("an instance answering in the routers' place, with itself")
 		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, listed[2:]) })
 		c.clock.advance(5 * time.Second)
-		Eventually(func() string { hello(); return last() }).Should(Equal(kids(listed[2], listed[0], listed[1])))
+		Eventually(func() string { hello(); return last() }).WithTimeout(10 * time.Second).Should(Equal(kids(listed[2], listed[0], listed[1])))
 
 		By("all of them being replaced")
 		c.replace(c.newEnclave())
