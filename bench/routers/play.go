@@ -128,6 +128,9 @@ func (p *player) play(ctx context.Context, arrivals []arrival) error {
 	requests.Wait()
 	stopFlushing()
 	flushing.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	return p.failed
 }
 
