@@ -303,12 +303,12 @@ var _ = Describe("Two routers through the real Envoy", func() {
 		a.startEnvoy([]string{a.grpc, b.grpc}, []string{a.http, b.http})
 		finish := a.underLoad(ctx)
 		Eventually(a.picks).WithTimeout(10 * time.Second).Should(BeNumerically(">", enough))
-		Expect(b.picks()).To(BeZero())
+		Expect(b.picks()).To(BeNumerically("<", enough))
 		// From a, but for a machine so busy that it failed a first health check.
 		Expect(a.adminPage("/envoys").text + b.adminPage("/envoys").text).To(ContainSubstring(`"synced": true`))
 
 		a.stop()
-		Eventually(b.picks).WithTimeout(10 * time.Second).Should(BeNumerically(">", enough))
+		Eventually(b.picks).WithTimeout(10 * time.Second).Should(BeNumerically(">", 2*enough))
 		Eventually(func() string { return b.adminPage("/envoys").text }).WithTimeout(20 * time.Second).Should(ContainSubstring(`"synced": true`))
 
 		again.config = a.config
@@ -333,12 +333,12 @@ var _ = Describe("Two routers through the real Envoy", func() {
 		a.startEnvoy([]string{toA.address, b.grpc}, []string{toAOverHTTP.address, b.http})
 		finish := a.underLoad(ctx)
 		Eventually(a.picks).WithTimeout(10 * time.Second).Should(BeNumerically(">", enough))
-		Expect(b.picks()).To(BeZero())
+		Expect(b.picks()).To(BeNumerically("<", enough))
 
 		toA.shut.Lock()
 		open := sync.OnceFunc(toA.shut.Unlock)
 		DeferCleanup(open)
-		Eventually(b.picks).WithTimeout(20 * time.Second).Should(BeNumerically(">", enough))
+		Eventually(b.picks).WithTimeout(20 * time.Second).Should(BeNumerically(">", 2*enough))
 		Eventually(func() string { return b.adminPage("/envoys").text }).WithTimeout(20 * time.Second).Should(ContainSubstring(`"synced": true`))
 		open()
 		before := a.picks()
