@@ -28,8 +28,11 @@ const (
 	// tellInterval is the least time between two messages to a peer, and what a
 	// peer's picks are behind at most.
 	tellInterval = 10 * time.Millisecond
-	// tellIdle is the most: a quarter of what a message is believed for.
-	tellIdle = peers.ViewFor / 4
+	// tellBusy is the most while anything is in flight: a quarter of what a message
+	// is believed for. A message that counts nothing may be lost, so that idle
+	// routers say tellIdle apart that they are there.
+	tellBusy = peers.ViewFor / 4
+	tellIdle = 3 * peers.ViewFor / 4
 	// peerSilence is how long a peer may say nothing before its stream counts as
 	// broken.
 	peerSilence = 3 * peers.ViewFor
@@ -244,7 +247,7 @@ func (e *exchange) listen(ctx context.Context, conn *grpc.ClientConn, address st
 
 // tell has a peer follow this router: at each change, but for the first of
 // several that come together at most every tellInterval, and when there is none
-// every tellIdle.
+// every tellBusy or tellIdle.
 func (e *exchange) tell(stream grpc.ServerStream) error {
 	if err := stream.RecvMsg(&emptypb.Empty{}); err != nil {
 		return err
@@ -255,7 +258,8 @@ func (e *exchange) tell(stream grpc.ServerStream) error {
 	defer timer.Stop()
 	for {
 		changed := e.picker.Changed()
-		raw, err := e.picker.Tell(&told).Encode()
+		message := e.picker.Tell(&told)
+		raw, err := message.Encode()
 		if err != nil {
 			return err
 		}
@@ -268,7 +272,11 @@ func (e *exchange) tell(stream grpc.ServerStream) error {
 			return ctx.Err()
 		case <-timer.C:
 		}
-		timer.Reset(tellIdle - tellInterval)
+		longest := tellIdle
+		if len(message.InFlight) > 0 {
+			longest = tellBusy
+		}
+		timer.Reset(longest - tellInterval)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()

@@ -11,6 +11,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math"
@@ -48,28 +49,33 @@ var contenders = []struct {
 
 func main() {
 	seeds := flag.Int("seeds", 5, "how many arrivals are drawn; all contenders get each")
+	only := flag.Int("instances", 0, "measure only with so many instances; 0: with every number")
 	duration := flag.Duration("duration", 10*time.Second, "how long is measured, after a warm-up")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	if err := run(ctx, *seeds, *duration); err != nil {
+	if err := run(ctx, *seeds, *only, *duration); err != nil {
 		fmt.Fprintln(os.Stderr, "routers:", err)
 		os.Exit(1)
 	}
 }
 
-func run(ctx context.Context, seeds int, duration time.Duration) error {
+func run(ctx context.Context, seeds, only int, duration time.Duration) error {
 	r := result.Result{
 		Name: "routing-routers", Title: "Several routers: how evenly they spread requests", Command: "make bench-routers",
 		Notes: []string{
-			fmt.Sprintf("Max over mean of the requests that instances have in flight, as means over windows of 100 ms; p99 over the windows of %s, medians over %d seeds. "+
-				"Of one router's: geometric mean of the ratios within seeds, with its 95 %% interval.", duration, seeds),
+			fmt.Sprintf("Max over mean of the requests that instances have in flight, as means over windows of 100 ms; p99 over the windows of %s, medians over the seeds. "+
+				"Of one router's: geometric mean of the ratios within seeds, with its 95 %% interval.", duration),
 			"Arrivals are Poisson, each at a router drawn at random; what requests take is exponential; they may go to every instance, and declare no size. There are no load reports: a router knows of other routers' requests by the exchange alone. " +
 				"The access log comes every 100 ms, as Envoy's.",
+			fmt.Sprintf("A play in which requests were asked for more than %s late at p99 is repeated, and after %d of them its seed is void.", lateAtMost, plays),
 			"Processor time is of the whole program, which is Envoy and the instances as well; how late a request was asked for is the machine's doing.",
 		},
 	}
 	for _, s := range []scene{{8, 16, time.Second}, {40, 16, 2 * time.Second}} {
+		if only != 0 && only != s.instances {
+			continue
+		}
 		if err := measureScene(ctx, &r, s, seeds, duration); err != nil {
 			return err
 		}
@@ -81,6 +87,8 @@ func run(ctx context.Context, seeds int, duration time.Duration) error {
 // measureScene has every contender play every seed, and adds what came out.
 func measureScene(ctx context.Context, r *result.Result, s scene, seeds int, duration time.Duration) error {
 	outcomes := make([][]outcome, len(contenders))
+	void := 0
+seeds:
 	for seed := range uint64(seeds) {
 		random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // the same seed gives the same arrivals
 		arrivals := draw(random, s, duration)
@@ -89,6 +97,11 @@ func measureScene(ctx context.Context, r *result.Result, s scene, seeds int, dur
 		for _, i := range order {
 			c := contenders[i]
 			got, err := playInTime(ctx, s, c.routers, c.share, arrivals)
+			if errors.Is(err, errLate) {
+				fmt.Printf("seed %d is void: %v\n", seed, err)
+				void++
+				continue seeds
+			}
 			if err != nil {
 				return fmt.Errorf("%s: %w", c.name, err)
 			}
@@ -99,8 +112,11 @@ func measureScene(ctx context.Context, r *result.Result, s scene, seeds int, dur
 			outcomes[i] = append(outcomes[i], of[i])
 		}
 	}
+	if len(outcomes[0]) == 0 {
+		return errLate
+	}
 	table := result.Table{
-		Title:   s.String(),
+		Title:   fmt.Sprintf("%s; %d of %d seeds void", s, void, seeds),
 		Columns: []string{"contender", "max over mean, p50", "p99", "p99 of one router's", "processor time per request, ms", "asked for late, p99, ms"},
 	}
 	column := func(i int, of func(outcome) float64) (values []float64) {
@@ -135,11 +151,13 @@ const (
 	// lateAtMost is how late requests may be asked for, at p99, for a play to count.
 	lateAtMost = 50 * time.Millisecond
 	// plays is how often a play is tried on a machine that others use too.
-	plays = 8
+	plays = 4
 )
 
+var errLate = errors.New("the machine was too busy")
+
 // playInTime plays, again if the machine was busy with other things. A play that
-// was late each time is an error: what it shows is the machine.
+// was late each time is errLate: what it shows is the machine.
 func playInTime(ctx context.Context, s scene, routers int, share bool, arrivals []arrival) (got outcome, err error) {
 	for range plays {
 		if got, err = play(ctx, s, routers, share, arrivals); err != nil || got.late <= lateAtMost {
@@ -147,7 +165,7 @@ func playInTime(ctx context.Context, s scene, routers int, share bool, arrivals 
 		}
 		fmt.Printf("void: requests were asked for %.0f ms late\n", got.late.Seconds()*1e3)
 	}
-	return got, fmt.Errorf("requests were asked for %s late, at most %s, at the last of %d tries: the machine is too busy", got.late, lateAtMost, plays)
+	return got, fmt.Errorf("%w: %d times requests were asked for more than %s late", errLate, plays, lateAtMost)
 }
 
 func median(values []float64) float64 { return quantile(values, 0.5) }

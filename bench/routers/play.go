@@ -128,6 +128,9 @@ func (p *player) play(ctx context.Context, arrivals []arrival) error {
 	requests.Wait()
 	stopFlushing()
 	flushing.Wait()
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
 	return p.failed
 }
 
@@ -169,9 +172,13 @@ func (p *player) pick(ctx context.Context, router int, id string) (int, error) {
 	}
 	headers := &corev3.HeaderMap{}
 	for _, h := range [][2]string{
-		{"content-type", api.ContentTypeSealedRequest}, {"authorization", "Bearer " + string(p.region.key.EdgeToken())},
-		{"x-request-id", id}, {api.HeaderModel, model}, {api.HeaderTenant, p.region.key.Tenant()},
-		{api.HeaderRequestID, id}, {api.HeaderRecipients, p.recipients},
+		{"content-type", api.ContentTypeSealedRequest},
+		{"authorization", "Bearer " + string(p.region.key.EdgeToken())},
+		{"x-request-id", id},
+		{api.HeaderModel, model},
+		{api.HeaderTenant, p.region.key.Tenant()},
+		{api.HeaderRequestID, id},
+		{api.HeaderRecipients, p.recipients},
 	} {
 		headers.Headers = append(headers.Headers, &corev3.HeaderValue{Key: strings.ToLower(h[0]), RawValue: []byte(h[1])})
 	}
