@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
@@ -50,11 +52,16 @@ type Config struct {
 	// MinPushInterval is the least time between two publications; default
 	// 100 ms. Every change of a weight makes Envoy rebuild its load balancer.
 	MinPushInterval time.Duration
+	// TrialTimeout is how long the Envoy that tries a change first may take to
+	// answer before another one tries; default 5 s.
+	TrialTimeout time.Duration
 
 	// Names are the static objects of Envoy's bootstrap.
 	Names Names
 	// Logger may be nil.
 	Logger *slog.Logger
+	// Metrics may be nil.
+	Metrics prometheus.Registerer
 }
 
 // Names are the static clusters and secrets of Envoy's bootstrap that
@@ -72,6 +79,7 @@ func (c Config) withDefaults() Config {
 	c.MaxBodyBytes = cmp.Or(c.MaxBodyBytes, 16<<20)
 	c.StaleAfter = cmp.Or(c.StaleAfter, 10*time.Second)
 	c.MinPushInterval = cmp.Or(c.MinPushInterval, 100*time.Millisecond)
+	c.TrialTimeout = cmp.Or(c.TrialTimeout, 5*time.Second)
 	c.Names = Names{
 		Router:     cmp.Or(c.Names.Router, "router"),
 		RouterHTTP: cmp.Or(c.Names.RouterHTTP, "router-http"),
@@ -102,7 +110,7 @@ func (c Config) check() error {
 		return errors.New("xds config: TenantAddress is not set")
 	case !c.HealthAddress.IsValid():
 		return errors.New("xds config: HealthAddress is not set")
-	case c.MessageTimeout < 0, c.ResponseIdleTimeout < 0, c.StaleAfter < 0, c.MinPushInterval < 0, c.MaxBodyBytes < 0:
+	case c.MessageTimeout < 0, c.ResponseIdleTimeout < 0, c.StaleAfter < 0, c.MinPushInterval < 0, c.TrialTimeout < 0, c.MaxBodyBytes < 0:
 		return errors.New("xds config: a duration or MaxBodyBytes is negative")
 	}
 	for region, spill := range c.SpillTo {

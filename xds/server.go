@@ -8,6 +8,7 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	csdsv3 "github.com/envoyproxy/go-control-plane/envoy/service/status/v3"
 	"google.golang.org/grpc"
 
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -16,10 +17,12 @@ import (
 // Server serves Envoys their configuration. Its methods are safe for
 // concurrent use.
 type Server struct {
-	config Config
-	served map[fleet.Region][]fleet.Region // region → those it may use, in order
-	feed   *feed
-	roster *roster
+	config  Config
+	served  map[fleet.Region][]fleet.Region // region → those it may use, in order
+	feed    *feed
+	stages  map[fleet.Region]*lockedStage
+	roster  *roster
+	metrics *metrics
 
 	mu    sync.Mutex
 	input input // guarded by mu
@@ -46,8 +49,16 @@ func New(config Config) (*Server, error) {
 		config: config,
 		served: config.served(),
 		feed:   &feed{next: make(chan struct{})},
+		stages: map[fleet.Region]*lockedStage{},
 		roster: newRoster(),
 		wake:   make(chan struct{}, 1),
+	}
+	for region := range s.served {
+		s.stages[region] = &lockedStage{stage: newStage(config.TrialTimeout)}
+	}
+	var err error
+	if s.metrics, err = newMetrics(config.Metrics, s); err != nil {
+		return nil, fmt.Errorf("xds metrics: %w", err)
 	}
 	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), cert: certificate{chain: []byte("-"), key: []byte("-")}}); err != nil {
 		return nil, fmt.Errorf("xds config: %w", err)
@@ -58,6 +69,12 @@ func New(config Config) (*Server, error) {
 // Register adds the aggregated discovery service to a gRPC server.
 func (s *Server) Register(g *grpc.Server) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, &ads{server: s})
+}
+
+// RegisterStatus adds the client status discovery service to a gRPC server. Like
+// Admin it has no access control: serve it on loopback alone.
+func (s *Server) RegisterStatus(g *grpc.Server) {
+	csdsv3.RegisterClientStatusDiscoveryServiceServer(g, &csds{server: s})
 }
 
 // Update hands over a new view of the fleet. It does not block, and keeps the
@@ -100,12 +117,15 @@ func (s *Server) poke() {
 //   - the input changes: it is published at once when the last publication is
 //     MinPushInterval ago, else the timer is set,
 //   - the timer fires: the newest input is published,
+//   - the ticker fires: an Envoy that does not answer tries no longer,
 //   - ctx ends.
 func (s *Server) Run(ctx context.Context) error {
 	var published time.Time
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C
+	ticker := time.NewTicker(max(s.config.TrialTimeout/4, time.Millisecond))
+	defer ticker.Stop()
 	waiting := false
 	for {
 		select {
@@ -122,6 +142,11 @@ func (s *Server) Run(ctx context.Context) error {
 			}
 		case <-timer.C:
 			waiting = false
+		case <-ticker.C:
+			for region := range s.stages {
+				s.step(region, func(st *stage) { st.tick(time.Now()) })
+			}
+			continue
 		}
 		if s.publish() {
 			published = time.Now()
@@ -153,9 +178,20 @@ func (s *Server) publish() bool {
 	if !changed {
 		return false
 	}
-	s.feed.set(fresh)
+	s.offer(fresh)
 	s.config.Logger.Debug("published", "instances", len(in.snapshot.Instances))
 	return true
+}
+
+// offer publishes: each region's Envoys get it one after the other, see stage.
+func (s *Server) offer(fresh *publication) {
+	for region, set := range fresh.sets {
+		st := s.stages[region]
+		st.mu.Lock()
+		st.publish(set, time.Now())
+		st.mu.Unlock()
+	}
+	s.feed.set(fresh)
 }
 
 func (s *Server) newest() input {
@@ -227,26 +263,16 @@ func (s *Server) Acked(region fleet.Region) bool {
 
 // Envoys lists the Envoys that are connected, by region and node.
 func (s *Server) Envoys() []EnvoyStatus {
-	current, _ := s.feed.get()
-	envoys := s.roster.list()
-	for i, envoy := range envoys {
-		envoys[i].Types = envoy.against(current.set(envoy.Region))
+	envoys := []EnvoyStatus{}
+	for _, c := range s.roster.list() {
+		published, trying, elsewhere := s.stages[c.region].show(c.node)
+		c.mu.Lock()
+		envoys = append(envoys, EnvoyStatus{
+			Node: c.node, Region: c.region, Connected: c.connected, Trying: trying, Types: c.session.status(published, elsewhere),
+		})
+		c.mu.Unlock()
 	}
 	return envoys
-}
-
-// against compares a status with what is published now, which its stream may
-// not have seen yet.
-func (e EnvoyStatus) against(set resourceSet) []TypeStatus {
-	for i, typeURL := range sendOrder {
-		if i < len(e.Types) && e.Types[i].Published != set[typeURL].version {
-			e.Types[i].Published = set[typeURL].version
-			if e.Types[i].State == Synced {
-				e.Types[i].State = Stale
-			}
-		}
-	}
-	return e.Types
 }
 
 // publication is what all regions' Envoys should have. It is immutable.
@@ -255,24 +281,16 @@ type publication struct {
 	clusters map[fleet.Region][]clusterPlan // what the sets were rendered from
 }
 
-// set is one region's part; nil before the first publication.
-func (p *publication) set(region fleet.Region) resourceSet {
-	if p == nil {
-		return nil
-	}
-	return p.sets[region]
-}
-
-// feed is the current publication and the news of the next. It is safe for
-// concurrent use.
+// feed is the current publication and the news that Envoys should have something
+// else. It is safe for concurrent use.
 type feed struct {
 	mu      sync.Mutex
 	current *publication  // guarded by mu; nil before the first
-	next    chan struct{} // guarded by mu; closed when current is replaced
+	next    chan struct{} // guarded by mu; closed at the next wake
 }
 
-// get returns the current publication and a channel that is closed when there
-// is another.
+// get returns the current publication and a channel that is closed at the next
+// wake.
 func (f *feed) get() (*publication, <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -283,6 +301,17 @@ func (f *feed) set(p *publication) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.current = p
+	f.wakeLocked()
+}
+
+// wake tells everyone that what an Envoy should have may have changed.
+func (f *feed) wake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wakeLocked()
+}
+
+func (f *feed) wakeLocked() {
 	close(f.next)
 	f.next = make(chan struct{})
 }

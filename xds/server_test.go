@@ -141,22 +141,6 @@ var _ = Describe("Delta ADS", func() {
 		Expect(removal.GetResources()).To(BeEmpty())
 	})
 
-	It("shows a rejection and does not repeat it", func() {
-		publish(first)
-		envoy := connect("e1", "use1")
-		envoy.settle()
-		server.Update(snapshotOf(first, second))
-		envoy.nack(envoy.next(endpoint), "no such weight")
-		endpoints := func() xds.TypeStatus { return server.Envoys()[0].Types[1] }
-		Eventually(endpoints).Should(And(HaveField("State", xds.Rejected), HaveField("NACK", "no such weight")))
-		Expect(server.Acked("use1")).To(BeFalse())
-		Consistently(envoy.responses, "100ms").ShouldNot(Receive())
-
-		server.Update(snapshotOf(second))
-		envoy.take(endpoint)
-		Eventually(endpoints).Should(And(HaveField("State", xds.Synced), HaveField("NACK", "")))
-	})
-
 	It("sends a region its own view", func() {
 		config := testConfig()
 		config.SpillTo["use2"] = []fleet.Region{"use1"}
