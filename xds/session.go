@@ -508,8 +508,7 @@ func (s *session) report(target, good resourceSet) report {
 	for _, typeURL := range staged {
 		sub := s.types[typeURL]
 		if sub == nil {
-			out.complete = out.complete && target[typeURL].alike(good[typeURL])
-			continue
+			sub = &subscription{} // it asks for nothing
 		}
 		for _, v := range sub.quarantined(target[typeURL]) {
 			out.rejected[resourceKey{typeURL, v}] = sub.rejected[v]
