@@ -119,7 +119,9 @@ var _ = Describe("What the real Envoy rejects", func() {
 		before := sdsStats(second)
 
 		Expect(r.server.SetTenantCertificate(weakCertificate())).To(Succeed())
-		Eventually(func() string { return fmt.Sprint(stateOf(r.server, "envoy-use1", "Secret").State, stateOf(r.server, "envoy-use1-b", "Secret").State) }).
+		Eventually(func() string {
+			return fmt.Sprint(stateOf(r.server, "envoy-use1", "Secret").State, stateOf(r.server, "envoy-use1-b", "Secret").State)
+		}).
 			Should(Equal("REJECTED" + "STALE"))
 		Expect(stateOf(r.server, "envoy-use1-b", "Secret").Reason).To(HavePrefix("held back: Secret tenant-server: envoy envoy-use1 rejected it:"))
 		Consistently(func() string { return sdsStats(second) }, "300ms").Should(Equal(before))

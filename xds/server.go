@@ -23,6 +23,9 @@ type Server struct {
 	stages  map[fleet.Region]*lockedStage
 	roster  *roster
 	metrics *metrics
+	// rendered is of the last build, so that the next one makes what has changed
+	// and no more; of New, then of Run.
+	rendered map[fleet.Region]rendered
 
 	mu    sync.Mutex
 	input input // guarded by mu
@@ -46,12 +49,13 @@ func New(config Config) (*Server, error) {
 	}
 	config = config.withDefaults()
 	s := &Server{
-		config: config,
-		served: config.served(),
-		feed:   &feed{next: make(chan struct{})},
-		stages: map[fleet.Region]*lockedStage{},
-		roster: newRoster(),
-		wake:   make(chan struct{}, 1),
+		config:   config,
+		served:   config.served(),
+		feed:     &feed{next: make(chan struct{})},
+		stages:   map[fleet.Region]*lockedStage{},
+		roster:   newRoster(),
+		rendered: map[fleet.Region]rendered{},
+		wake:     make(chan struct{}, 1),
 	}
 	for region := range s.served {
 		s.stages[region] = &lockedStage{stage: newStage(config.TrialTimeout)}
@@ -207,11 +211,12 @@ func (s *Server) build(in input) (*publication, error) {
 	usable, leftOut := dialable(in.snapshot.Ready(s.config.StaleAfter))
 	for region, allowed := range s.served {
 		p := newPlan(s.config, region, allowed, usable, in.cert)
-		set, err := render(p)
+		fresh, err := render(p, s.rendered[region])
 		if err != nil {
 			return nil, err
 		}
-		out.sets[region], out.clusters[region] = set, p.clusters
+		s.rendered[region] = fresh
+		out.sets[region], out.clusters[region] = fresh.set, p.clusters
 	}
 	return out, leftOut
 }
