@@ -36,6 +36,9 @@ type resource struct {
 type typeSet struct {
 	version string // "<count>-<hash>": the hash of the set, and how many sets there were before
 	byName  map[string]resource
+
+	before  string   // version of the set before; "" if there is none
+	changed []string // names of what was not the same in it
 }
 
 // resourceSet is what one region's Envoys should have: type URL → resources.
@@ -96,11 +99,28 @@ func (s resourceSet) after(before resourceSet) resourceSet {
 	out := resourceSet{}
 	for typeURL, ts := range s {
 		if old, ok := before[typeURL]; ok {
-			ts.version = nextVersion(old.version, ts.version)
+			ts.version, ts.before = nextVersion(old.version, ts.version), old.version
+			ts.changed = changes(old.byName, ts.byName)
 		}
 		out[typeURL] = ts
 	}
 	return out
+}
+
+// changes lists, sorted, what is new, gone or of another version.
+func changes(before, now map[string]resource) (names []string) {
+	for name, r := range now {
+		if old, was := before[name]; !was || old.version != r.version {
+			names = append(names, name)
+		}
+	}
+	for name := range before {
+		if _, is := now[name]; !is {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func nextVersion(old, fresh string) string {

@@ -32,8 +32,12 @@ type subscription struct {
 	doubtful map[string]bool       // to be rolled back: a response with it was refused
 
 	unanswered *response
-	done       string // version of the set of which nothing is due; "" when that is not known
-	unknown    bool   // there may be accepted ones without a body
+
+	// All but open is as it should be under the set of version base, so that a
+	// small change of a large set is small work. Without base nothing is known.
+	base    string
+	open    map[string]bool
+	unknown bool // there may be accepted ones without a body
 
 	sent, acked     string // version of the set that was last sent, and that is accepted as a whole
 	sentAt, ackedAt time.Time
@@ -122,15 +126,18 @@ func (s *session) request(req *discoveryv3.DeltaDiscoveryRequest, now time.Time)
 	if !known {
 		sub = s.subscribe(req, now)
 	}
-	sub.done, s.asked = "", ""
+	if changes := len(req.GetResourceNamesSubscribe()) + len(req.GetResourceNamesUnsubscribe()); !known || changes > 0 || req.GetTypeUrl() == typeCluster {
+		s.asked = ""
+	}
 	if nonce := req.GetResponseNonce(); nonce != "" {
 		sub.answer(req, nonce, now)
 	}
 	for _, name := range req.GetResourceNamesSubscribe() {
 		if name == "*" {
-			sub.wildcard = true
+			sub.wildcard, sub.base = true, ""
 			continue
 		}
+		sub.open[name] = true
 		if _, has := sub.accepted[name]; has && known || sub.names[name] {
 			sub.again[name] = true // whoever subscribes again has forgotten
 			if sub.unanswered != nil {
@@ -141,7 +148,7 @@ func (s *session) request(req *discoveryv3.DeltaDiscoveryRequest, now time.Time)
 	}
 	for _, name := range req.GetResourceNamesUnsubscribe() {
 		if name == "*" {
-			sub.wildcard = false
+			sub.wildcard, sub.base = false, ""
 			continue
 		}
 		delete(sub.names, name)
@@ -156,7 +163,7 @@ func (s *session) request(req *discoveryv3.DeltaDiscoveryRequest, now time.Time)
 func (s *session) subscribe(req *discoveryv3.DeltaDiscoveryRequest, now time.Time) *subscription {
 	sub := &subscription{
 		names: map[string]bool{}, accepted: map[string]accepted{}, rejected: map[version]rejection{},
-		again: map[string]bool{}, doubtful: map[string]bool{},
+		again: map[string]bool{}, doubtful: map[string]bool{}, open: map[string]bool{},
 		// Clusters and listeners are asked for by asking for nothing.
 		wildcard: len(req.GetResourceNamesSubscribe()) == 0,
 	}
@@ -218,6 +225,9 @@ func (sub *subscription) answer(req *discoveryv3.DeltaDiscoveryRequest, nonce st
 		return
 	}
 	sub.unanswered = nil
+	for _, name := range sent.names() {
+		sub.open[name] = true
+	}
 	switch detail := req.GetErrorDetail(); {
 	case detail == nil:
 		sub.accept(sent, now)
@@ -295,10 +305,11 @@ func (s *session) bring(typeURL string, sub *subscription, set resourceSet, now 
 		sub.unanswered.rollback = true
 		return out
 	}
-	if sub.done == want.version || s.blocked(typeURL, set) {
+	if sub.base == want.version && len(sub.open) == 0 || s.blocked(typeURL, set) {
 		return nil
 	}
 	resources, removed := sub.difference(want)
+	sub.looked(want, resources, removed)
 	if typeURL == typeCluster {
 		if len(resources) == 0 && len(removed) > 0 {
 			return nil
@@ -335,14 +346,16 @@ func (s *session) blocked(typeURL string, set resourceSet) bool {
 // are not those that they should be.
 func (s *session) removeClusters(set resourceSet, now time.Time) *discoveryv3.DeltaDiscoveryResponse {
 	sub := s.types[typeCluster]
-	if sub == nil || sub.done == set[typeCluster].version {
+	if sub == nil || len(sub.open) == 0 {
 		return nil
 	}
 	if routes := s.types[typeRoute]; routes != nil && (s.blocked(typeRoute, set) || len(routes.quarantined(set[typeRoute])) > 0) {
 		return nil
 	}
 	want := set[typeCluster]
-	if _, removed := sub.difference(want); len(removed) > 0 {
+	resources, removed := sub.difference(want)
+	sub.looked(want, resources, removed)
+	if len(removed) > 0 {
 		return s.respond(typeCluster, sub, want, nil, removed, now)
 	}
 	sub.upToDate(want, now)
@@ -374,37 +387,55 @@ func (sub *subscription) asksFor(name string) bool { return sub.wildcard || sub.
 // name goes when what refers to it does, and Envoy ignores its removal.
 func (sub *subscription) difference(want typeSet) (resources map[string]resource, removed []string) {
 	resources = map[string]resource{}
-	for name, r := range want.byName {
-		if !sub.asksFor(name) {
-			continue
-		}
-		has := sub.accepted[name]
-		if sub.refuses(name, r.version) {
+	look := func(name string) {
+		has, had := sub.accepted[name]
+		r, exists := want.byName[name]
+		switch {
+		case !exists:
+			if sub.wildcard && (had || sub.again[name]) && !sub.refuses(name, "") {
+				removed = append(removed, name)
+			}
+			return
+		case !sub.asksFor(name):
+			return
+		case sub.refuses(name, r.version):
 			r = has.resource // what it last accepted
 		}
 		if (has.version != r.version || sub.again[name]) && r.body != nil {
 			resources[name] = r
 		}
 	}
-	if !sub.wildcard {
-		return resources, nil
-	}
-	surplus := func(name string) bool {
-		_, exists := want.byName[name]
-		return !exists && !sub.refuses(name, "")
-	}
-	for name := range sub.accepted {
-		if surplus(name) {
-			removed = append(removed, name)
-		}
-	}
-	for name := range sub.again {
-		if _, has := sub.accepted[name]; !has && surplus(name) {
-			removed = append(removed, name)
-		}
+	for _, name := range sub.unsettled(want) {
+		look(name)
 	}
 	slices.Sort(removed)
 	return resources, removed
+}
+
+// unsettled lists what may not be as it should be under a set, each name once.
+func (sub *subscription) unsettled(want typeSet) []string {
+	names := slices.Collect(maps.Keys(sub.open))
+	switch {
+	case sub.base == "" || sub.base != want.version && sub.base != want.before:
+		names = slices.AppendSeq(slices.Collect(maps.Keys(want.byName)), maps.Keys(sub.accepted))
+		names = slices.AppendSeq(names, maps.Keys(sub.again))
+	case sub.base == want.before:
+		names = append(names, want.changed...)
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// looked remembers what was found to be missing, and that all else is well.
+func (sub *subscription) looked(want typeSet, resources map[string]resource, removed []string) {
+	sub.base = want.version
+	clear(sub.open)
+	for name := range resources {
+		sub.open[name] = true
+	}
+	for _, name := range removed {
+		sub.open[name] = true
+	}
 }
 
 func (sub *subscription) lacks(want typeSet) bool {
@@ -449,7 +480,6 @@ func (sub *subscription) quarantined(want typeSet) []version {
 // upToDate notes that there is nothing to send: the Envoy has it all, but for
 // what it refused, or it has it from an earlier stream.
 func (sub *subscription) upToDate(want typeSet, now time.Time) {
-	sub.done = want.version
 	if sub.unknown {
 		for name, has := range sub.accepted {
 			if r := want.byName[name]; has.body == nil && has.version == r.version {
@@ -488,7 +518,6 @@ func (s *session) respond(typeURL string, sub *subscription, want typeSet, resou
 		delete(sub.again, name)
 	}
 	sub.unanswered = &response{nonce: out.Nonce, resources: resources, removed: removed}
-	sub.done = ""
 	sub.sent, sub.sentAt = want.version, now
 	return out
 }
@@ -497,8 +526,7 @@ func (s *session) respond(typeURL string, sub *subscription, want typeSet, resou
 // anew, and Envoy does not ask for what it is subscribed to already.
 func (s *session) endpointsAgain(cluster string) {
 	if endpoints := s.types[typeEndpoint]; endpoints != nil && endpoints.names[cluster] {
-		endpoints.again[cluster] = true
-		endpoints.done = ""
+		endpoints.again[cluster], endpoints.open[cluster] = true, true
 	}
 }
 

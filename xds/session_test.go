@@ -53,7 +53,7 @@ func TestSessionConverges(t *testing.T) {
 
 		var set resourceSet
 		for range rapid.IntRange(1, 6).Draw(t, "sets") {
-			set = drawSet(t)
+			set = drawSet(t).after(set)
 			for range rapid.IntRange(0, 4).Draw(t, "responses before the next set") {
 				if !envoy.take(t, s, set) {
 					break

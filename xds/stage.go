@@ -245,15 +245,19 @@ func withhold(want, good resourceSet, refused map[resourceKey]verdict) resourceS
 
 // replaced is the set with those that are out as they were before, if they were.
 func (ts typeSet) replaced(before typeSet, out func(name, version string) bool) typeSet {
-	byName := map[string]resource{}
+	byName := maps.Clone(ts.byName)
 	for name, r := range ts.byName {
-		if out(name, r.version) {
-			var was bool
-			if r, was = before.byName[name]; !was {
-				continue
-			}
+		if !out(name, r.version) {
+			continue
 		}
-		byName[name] = r
+		if old, was := before.byName[name]; was {
+			byName[name] = old
+		} else {
+			delete(byName, name)
+		}
+	}
+	if maps.Equal(byName, ts.byName) {
+		return ts
 	}
 	return ts.with(byName)
 }
