@@ -85,13 +85,17 @@ func newStage(patience time.Duration) *stage {
 }
 
 // publish takes a new set. A trial that runs goes on with what it began with,
-// so that it ends even when there is always something new.
+// so that it ends even when there is always something new; unless all that it
+// waits for is that nobody asks for the rest.
 func (s *stage) publish(want resourceSet, now time.Time) {
 	s.want = want
 	maps.DeleteFunc(s.refused, func(key resourceKey, _ verdict) bool {
 		_, wanted := want[key.typeURL].byName[key.name]
 		return !wanted
 	})
+	if s.trial != nil && s.trial.idle {
+		s.trial = nil
+	}
 	s.revision++
 	s.begin(now)
 }

@@ -241,4 +241,22 @@ func TestStageReleasesWhatNobodyAsksFor(t *testing.T) {
 	if !s.good.alike(set) {
 		t.Fatal(fmt.Sprint("not released: ", s.trial))
 	}
+
+	next := func(hash string) resourceSet {
+		out := resourceSet{}
+		for _, typeURL := range staged {
+			out[typeURL] = setOf(map[string]string{"x": hash})
+		}
+		return out
+	}
+	s.publish(next("v2"), at.Add(patience))
+	s.publish(next("v3"), at.Add(patience))
+	if !s.target("a").alike(next("v2")) {
+		t.Fatal("a trial was replaced while the Envoy had not answered")
+	}
+	s.report("a", report{idle: true}, at.Add(patience))
+	s.publish(next("v4"), at.Add(patience))
+	if !s.target("a").alike(next("v4")) {
+		t.Fatal("an Envoy that has all it asks for waits for the bound")
+	}
 }
