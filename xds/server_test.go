@@ -104,6 +104,13 @@ var _ = Describe("Delta ADS", func() {
 		Eventually(func() xds.State { return successor.Envoys()[0].Types[0].State }).Should(Equal(xds.Synced))
 	})
 
+	It("withdraws nothing while it knows nothing", func() {
+		envoy := connect("e1", "use1")
+		envoy.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: cluster, InitialResourceVersions: map[string]string{modelCluster: "v"}})
+		envoy.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: listener, InitialResourceVersions: map[string]string{"tenants": "v"}})
+		Consistently(envoy.responses, "100ms").ShouldNot(Receive())
+	})
+
 	It("holds listeners back until clusters and endpoints are taken", func() {
 		publish(first)
 		envoy := connect("e1", "use1")
