@@ -140,9 +140,6 @@ func (s *session) request(req *discoveryv3.DeltaDiscoveryRequest, now time.Time)
 		sub.open[name] = true
 		if _, has := sub.accepted[name]; has && known || sub.names[name] {
 			sub.again[name] = true // whoever subscribes again has forgotten
-			if sub.unanswered != nil {
-				delete(sub.unanswered.resources, name)
-			}
 		}
 		sub.names[name] = true
 	}

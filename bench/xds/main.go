@@ -61,15 +61,15 @@ func run(ctx context.Context, s settings) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(dir) }()
-	net, err := newNetwork(ctx, dir)
+	ends, err := newNetwork(ctx, dir)
 	if err != nil {
 		return err
 	}
-	ours, mirror, err := measureOurs(ctx, s, net)
+	ours, mirror, err := measureOurs(ctx, s, ends)
 	if err != nil {
 		return fmt.Errorf("our server: %w", err)
 	}
-	theirs, err := measureControlPlane(ctx, s, net, mirror)
+	theirs, err := measureControlPlane(ctx, s, ends, mirror)
 	if err != nil {
 		return fmt.Errorf("go-control-plane: %w", err)
 	}
@@ -106,6 +106,7 @@ func describe(s settings, ours *ourFigures, theirs *pushes) result.Result {
 			fmt.Sprintf("%d changes, each when the one before is acknowledged by all and the least time between publications (100 ms) is over. "+
 				"Clients run in a process of their own on the same machine, each over its own connection with mutual TLS, and subscribe to all types. "+
 				"An acknowledgement counts when the server has read it.", len(ours.pushes.milliseconds)),
+			"Memory is after all clients have connected at once and been sent everything, 1.2 MB each; what Go's collector has not given back is in the RSS.",
 			"Our time begins with a new snapshot of the fleet, of which a whole publication is made; LinearCache's with a finished ClusterLoadAssignment that is put in. LinearCache's clients have the same resources.",
 		},
 	}

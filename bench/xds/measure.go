@@ -79,7 +79,7 @@ func (l *ledger) push(ctx context.Context, s settings, name func(i int) string, 
 	return out, nil
 }
 
-func measureOurs(ctx context.Context, s settings, net *network) (*ourFigures, map[string][]*discoveryv3.Resource, error) {
+func measureOurs(ctx context.Context, s settings, ends *network) (*ourFigures, map[string][]*discoveryv3.Resource, error) {
 	fleet, l := newFleet(s.models, s.perModel), newLedger()
 	server, err := xds.New(fleet.config())
 	if err != nil {
@@ -89,13 +89,13 @@ func measureOurs(ctx context.Context, s settings, net *network) (*ourFigures, ma
 	defer cancel()
 	go func() { _ = server.Run(ctx) }()
 	server.Update(fleet.snapshot())
-	certPEM, keyPEM, err := net.authority.ServerCertificate(time.Now(), "localhost")
+	certPEM, keyPEM, err := ends.authority.ServerCertificate(time.Now(), "localhost")
 	if err := errors.Join(err, server.SetTenantCertificate(certPEM, keyPEM)); err != nil {
 		return nil, nil, err
 	}
 	out := &ourFigures{}
 	started := time.Now()
-	stop, err := net.serve(ctx, s.clients, l, server.Register)
+	stop, err := ends.serve(ctx, s.clients, l, server.Register)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -120,7 +120,7 @@ func measureOurs(ctx context.Context, s settings, net *network) (*ourFigures, ma
 	if err := out.reject(ctx, s, l, server, fleet); err != nil {
 		return nil, nil, err
 	}
-	if err := out.stage(ctx, s, l, server, net, certPEM, keyPEM); err != nil {
+	if err := out.stage(ctx, s, l, server, ends, certPEM, keyPEM); err != nil {
 		return nil, nil, err
 	}
 	mirror, err := readAll(ctx, server)
@@ -162,7 +162,7 @@ func (f *ourFigures) reject(ctx context.Context, s settings, l *ledger, server *
 }
 
 // stage pushes a certificate that clients refuse, and then one that they take.
-func (f *ourFigures) stage(ctx context.Context, s settings, l *ledger, server *xds.Server, net *network, certPEM, keyPEM []byte) error {
+func (f *ourFigures) stage(ctx context.Context, s settings, l *ledger, server *xds.Server, ends *network, certPEM, keyPEM []byte) error {
 	if err := server.SetTenantCertificate(bytes.Repeat(certPEM, 1+refusedChain/len(certPEM)), keyPEM); err != nil {
 		return err
 	}
@@ -178,7 +178,7 @@ func (f *ourFigures) stage(ctx context.Context, s settings, l *ledger, server *x
 			more = false
 		}
 	}
-	certPEM, keyPEM, err := net.authority.ServerCertificate(time.Now(), "localhost")
+	certPEM, keyPEM, err := ends.authority.ServerCertificate(time.Now(), "localhost")
 	if err != nil {
 		return err
 	}

@@ -55,7 +55,7 @@ func inMemory(register func(*grpc.Server)) (*grpc.ClientConn, func(), error) {
 
 // measureControlPlane serves the same resources from go-control-plane's caches,
 // one for each type.
-func measureControlPlane(ctx context.Context, s settings, net *network, mirror map[string][]*discoveryv3.Resource) (*pushes, error) {
+func measureControlPlane(ctx context.Context, s settings, ends *network, mirror map[string][]*discoveryv3.Resource) (*pushes, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	mux := &cachev3.MuxCache{
@@ -78,7 +78,7 @@ func measureControlPlane(ctx context.Context, s settings, net *network, mirror m
 	}
 	l := newLedger()
 	server := serverv3.NewServer(ctx, mux, nil)
-	stop, err := net.serve(ctx, s.clients, l, func(g *grpc.Server) { discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, server) })
+	stop, err := ends.serve(ctx, s.clients, l, func(g *grpc.Server) { discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, server) })
 	if err != nil {
 		return nil, err
 	}
