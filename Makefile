@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-hot clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-hot bench-xds clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,7 +62,7 @@ fuzz: ## fuzz every parser for FUZZTIME each (default 30s)
 	  done || exit 1; \
 	done
 
-bench: bench-startup bench-latency bench-routers bench-hot ## run every benchmark; results go to bench/results and docs/benchmarks.md
+bench: bench-startup bench-latency bench-routers bench-hot bench-xds ## run every benchmark; results go to bench/results and docs/benchmarks.md
 
 bench-startup: parts ## time to the first answer, idle cost
 	$(GO) run ./bench/startup
@@ -97,6 +97,10 @@ $(TOOLS)/peers/.done: bench/routing/peers.txt
 
 bench-hot: ## hot paths: seal and open, verify, pick, relay (some 4 minutes)
 	$(GO) run ./bench/hot
+	$(GO) run ./bench/report
+
+bench-xds: ## the xDS server with 1,000 Envoys, and go-control-plane's caches with the same (some 3 minutes, 4 GiB)
+	$(GO) run ./bench/xds $(ARGS)
 	$(GO) run ./bench/report
 
 clean: ## remove what was built, not what was fetched

@@ -131,6 +131,7 @@ func New(config Config) (*Router, error) {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	var err error
+	config.XDS.Metrics = r.metrics
 	if r.xds, err = xds.New(config.XDS); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
@@ -168,9 +169,7 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	group, ctx := errgroup.WithContext(ctx)
 	group.Go(func() error { return r.serveGRPC(ctx, on.GRPC) })
 	group.Go(func() error { return r.serveHTTP(ctx, on.HTTP) })
-	group.Go(func() error {
-		return serveUntil(ctx, &http.Server{Handler: r.adminHandler(), ReadHeaderTimeout: 10 * time.Second}, on.Admin, false)
-	})
+	group.Go(func() error { return r.serveAdmin(ctx, on.Admin) })
 	group.Go(func() error { r.follow(ctx); return nil })
 	group.Go(func() error { r.collect(ctx); return nil })
 	group.Go(func() error { r.peers.run(ctx); return nil })
@@ -283,6 +282,28 @@ func (r *Router) serveHTTP(ctx context.Context, l net.Listener) error {
 		ErrorLog:          slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
 	}
 	return serveUntil(ctx, server, l, true)
+}
+
+// serveAdmin serves the operator: pages, and on the same port, over HTTP/2
+// without TLS, the client status discovery service for tools that speak xDS.
+func (r *Router) serveAdmin(ctx context.Context, l net.Listener) error {
+	statuses := grpc.NewServer()
+	r.xds.RegisterStatus(statuses)
+	defer statuses.Stop()
+	pages := r.adminHandler()
+	protocols := new(http.Protocols)
+	protocols.SetHTTP1(true)
+	protocols.SetUnencryptedHTTP2(true)
+	return serveUntil(ctx, &http.Server{
+		ReadHeaderTimeout: 10 * time.Second, Protocols: protocols,
+		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			if req.ProtoMajor == 2 && strings.HasPrefix(req.Header.Get("Content-Type"), "application/grpc") {
+				statuses.ServeHTTP(w, req)
+				return
+			}
+			pages.ServeHTTP(w, req)
+		}),
+	}, l, false)
 }
 
 // adminHandler is the operator's: package xds's pages, the instances' load, the

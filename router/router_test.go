@@ -11,12 +11,14 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	csdsv3 "github.com/envoyproxy/go-control-plane/envoy/service/status/v3"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/credentials"
+	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
 	"github.com/mrgc/mrgc/internal/identity"
@@ -128,6 +130,28 @@ var _ = Describe("A router", func() {
 		r.publish(startParent(r.ca, "use1", "use1-0"))
 		Eventually(func() string { return r.adminPage("/fleet").text }).Should(ContainSubstring(`"use1-0"`))
 		Expect(r.adminPage("/metrics").text).To(ContainSubstring("go_goroutines"))
+	})
+
+	It("shows the operator its Envoys, over xDS too", func(ctx SpecContext) {
+		r.start()
+		r.publish(startParent(r.ca, "use1", "use1-0"))
+		nextSecret(r.subscribe(ctx, secretType, "tenant-server"))
+		fetch := func(address string, tls credentials.TransportCredentials) (*csdsv3.ClientStatusResponse, error) {
+			conn, err := grpc.NewClient("passthrough:///"+address, grpc.WithTransportCredentials(tls))
+			Expect(err).NotTo(HaveOccurred())
+			defer conn.Close()
+			return csdsv3.NewClientStatusDiscoveryServiceClient(conn).FetchClientStatus(ctx, &csdsv3.ClientStatusRequest{})
+		}
+		Eventually(func() csdsv3.ConfigStatus {
+			page, err := fetch(r.admin, insecure.NewCredentials())
+			Expect(err).NotTo(HaveOccurred())
+			Expect(page.GetConfig()).To(HaveExactElements(HaveField("Node.Id", "use1-envoy-0")))
+			return page.GetConfig()[0].GetGenericXdsConfigs()[0].GetConfigStatus()
+		}).Should(Equal(csdsv3.ConfigStatus_SYNCED))
+		Expect(r.adminPage("/metrics").text).To(ContainSubstring(`mrgc_xds_envoys{envoy_region="use1",region="use1",state="STALE"} 1`))
+
+		_, err := fetch(r.grpc, credentials.NewTLS(r.tlsOf(envoyID)))
+		Expect(status.Code(err)).To(Equal(codes.Unimplemented), "Envoys have no business there")
 	})
 
 	It("pushes a renewed tenant certificate, and never one that does not load", SpecTimeout(20*time.Second), func(ctx SpecContext) {

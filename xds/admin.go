@@ -142,16 +142,19 @@ type envoysPage struct {
 type envoyEntry struct {
 	Node         string       `json:"node"`
 	Region       fleet.Region `json:"region"`
-	Synced       bool         `json:"synced"` // every type is
+	State        State        `json:"state"`            // the worst of the types'
+	Reason       string       `json:"reason,omitempty"` // why it is not SYNCED
+	Synced       bool         `json:"synced"`           // every type is
+	Trying       bool         `json:"trying"`           // it tries what the others do not have yet
 	ConnectedSec float64      `json:"connected_seconds"`
 	Types        []typeEntry  `json:"types"`
 }
 
 type typeEntry struct {
 	TypeStatus
-	SentAgeSec  float64 `json:"sent_age_seconds,omitempty"`
-	AckedAgeSec float64 `json:"acked_age_seconds,omitempty"`
-	NACKAgeSec  float64 `json:"nack_age_seconds,omitempty"`
+	SentAgeSec     float64 `json:"sent_age_seconds,omitempty"`
+	AckedAgeSec    float64 `json:"acked_age_seconds,omitempty"`
+	RejectedAgeSec float64 `json:"rejected_age_seconds,omitempty"`
 }
 
 func (s *Server) envoysPage(now time.Time) envoysPage {
@@ -163,10 +166,13 @@ func (s *Server) envoysPage(now time.Time) envoysPage {
 	}
 	page := envoysPage{Published: s.Ready() == nil, Envoys: []envoyEntry{}}
 	for _, envoy := range s.Envoys() {
-		entry := envoyEntry{Node: envoy.Node, Region: envoy.Region, Synced: envoy.Synced(), ConnectedSec: age(envoy.Connected)}
+		entry := envoyEntry{
+			Node: envoy.Node, Region: envoy.Region, State: envoy.State(), Reason: envoy.Reason(), Synced: envoy.Synced(),
+			Trying: envoy.Trying, ConnectedSec: age(envoy.Connected),
+		}
 		for _, t := range envoy.Types {
 			entry.Types = append(entry.Types, typeEntry{
-				TypeStatus: t, SentAgeSec: age(t.SentAt), AckedAgeSec: age(t.AckedAt), NACKAgeSec: age(t.NACKedAt),
+				TypeStatus: t, SentAgeSec: age(t.SentAt), AckedAgeSec: age(t.AckedAt), RejectedAgeSec: age(t.RejectedAt),
 			})
 		}
 		page.Envoys = append(page.Envoys, entry)

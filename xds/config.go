@@ -9,6 +9,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
@@ -54,11 +56,16 @@ type Config struct {
 	// WeightInterval is the least time between two changes of an instance's
 	// weight, each of which makes Envoy rebuild its load balancer; default 1 s.
 	WeightInterval time.Duration
+	// TrialTimeout is how long the Envoy that tries a change first may take to
+	// answer before another one tries; default 5 s.
+	TrialTimeout time.Duration
 
 	// Names are the static objects of Envoy's bootstrap.
 	Names Names
 	// Logger may be nil.
 	Logger *slog.Logger
+	// Metrics may be nil.
+	Metrics prometheus.Registerer
 }
 
 // Names are the static clusters and secrets of Envoy's bootstrap that
@@ -77,6 +84,7 @@ func (c Config) withDefaults() Config {
 	c.StaleAfter = cmp.Or(c.StaleAfter, 10*time.Second)
 	c.MinPushInterval = cmp.Or(c.MinPushInterval, 100*time.Millisecond)
 	c.WeightInterval = cmp.Or(c.WeightInterval, time.Second)
+	c.TrialTimeout = cmp.Or(c.TrialTimeout, 5*time.Second)
 	c.Names = Names{
 		Router:     cmp.Or(c.Names.Router, "router"),
 		RouterHTTP: cmp.Or(c.Names.RouterHTTP, "router-http"),
@@ -107,7 +115,7 @@ func (c Config) check() error {
 		return errors.New("xds config: TenantAddress is not set")
 	case !c.HealthAddress.IsValid():
 		return errors.New("xds config: HealthAddress is not set")
-	case c.MessageTimeout < 0, c.ResponseIdleTimeout < 0, c.StaleAfter < 0, c.MinPushInterval < 0, c.WeightInterval < 0, c.MaxBodyBytes < 0:
+	case c.MessageTimeout < 0, c.ResponseIdleTimeout < 0, c.StaleAfter < 0, c.MinPushInterval < 0, c.WeightInterval < 0, c.TrialTimeout < 0, c.MaxBodyBytes < 0:
 		return errors.New("xds config: a duration or MaxBodyBytes is negative")
 	}
 	for region, spill := range c.SpillTo {

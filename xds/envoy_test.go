@@ -478,7 +478,7 @@ var _ = Describe("With the real Envoy", func() {
 		r := startRegion(func(c *xds.Config) { c.TenantAddress = netip.MustParseAddrPort("192.0.2.1:443") }, "use1")
 		r.envoy.Listener(GinkgoTB(), "health")
 		listeners := func() xds.TypeStatus { return r.server.Envoys()[0].Types[3] }
-		Eventually(listeners).Should(And(HaveField("State", xds.Rejected), HaveField("NACK", ContainSubstring("192.0.2.1:443"))))
+		Eventually(listeners).Should(And(HaveField("State", xds.Rejected), HaveField("Reason", ContainSubstring("192.0.2.1:443"))))
 		rejections := func() string {
 			stat, err := r.envoy.Get("/stats?filter=listener_manager.lds.update_rejected")
 			Expect(err).NotTo(HaveOccurred())

@@ -37,6 +37,17 @@ type endpoint struct {
 	weight  uint32
 }
 
+// instancesOf is what serves a model from a region.
+type instancesOf struct {
+	model  string
+	region fleet.Region
+}
+
+// equal says whether two plans make the same resources.
+func (c clusterPlan) equal(other clusterPlan) bool {
+	return c.name == other.name && c.model == other.model && slices.EqualFunc(c.endpoints, other.endpoints, slices.Equal[[]endpoint])
+}
+
 // maxWeight and weightStep quantise weights: a change of less than a step is
 // not worth the load balancer that Envoy rebuilds for it.
 const (
@@ -76,18 +87,18 @@ func clusterName(model string, allowed []fleet.Region) string {
 // allowed is the order of priority.
 func newPlan(config Config, region fleet.Region, allowed []fleet.Region, usable []dialableInstance, cert certificate) plan {
 	p := plan{config: config, region: region, cert: cert}
+	serving := map[instancesOf][]endpoint{}
+	for _, in := range usable {
+		e := endpoint{id: in.ID, address: in.address, region: in.Region, zone: in.Zone, weight: in.weight}
+		for _, model := range in.Models {
+			of := instancesOf{model, in.Region}
+			serving[of] = append(serving[of], e)
+		}
+	}
 	for _, model := range config.Models {
 		c := clusterPlan{name: clusterName(model, allowed), model: model}
 		for _, from := range allowed {
-			var endpoints []endpoint
-			for _, in := range usable {
-				if in.Region == from && slices.Contains(in.Models, model) {
-					endpoints = append(endpoints, endpoint{
-						id: in.ID, address: in.address, region: in.Region, zone: in.Zone, weight: in.weight,
-					})
-				}
-			}
-			c.endpoints = append(c.endpoints, endpoints)
+			c.endpoints = append(c.endpoints, serving[instancesOf{model, from}])
 		}
 		p.clusters = append(p.clusters, c)
 	}

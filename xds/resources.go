@@ -36,39 +36,62 @@ type resource struct {
 type typeSet struct {
 	version string // "<count>-<hash>": the hash of the set, and how many sets there were before
 	byName  map[string]resource
+
+	before  string   // version of the set before; "" if there is none
+	changed []string // names of what was not the same in it
 }
 
 // resourceSet is what one region's Envoys should have: type URL → resources.
 // It is immutable.
 type resourceSet map[string]typeSet
 
-// render makes the resources of a plan. Each message is validated; the first
-// that does not validate is the error.
-func render(p plan) (resourceSet, error) {
+// rendered is what was made of plans before, under the same Config.
+type rendered struct {
+	clusters []clusterPlan // the union last
+	set      resourceSet
+}
+
+// render makes the resources of a plan; those of a cluster of which the plan is
+// as before are those from before. Each message is validated; the first that
+// does not validate is the error.
+func render(p plan, before rendered) (rendered, error) {
 	r := &renderer{byType: map[string]map[string]resource{}}
+	known := map[string]clusterPlan{}
+	for _, c := range before.clusters {
+		known[c.name] = c
+	}
 	for _, typeURL := range sendOrder {
 		r.byType[typeURL] = map[string]resource{}
 	}
-	for _, c := range p.clusters {
-		r.add(c.name, modelCluster(r, p, c))
+	union := unionOf(p)
+	clusters := append(slices.Clone(p.clusters), union)
+	for _, c := range clusters {
+		if old, is := known[c.name]; is && old.equal(c) {
+			for _, typeURL := range []string{typeCluster, typeEndpoint} {
+				r.byType[typeURL][c.name] = before.set[typeURL].byName[c.name]
+			}
+			continue
+		}
+		if c.name == union.name {
+			r.add(c.name, healthCluster(r, p, c))
+		} else {
+			r.add(c.name, modelCluster(r, p, c))
+		}
 		r.add(c.name, loadAssignment(c.name, c.endpoints))
 	}
-	union := unionOf(p)
-	r.add(union.name, healthCluster(r, p, union))
-	r.add(union.name, loadAssignment(union.name, union.endpoints))
 	r.add(keysCluster, recipientsCluster(r, p))
 	r.add(tenantSecret, p.cert.secret())
 	r.add(tenantListener, tenantsListener(r, p))
 	r.add(healthListenerName, healthListener(r, p))
 	r.add(tenantRoutes, routeConfiguration(r, p))
 	if r.err != nil {
-		return nil, fmt.Errorf("render %s: %w", p.region, r.err)
+		return rendered{}, fmt.Errorf("render %s: %w", p.region, r.err)
 	}
 	set := resourceSet{}
 	for typeURL, byName := range r.byType {
 		set[typeURL] = typeSet{version: "1-" + hashOf(byName), byName: byName}
 	}
-	return set, nil
+	return rendered{clusters: clusters, set: set}, nil
 }
 
 // after numbers a set's versions on from those of the set before.
@@ -76,11 +99,28 @@ func (s resourceSet) after(before resourceSet) resourceSet {
 	out := resourceSet{}
 	for typeURL, ts := range s {
 		if old, ok := before[typeURL]; ok {
-			ts.version = nextVersion(old.version, ts.version)
+			ts.version, ts.before = nextVersion(old.version, ts.version), old.version
+			ts.changed = changes(old.byName, ts.byName)
 		}
 		out[typeURL] = ts
 	}
 	return out
+}
+
+// changes lists, sorted, what is new, gone or of another version.
+func changes(before, now map[string]resource) (names []string) {
+	for name, r := range now {
+		if old, was := before[name]; !was || old.version != r.version {
+			names = append(names, name)
+		}
+	}
+	for name := range before {
+		if _, is := now[name]; !is {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 func nextVersion(old, fresh string) string {

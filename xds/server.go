@@ -8,6 +8,7 @@ import (
 	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
+	csdsv3 "github.com/envoyproxy/go-control-plane/envoy/service/status/v3"
 	"google.golang.org/grpc"
 
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -16,10 +17,15 @@ import (
 // Server serves Envoys their configuration. Its methods are safe for
 // concurrent use.
 type Server struct {
-	config Config
-	served map[fleet.Region][]fleet.Region // region → those it may use, in order
-	feed   *feed
-	roster *roster
+	config  Config
+	served  map[fleet.Region][]fleet.Region // region → those it may use, in order
+	feed    *feed
+	stages  map[fleet.Region]*lockedStage
+	roster  *roster
+	metrics *metrics
+	// rendered is of the last build, so that the next one makes what has changed
+	// and no more; of New, then of Run.
+	rendered map[fleet.Region]rendered
 
 	mu    sync.Mutex
 	input input // guarded by mu
@@ -44,11 +50,20 @@ func New(config Config) (*Server, error) {
 	}
 	config = config.withDefaults()
 	s := &Server{
-		config: config,
-		served: config.served(),
-		feed:   &feed{next: make(chan struct{})},
-		roster: newRoster(),
-		wake:   make(chan struct{}, 1), rescored: make(chan struct{}, 1),
+		config:   config,
+		served:   config.served(),
+		feed:     &feed{next: make(chan struct{})},
+		stages:   map[fleet.Region]*lockedStage{},
+		roster:   newRoster(),
+		rendered: map[fleet.Region]rendered{},
+		wake:     make(chan struct{}, 1), rescored: make(chan struct{}, 1),
+	}
+	for region := range s.served {
+		s.stages[region] = &lockedStage{stage: newStage(config.TrialTimeout)}
+	}
+	var err error
+	if s.metrics, err = newMetrics(config.Metrics, s); err != nil {
+		return nil, fmt.Errorf("xds metrics: %w", err)
 	}
 	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), cert: certificate{chain: []byte("-"), key: []byte("-")}}, nil, false); err != nil {
 		return nil, fmt.Errorf("xds config: %w", err)
@@ -59,6 +74,12 @@ func New(config Config) (*Server, error) {
 // Register adds the aggregated discovery service to a gRPC server.
 func (s *Server) Register(g *grpc.Server) {
 	discoveryv3.RegisterAggregatedDiscoveryServiceServer(g, &ads{server: s})
+}
+
+// RegisterStatus adds the client status discovery service to a gRPC server. Like
+// Admin it has no access control: serve it on loopback alone.
+func (s *Server) RegisterStatus(g *grpc.Server) {
+	csdsv3.RegisterClientStatusDiscoveryServiceServer(g, &csds{server: s})
 }
 
 // Update hands over a new view of the fleet. It does not block, and keeps the
@@ -107,12 +128,15 @@ func poke(c chan struct{}) {
 //   - scores change: the same with WeightInterval, since weights were last
 //     looked at,
 //   - the timer fires: the newest input is published,
+//   - the ticker fires: an Envoy that does not answer tries no longer,
 //   - ctx ends.
 func (s *Server) Run(ctx context.Context) error {
 	var p pace
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	<-timer.C
+	ticker := time.NewTicker(max(s.config.TrialTimeout/4, time.Millisecond))
+	defer ticker.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -122,6 +146,11 @@ func (s *Server) Run(ctx context.Context) error {
 		case <-s.rescored:
 			p.scores = true
 		case <-timer.C:
+		case <-ticker.C:
+			for region := range s.stages {
+				s.step(region, func(st *stage) { st.tick(time.Now()) })
+			}
+			continue
 		}
 		now := time.Now()
 		publish, weigh, wait := p.due(s.config, now)
@@ -163,9 +192,20 @@ func (s *Server) publish(weigh bool) bool {
 	if !changed {
 		return false
 	}
-	s.feed.set(fresh)
+	s.offer(fresh)
 	s.config.Logger.Debug("published", "instances", len(in.snapshot.Instances))
 	return true
+}
+
+// offer publishes: each region's Envoys get it one after the other, see stage.
+func (s *Server) offer(fresh *publication) {
+	for region, set := range fresh.sets {
+		st := s.stages[region]
+		st.mu.Lock()
+		st.publish(set, time.Now())
+		st.mu.Unlock()
+	}
+	s.feed.set(fresh)
 }
 
 func (s *Server) newest() input {
@@ -189,11 +229,12 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 	}
 	for region, allowed := range s.served {
 		p := newPlan(s.config, region, allowed, usable, in.cert)
-		set, err := render(p)
+		fresh, err := render(p, s.rendered[region])
 		if err != nil {
 			return nil, err
 		}
-		out.sets[region], out.clusters[region] = set, p.clusters
+		s.rendered[region] = fresh
+		out.sets[region], out.clusters[region] = fresh.set, p.clusters
 	}
 	return out, leftOut
 }
@@ -245,26 +286,16 @@ func (s *Server) Acked(region fleet.Region) bool {
 
 // Envoys lists the Envoys that are connected, by region and node.
 func (s *Server) Envoys() []EnvoyStatus {
-	current, _ := s.feed.get()
-	envoys := s.roster.list()
-	for i, envoy := range envoys {
-		envoys[i].Types = envoy.against(current.set(envoy.Region))
+	envoys := []EnvoyStatus{}
+	for _, c := range s.roster.list() {
+		published, trying, elsewhere := s.stages[c.region].show(c.node)
+		c.mu.Lock()
+		envoys = append(envoys, EnvoyStatus{
+			Node: c.node, Region: c.region, Connected: c.connected, Trying: trying, Types: c.session.status(published, elsewhere),
+		})
+		c.mu.Unlock()
 	}
 	return envoys
-}
-
-// against compares a status with what is published now, which its stream may
-// not have seen yet.
-func (e EnvoyStatus) against(set resourceSet) []TypeStatus {
-	for i, typeURL := range sendOrder {
-		if i < len(e.Types) && e.Types[i].Published != set[typeURL].version {
-			e.Types[i].Published = set[typeURL].version
-			if e.Types[i].State == Synced {
-				e.Types[i].State = Stale
-			}
-		}
-	}
-	return e.Types
 }
 
 // publication is what all regions' Envoys should have. It is immutable.
@@ -274,24 +305,16 @@ type publication struct {
 	weights  map[string]uint32              // by instance
 }
 
-// set is one region's part; nil before the first publication.
-func (p *publication) set(region fleet.Region) resourceSet {
-	if p == nil {
-		return nil
-	}
-	return p.sets[region]
-}
-
-// feed is the current publication and the news of the next. It is safe for
-// concurrent use.
+// feed is the current publication and the news that Envoys should have something
+// else. It is safe for concurrent use.
 type feed struct {
 	mu      sync.Mutex
 	current *publication  // guarded by mu; nil before the first
-	next    chan struct{} // guarded by mu; closed when current is replaced
+	next    chan struct{} // guarded by mu; closed at the next wake
 }
 
-// get returns the current publication and a channel that is closed when there
-// is another.
+// get returns the current publication and a channel that is closed at the next
+// wake.
 func (f *feed) get() (*publication, <-chan struct{}) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -302,6 +325,17 @@ func (f *feed) set(p *publication) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.current = p
+	f.wakeLocked()
+}
+
+// wake tells everyone that what an Envoy should have may have changed.
+func (f *feed) wake() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.wakeLocked()
+}
+
+func (f *feed) wakeLocked() {
 	close(f.next)
 	f.next = make(chan struct{})
 }

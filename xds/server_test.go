@@ -104,6 +104,13 @@ var _ = Describe("Delta ADS", func() {
 		Eventually(func() xds.State { return successor.Envoys()[0].Types[0].State }).Should(Equal(xds.Synced))
 	})
 
+	It("withdraws nothing while it knows nothing", func() {
+		envoy := connect("e1", "use1")
+		envoy.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: cluster, InitialResourceVersions: map[string]string{modelCluster: "v"}})
+		envoy.send(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: listener, InitialResourceVersions: map[string]string{"tenants": "v"}})
+		Consistently(envoy.responses, "100ms").ShouldNot(Receive())
+	})
+
 	It("holds listeners back until clusters and endpoints are taken", func() {
 		publish(first)
 		envoy := connect("e1", "use1")
@@ -139,22 +146,6 @@ var _ = Describe("Delta ADS", func() {
 		removal := envoy.take(cluster)
 		Expect(removal.GetRemovedResources()).To(ConsistOf("retired@use1"))
 		Expect(removal.GetResources()).To(BeEmpty())
-	})
-
-	It("shows a rejection and does not repeat it", func() {
-		publish(first)
-		envoy := connect("e1", "use1")
-		envoy.settle()
-		server.Update(snapshotOf(first, second))
-		envoy.nack(envoy.next(endpoint), "no such weight")
-		endpoints := func() xds.TypeStatus { return server.Envoys()[0].Types[1] }
-		Eventually(endpoints).Should(And(HaveField("State", xds.Rejected), HaveField("NACK", "no such weight")))
-		Expect(server.Acked("use1")).To(BeFalse())
-		Consistently(envoy.responses, "100ms").ShouldNot(Receive())
-
-		server.Update(snapshotOf(second))
-		envoy.take(endpoint)
-		Eventually(endpoints).Should(And(HaveField("State", xds.Synced), HaveField("NACK", "")))
 	})
 
 	It("sends a region its own view", func() {

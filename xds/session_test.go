@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	statusv3 "google.golang.org/genproto/googleapis/rpc/status"
@@ -14,9 +15,10 @@ import (
 )
 
 // model is an Envoy as the protocol describes it, kept apart from the session
-// that serves it: it holds what it was sent and accepted.
+// that serves it.
 type model struct {
-	held     map[string]map[string]string // type → resource → version
+	held     map[string]map[string]string // type → resource → version in use
+	good     map[string]map[string]string // that it has acknowledged
 	refused  map[string]bool              // "type resource version" that it rejected
 	asked    map[string]bool              // endpoints it subscribes to
 	unwanted func(name, version string) bool
@@ -24,26 +26,34 @@ type model struct {
 	complaint string // message of its rejections
 }
 
+// at is when everything happens.
+var at = time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+
+func newModel() *model {
+	m := &model{held: map[string]map[string]string{}, good: map[string]map[string]string{}, refused: map[string]bool{}, asked: map[string]bool{}}
+	for _, typeURL := range sendOrder {
+		m.held[typeURL], m.good[typeURL] = map[string]string{}, map[string]string{}
+	}
+	return m
+}
+
 // TestSessionConverges drives sessions with random sets, rejections and answers
 // that come late, and holds them to what the package comment promises.
 func TestSessionConverges(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		bad := rapid.SampledFrom([]string{"", "v1", "v2"}).Draw(t, "version that Envoy rejects")
-		envoy := &model{
-			held:      map[string]map[string]string{typeCluster: {}, typeEndpoint: {}, typeListener: {}, typeRoute: {}},
-			complaint: rapid.SampledFrom([]string{"bad", "bad cluster(s) beta"}).Draw(t, "message of a rejection"),
-			refused:   map[string]bool{}, asked: map[string]bool{},
-			unwanted: func(name, version string) bool { return name == "beta" && version == bad },
-		}
-		s := newSession()
+		envoy := newModel()
+		envoy.complaint = rapid.SampledFrom([]string{"bad", "bad cluster(s) beta"}).Draw(t, "message of a rejection")
+		envoy.unwanted = func(name, version string) bool { return name == "beta" && version == bad }
+		s := newSession(nil)
 		for _, typeURL := range []string{typeCluster, typeListener} {
-			s.request(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeURL})
+			s.request(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeURL}, at)
 		}
-		s.request(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeRoute, ResourceNamesSubscribe: []string{"routes"}})
+		s.request(&discoveryv3.DeltaDiscoveryRequest{TypeUrl: typeRoute, ResourceNamesSubscribe: []string{"routes"}}, at)
 
 		var set resourceSet
 		for range rapid.IntRange(1, 6).Draw(t, "sets") {
-			set = drawSet(t)
+			set = drawSet(t).after(set)
 			for range rapid.IntRange(0, 4).Draw(t, "responses before the next set") {
 				if !envoy.take(t, s, set) {
 					break
@@ -87,38 +97,38 @@ func setOf(versions map[string]string) typeSet {
 // take lets the session send one response, checks that it may be sent, and
 // answers it. It says whether there was one.
 func (m *model) take(t *rapid.T, s *session, set resourceSet) bool {
-	resp := s.next(set)
+	resp := s.next(set, at)
 	if resp == nil {
 		return false
 	}
-	if second := s.next(set); second != nil {
+	if second := s.next(set, at); second != nil {
 		t.Fatalf("sent %s before %s was answered", second.GetTypeUrl(), resp.GetTypeUrl())
 	}
 	typeURL, answer := resp.GetTypeUrl(), &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
+	if typeURL == typeRoute && m.lacksCluster(set) && m.good[typeRoute]["routes"] != "" {
+		t.Fatalf("route sent though a cluster was rejected")
+	}
 	for _, r := range resp.GetResources() {
-		key := typeURL + " " + r.GetName() + " " + r.GetVersion()
-		if m.refused[key] {
-			t.Fatalf("sent again though rejected: %s", key)
+		if m.refused[typeURL+" "+r.GetName()+" "+r.GetVersion()] {
+			t.Fatalf("sent again though rejected: %s %s", r.GetName(), r.GetVersion())
 		}
 		if typeURL == typeCluster && m.unwanted(r.GetName(), r.GetVersion()) {
-			m.refused[key] = true
 			answer.ErrorDetail = &statusv3.Status{Message: m.complaint}
 			continue
 		}
 		if typeURL == typeCluster {
 			delete(m.held[typeEndpoint], r.GetName()) // it warms
-			m.forgive(r.GetName())
 		}
-		m.held[typeURL][r.GetName()] = r.GetVersion()
+		m.held[typeURL][r.GetName()] = r.GetVersion() // even when the response is refused as a whole
 	}
 	for _, name := range resp.GetRemovedResources() {
-		if typeURL == typeCluster && m.held[typeRoute]["routes"] != fmt.Sprint(slices.Sorted(maps.Keys(set[typeCluster].byName))) {
+		_, known := m.good[typeURL][name]
+		if typeURL == typeCluster && known && m.held[typeRoute]["routes"] != fmt.Sprint(slices.Sorted(maps.Keys(set[typeCluster].byName))) {
 			t.Fatalf("cluster %s removed before the routes to it", name)
 		}
-		delete(m.held[typeURL], name)
-		m.forgive(name)
 	}
-	s.request(answer)
+	m.remember(resp, answer)
+	s.request(answer, at)
 	if typeURL == typeCluster {
 		m.subscribe(s)
 	}
@@ -132,9 +142,42 @@ func (m *model) take(t *rapid.T, s *session, set resourceSet) bool {
 	return true
 }
 
-// forgive lets a cluster's old versions be sent again: it has changed since.
-func (m *model) forgive(cluster string) {
-	maps.DeleteFunc(m.refused, func(key string, _ bool) bool { return strings.Contains(key, " "+cluster+" ") })
+// remember takes what it answers for what is good and what is refused.
+func (m *model) remember(resp *discoveryv3.DeltaDiscoveryResponse, answer *discoveryv3.DeltaDiscoveryRequest) {
+	typeURL := resp.GetTypeUrl()
+	good := m.good[typeURL]
+	for _, r := range resp.GetResources() {
+		switch {
+		case good[r.GetName()] == r.GetVersion():
+		case answer.GetErrorDetail() == nil:
+			m.forgive(typeURL, r.GetName())
+			good[r.GetName()] = r.GetVersion()
+		case !strings.Contains(m.complaint, "beta") || r.GetName() == "beta":
+			m.refused[typeURL+" "+r.GetName()+" "+r.GetVersion()] = true
+		}
+	}
+	for _, name := range resp.GetRemovedResources() {
+		if _, known := good[name]; known {
+			m.forgive(typeURL, name)
+		}
+		delete(good, name)
+		delete(m.held[typeURL], name)
+	}
+}
+
+// lacksCluster says whether a cluster of the set was rejected.
+func (m *model) lacksCluster(set resourceSet) bool {
+	for name, r := range set[typeCluster].byName {
+		if m.refused[typeCluster+" "+name+" "+r.version] {
+			return true
+		}
+	}
+	return false
+}
+
+// forgive lets a resource's old versions be sent again: it has changed since.
+func (m *model) forgive(typeURL, name string) {
+	maps.DeleteFunc(m.refused, func(key string, _ bool) bool { return strings.HasPrefix(key, typeURL+" "+name+" ") })
 }
 
 // subscribe asks for the endpoints of the clusters that Envoy has.
@@ -154,25 +197,31 @@ func (m *model) subscribe(s *session) {
 		}
 	}
 	if len(req.ResourceNamesSubscribe)+len(req.ResourceNamesUnsubscribe) > 0 {
-		s.request(req)
+		s.request(req, at)
 	}
 }
 
-// mustHave checks that Envoy has all of a set but for what it rejects.
+// mustHave checks that Envoy has all of a set, and where it rejected something,
+// what it last accepted.
 func (m *model) mustHave(t *rapid.T, set resourceSet) {
+	held := func(typeURL, name, want string) {
+		if m.held[typeURL][name] != want {
+			t.Fatalf("%s %s: has %q, should have %q", typeURL, name, m.held[typeURL][name], want)
+		}
+	}
+	lacks := m.lacksCluster(set)
 	for _, typeURL := range []string{typeCluster, typeEndpoint, typeListener, typeRoute} {
-		held := m.held[typeURL]
 		for name, r := range set[typeURL].byName {
-			rejected := typeURL == typeCluster && m.unwanted(name, r.version)
-			if typeURL == typeEndpoint && !m.asked[name] {
-				continue // the cluster was rejected
-			}
-			if !rejected && held[name] != r.version {
-				t.Fatalf("%s %s: has %q, should have %q", typeURL, name, held[name], r.version)
+			switch {
+			case typeURL == typeEndpoint && !m.asked[name]: // the cluster was rejected
+			case m.refused[typeURL+" "+name+" "+r.version], typeURL == typeRoute && lacks:
+				held(typeURL, name, m.good[typeURL][name])
+			default:
+				held(typeURL, name, r.version)
 			}
 		}
-		for name := range held {
-			if _, exists := set[typeURL].byName[name]; !exists && typeURL != typeEndpoint {
+		for name := range m.held[typeURL] {
+			if _, exists := set[typeURL].byName[name]; !exists && typeURL != typeEndpoint && !lacks {
 				t.Fatalf("%s %s should be gone", typeURL, name)
 			}
 		}

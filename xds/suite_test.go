@@ -93,19 +93,33 @@ func setCertificate(server *xds.Server) {
 	Expect(server.SetTenantCertificate(certPEM, keyPEM)).To(Succeed())
 }
 
-// dialer serves a server in memory and returns what connects Envoys to it.
-func dialer(server *xds.Server) func(node, region string) *envoyDouble {
+// serveInMemory serves what register registers, and returns what connects to it.
+func serveInMemory(register func(*grpc.Server)) func() *grpc.ClientConn {
 	l := bufconn.Listen(1 << 20)
 	g := grpc.NewServer()
-	server.Register(g)
+	register(g)
 	go func() { _ = g.Serve(l) }()
 	DeferCleanup(g.Stop)
-	return func(node, region string) *envoyDouble {
+	return func() *grpc.ClientConn {
 		GinkgoHelper()
 		conn, err := grpc.NewClient("passthrough:///xds",
 			grpc.WithContextDialer(func(ctx context.Context, _ string) (net.Conn, error) { return l.DialContext(ctx) }),
 			grpc.WithTransportCredentials(insecure.NewCredentials()))
 		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(conn.Close)
+		return conn
+	}
+}
+
+// statusConn is a connection to a server's status service.
+func statusConn(server *xds.Server) *grpc.ClientConn { return serveInMemory(server.RegisterStatus)() }
+
+// dialer serves a server in memory and returns what connects Envoys to it.
+func dialer(server *xds.Server) func(node, region string) *envoyDouble {
+	dial := serveInMemory(server.Register)
+	return func(node, region string) *envoyDouble {
+		GinkgoHelper()
+		conn := dial()
 		ctx, cancel := context.WithCancel(context.Background())
 		stream, err := discoveryv3.NewAggregatedDiscoveryServiceClient(conn).DeltaAggregatedResources(ctx)
 		Expect(err).NotTo(HaveOccurred())
@@ -113,8 +127,8 @@ func dialer(server *xds.Server) func(node, region string) *envoyDouble {
 			stream: stream, responses: make(chan *discoveryv3.DeltaDiscoveryResponse), ended: make(chan error, 1),
 			node: &corev3.Node{Id: node, Locality: &corev3.Locality{Region: region}},
 		}
-		e.close = func() { cancel(); _ = conn.Close() }
-		DeferCleanup(e.close)
+		e.close = cancel
+		DeferCleanup(cancel)
 		go e.receive(ctx)
 		return e
 	}

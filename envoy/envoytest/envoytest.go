@@ -7,6 +7,7 @@ package envoytest
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -101,14 +102,14 @@ type Envoy struct {
 	log   *lockedBuffer
 }
 
-// Start runs Envoy for a configuration; NodeID, Admin and the certificate files
-// are filled in. It returns once Envoy's admin interface answers, which is
+// Start runs Envoy for a configuration; Admin and the certificate files are
+// filled in, and NodeID when it is empty. It returns once Envoy's admin interface answers, which is
 // before its listeners do.
 func Start(t testing.TB, ca *CA, config envoy.Config) *Envoy {
 	t.Helper()
 	binary := Binary(t)
 	dir := ca.Files(t, identity.ID{Region: string(config.Region), Role: identity.RoleEnvoy})
-	config.NodeID = "envoy-" + string(config.Region)
+	config.NodeID = cmp.Or(config.NodeID, "envoy-"+string(config.Region))
 	config.Admin = netip.MustParseAddrPort("127.0.0.1:0")
 	config.CertificateFile = filepath.Join(dir, identity.CertificateFile)
 	config.KeyFile = filepath.Join(dir, identity.KeyFile)
