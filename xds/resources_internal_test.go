@@ -16,7 +16,6 @@ func TestRenderOfWhatHasChanged(t *testing.T) {
 	config := Config{
 		Region: "use1", Models: []string{"a", "b", "c"},
 		TenantAddress: netip.MustParseAddrPort("127.0.0.1:443"), HealthAddress: netip.MustParseAddrPort("127.0.0.1:8080"),
-		Weight: func(in *fleet.Instance) uint32 { return uint32(in.Load.Queued) },
 	}.withDefaults()
 	rapid.Check(t, func(t *rapid.T) {
 		var before rendered
@@ -27,9 +26,9 @@ func TestRenderOfWhatHasChanged(t *testing.T) {
 					Instance: &fleet.Instance{
 						ID: fmt.Sprint(i), Region: rapid.SampledFrom([]fleet.Region{"use1", "use2"}).Draw(t, "region"),
 						Models: rapid.SliceOfNDistinct(rapid.SampledFrom(config.Models), 0, 2, rapid.ID).Draw(t, "models"),
-						Load:   fleet.Load{Queued: rapid.SampledFrom([]int{10, 20}).Draw(t, "weight")},
 					},
 					address: netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i)}), 8080),
+					weight:  rapid.SampledFrom([]uint32{10, 20}).Draw(t, "weight"),
 				})
 			}
 			p := newPlan(config, "use1", []fleet.Region{"use1", "use2"}, usable, certificate{chain: []byte("-"), key: []byte("-")})
