@@ -1,6 +1,7 @@
 package xds
 
 import (
+	"strings"
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -36,11 +37,15 @@ func tenantsListener(r *renderer, p plan) *listenerv3.Listener {
 	log := accessLog(r, p)
 	manager.AccessLog = []*accesslogv3.AccessLog{log}
 	manager.LocalReplyConfig = localReplies(r)
-	manager.HttpFilters = []*hcmv3.HttpFilter{httpFilter(r, extProcFilter, picker(p)), httpFilter(r, routerFilterName, &routerv3.Router{
-		SuppressEnvoyHeaders: true,
-		UpstreamLog:          []*accesslogv3.AccessLog{elsewhere(r, log)},
-		UpstreamLogOptions:   &routerv3.Router_UpstreamAccessLogOptions{FlushUpstreamLogOnUpstreamStream: true},
-	})}
+	manager.HttpFilters = []*hcmv3.HttpFilter{
+		httpFilter(r, luaFilter, authenticator()),
+		httpFilter(r, extProcFilter, picker(p)),
+		httpFilter(r, routerFilterName, &routerv3.Router{
+			SuppressEnvoyHeaders: true,
+			UpstreamLog:          []*accesslogv3.AccessLog{elsewhere(r, log)},
+			UpstreamLogOptions:   &routerv3.Router_UpstreamAccessLogOptions{FlushUpstreamLogOnUpstreamStream: true},
+		}),
+	}
 	manager.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{
 		// One mrgc connect may carry a whole company's requests.
 		MaxConcurrentStreams:        wrapperspb.UInt32(1000),
@@ -106,7 +111,7 @@ func withoutSteering(r *renderer) *corev3.TypedExtensionConfig {
 		}}
 	}
 	return r.extension("envoy.http.early_header_mutation.header_mutation", &earlymutationv3.HeaderMutation{
-		Mutations: []*mutationrulesv3.HeaderMutation{remove(pickKey), remove("x-envoy-")},
+		Mutations: []*mutationrulesv3.HeaderMutation{remove(pickKey), remove("x-envoy-"), remove(strings.ToLower(api.HeaderAllowedRegions))},
 	})
 }
 

@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
+
+	"google.golang.org/protobuf/types/known/structpb"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // plan is what the resources of one region are rendered from: the settings, and
@@ -15,7 +17,9 @@ import (
 type plan struct {
 	config   Config
 	region   fleet.Region
-	clusters []clusterPlan // of the models, in the order of Config.Models
+	clusters []clusterPlan // those of all regions first, then those of fewer
+	accesses []access
+	callers  map[string]*structpb.Value // edge token's digest → who, and with which access
 	cert     certificate
 }
 
@@ -53,26 +57,35 @@ func quantise(score uint32) uint32 {
 
 // clusterName names the cluster of a model restricted to a set of regions.
 func clusterName(model string, allowed []fleet.Region) string {
-	names := make([]string, len(allowed))
-	for i, r := range allowed {
-		names[i] = string(r)
-	}
-	slices.Sort(names)
-	return model + "@" + strings.Join(names, "_")
+	return model + "@" + regionNames(slices.Sorted(slices.Values(allowed)), "_")
 }
 
 // newPlan chooses the endpoints for the Envoys of a region. The order of
-// allowed is the order of priority.
-func newPlan(config Config, region fleet.Region, allowed []fleet.Region, usable []dialableInstance, cert certificate) plan {
+// regions, its own first, is the order of priority.
+func newPlan(config Config, region fleet.Region, regions []fleet.Region, usable []dialableInstance, tenants []*tenant.Tenant, cert certificate) plan {
 	p := plan{config: config, region: region, cert: cert}
-	for _, model := range config.Models {
-		c := clusterPlan{name: clusterName(model, allowed), model: model}
+	p.accesses, p.callers = accesses(tenants, config.Models, regions)
+	p.addClusters(config.Models, regions, usable) // those of all regions, whoever may use them
+	for _, a := range p.accesses {
+		p.addClusters(a.models, a.regions, usable)
+	}
+	return p
+}
+
+// addClusters adds those of models in a set of regions that are not there yet.
+func (p *plan) addClusters(models []string, allowed []fleet.Region, usable []dialableInstance) {
+	for _, model := range models {
+		name := clusterName(model, allowed)
+		if slices.ContainsFunc(p.clusters, func(c clusterPlan) bool { return c.name == name }) {
+			continue
+		}
+		c := clusterPlan{name: name, model: model}
 		for _, from := range allowed {
 			var endpoints []endpoint
 			for _, in := range usable {
 				if in.Region == from && slices.Contains(in.Models, model) {
 					endpoints = append(endpoints, endpoint{
-						id: in.ID, address: in.address, region: in.Region, zone: in.Zone, weight: quantise(config.Weight(in.Instance)),
+						id: in.ID, address: in.address, region: in.Region, zone: in.Zone, weight: quantise(p.config.Weight(in.Instance)),
 					})
 				}
 			}
@@ -80,7 +93,6 @@ func newPlan(config Config, region fleet.Region, allowed []fleet.Region, usable 
 		}
 		p.clusters = append(p.clusters, c)
 	}
-	return p
 }
 
 // dialableInstance is an instance that Envoy can be sent.

@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // Server serves Envoys their configuration. Its methods are safe for
@@ -32,6 +33,7 @@ type Server struct {
 // input is what a publication is made from.
 type input struct {
 	snapshot *fleet.Snapshot
+	tenants  *tenant.Set
 	cert     certificate
 }
 
@@ -49,7 +51,7 @@ func New(config Config) (*Server, error) {
 		roster: newRoster(),
 		wake:   make(chan struct{}, 1),
 	}
-	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), cert: certificate{chain: []byte("-"), key: []byte("-")}}); err != nil {
+	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), tenants: &tenant.Set{}, cert: certificate{chain: []byte("-"), key: []byte("-")}}); err != nil {
 		return nil, fmt.Errorf("xds config: %w", err)
 	}
 	return s, nil
@@ -65,6 +67,15 @@ func (s *Server) Register(g *grpc.Server) {
 func (s *Server) Update(snapshot *fleet.Snapshot) {
 	s.mu.Lock()
 	s.input.snapshot = snapshot
+	s.mu.Unlock()
+	s.poke()
+}
+
+// SetTenants hands over who the tenants are and what each may reach. It does not
+// block, and keeps the newest alone.
+func (s *Server) SetTenants(tenants *tenant.Set) {
+	s.mu.Lock()
+	s.input.tenants = tenants
 	s.mu.Unlock()
 	s.poke()
 }
@@ -91,7 +102,7 @@ func (s *Server) poke() {
 	}
 }
 
-// Run publishes what Update and SetTenantCertificate hand over, until ctx ends.
+// Run publishes what Update, SetTenants and SetTenantCertificate hand over, until ctx ends.
 // It must run once. Envoys stay connected after it has returned; stopping the
 // gRPC server ends their streams.
 //
@@ -133,7 +144,7 @@ func (s *Server) Run(ctx context.Context) error {
 // anything new in them.
 func (s *Server) publish() bool {
 	in := s.newest()
-	if in.snapshot == nil || in.cert.isZero() {
+	if in.snapshot == nil || in.tenants == nil || in.cert.isZero() {
 		return false
 	}
 	fresh, err := s.build(in)
@@ -169,8 +180,9 @@ func (s *Server) newest() input {
 func (s *Server) build(in input) (*publication, error) {
 	out := &publication{sets: map[fleet.Region]resourceSet{}, clusters: map[fleet.Region][]clusterPlan{}}
 	usable, leftOut := dialable(in.snapshot.Ready(s.config.StaleAfter))
-	for region, allowed := range s.served {
-		p := newPlan(s.config, region, allowed, usable, in.cert)
+	tenants := in.tenants.Active()
+	for region, regions := range s.served {
+		p := newPlan(s.config, region, regions, usable, tenants, in.cert)
 		set, err := render(p)
 		if err != nil {
 			return nil, err
@@ -200,6 +212,8 @@ func (s *Server) Ready() error {
 	switch {
 	case s.input.snapshot == nil:
 		return errors.New("the fleet has not been read yet")
+	case s.input.tenants == nil:
+		return errors.New("there is no list of tenants yet")
 	case s.input.cert.isZero():
 		return errors.New("there is no tenant certificate yet")
 	case s.lastError != nil:
