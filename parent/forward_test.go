@@ -18,6 +18,7 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/parent"
 )
 
@@ -156,7 +157,7 @@ var _ = Describe("A tenant who asks a parent for recipients, while no router ans
 		return in.send(req)
 	}
 	withTenant := func(c *parent.Config) {
-		c.EdgeTokens = credential.Set{"acme": {credential.DigestOf(key.EdgeToken())}}
+		c.Tenants = tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant("acme", string(key.EdgeToken()), "enclave"))
 	}
 
 	It("gets those of its enclave", func(ctx SpecContext) {

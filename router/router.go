@@ -37,22 +37,25 @@ import (
 
 	"github.com/mrgc/mrgc/extproc"
 	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/xds"
 )
 
 // Config says what a router serves. Every field without a default is required.
 type Config struct {
-	Region     fleet.Region
-	SpillTo    []fleet.Region // other regions in order of preference
-	Models     []string
-	EdgeTokens credential.Set            // stored edge tokens of all tenants
-	Policies   map[string]routing.Policy // of the models that have another than the default
-	XDS        xds.Config                // what the router does not fill in itself: addresses, limits
-	StaleAfter time.Duration             // age of a heartbeat that no longer counts
+	Region  fleet.Region
+	SpillTo []fleet.Region // other regions in order of preference
+	Models  []string
+	// Tenants holds the signed list of them, and Restrictions what is to hold of
+	// them beside it, which can only be less.
+	Tenants      *tenant.Keeper
+	Restrictions []tenant.Restriction
+	Policies     map[string]routing.Policy // of the models that have another than the default
+	XDS          xds.Config                // what the router does not fill in itself: addresses, limits
+	StaleAfter   time.Duration             // age of a heartbeat that no longer counts
 
 	Store    fleet.Store
 	Identity *identity.Source
@@ -75,7 +78,8 @@ type Router struct {
 	log        *slog.Logger
 	started    time.Time
 	view       atomic.Pointer[fleet.Snapshot]
-	changed    chan struct{} // the view has
+	tenants    atomic.Pointer[tenant.Set] // with the restrictions; nil before the first list
+	changed    chan struct{}              // the view has
 	xds        *xds.Server
 	picker     *extproc.Picker
 	recipients *collector
@@ -91,8 +95,8 @@ func New(config Config) (*Router, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	if config.Store == nil || config.Identity == nil {
-		return nil, errors.New("router: store and identity are required")
+	if config.Store == nil || config.Identity == nil || config.Tenants == nil {
+		return nil, errors.New("router: store, identity and tenants are required")
 	}
 	want := identity.ID{Region: string(config.Region), Role: identity.RoleRouter}
 	if self := config.Identity.ID(); self != want {
@@ -123,19 +127,22 @@ func New(config Config) (*Router, error) {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	r.picker, err = extproc.New(extproc.Config{
-		Region:       config.Region,
-		SpillTo:      config.SpillTo,
-		View:         r.view.Load,
-		StaleAfter:   config.StaleAfter,
-		Authenticate: config.EdgeTokens.Holds,
-		Policies:     config.Policies,
-		Report:       r.reported,
-		Logger:       r.log,
-		Metrics:      r.metrics,
+		Region:     config.Region,
+		SpillTo:    config.SpillTo,
+		View:       r.view.Load,
+		StaleAfter: config.StaleAfter,
+		Admit: func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error) {
+			return r.tenants.Load().AdmitToEdge(name, bearer, now)
+		},
+		Policies: config.Policies,
+		Report:   r.reported,
+		Logger:   r.log,
+		Metrics:  r.metrics,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
+	r.showTenants()
 	return r, nil
 }
 
@@ -156,6 +163,7 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	group.Go(func() error { r.follow(ctx); return nil })
 	group.Go(func() error { r.collect(ctx); return nil })
 	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
+	group.Go(func() error { r.followTenants(ctx); return nil })
 	group.Go(func() error { return r.xds.Run(ctx) })
 	return group.Wait()
 }
@@ -180,6 +188,30 @@ func (r *Router) follow(ctx context.Context) {
 		default: // collect has yet to look at the change before
 		}
 	}
+}
+
+// followTenants shows each new list of tenants to the picker and to Envoy.
+func (r *Router) followTenants(ctx context.Context) {
+	for {
+		changed := r.showTenants()
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// showTenants shows the present list; the channel is closed when there is a
+// newer one.
+func (r *Router) showTenants() (changed <-chan struct{}) {
+	signed, _, changed := r.config.Tenants.Held()
+	if signed != nil {
+		effective := signed.Restrict(r.config.Restrictions)
+		r.tenants.Store(effective)
+		r.xds.SetTenants(effective)
+	}
+	return changed
 }
 
 // collect keeps the recipients up to date: after each change, and as documents

@@ -116,7 +116,9 @@ var _ = Describe("Tenants' rules", func() {
 		r := startRegion(nil, "use1")
 		r.server.SetTenants(tenantsOf(tenants...))
 		r.serving()
-		Eventually(func() int { return r.asked(api.PathModels, api.HeaderTenant, "t0", "Authorization", "Bearer "+tokens[0]).status }).Should(Equal(http.StatusOK))
+		Eventually(func() int {
+			return r.asked(api.PathModels, api.HeaderTenant, "t0", "Authorization", "Bearer "+tokens[0]).status
+		}).Should(Equal(http.StatusOK))
 		for i, text := range tokens {
 			want := http.StatusOK
 			if len(text) > 55 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
@@ -23,6 +24,7 @@ import (
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/size"
+	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/xds"
 )
@@ -166,6 +168,23 @@ func (s fixedStore) Watch(ctx context.Context) <-chan *fleet.Snapshot {
 	return snapshots
 }
 
+// keeperOf holds a list of one tenant, signed here.
+func keeperOf(one tenant.Tenant) (*tenant.Keeper, error) {
+	public, private, err := ed25519.GenerateKey(nil)
+	if err != nil {
+		return nil, err
+	}
+	file, err := tenant.Sign(private, &tenant.List{Version: 1, ExpiresAt: time.Now().Add(24 * time.Hour), Tenants: []tenant.Tenant{one}})
+	if err != nil {
+		return nil, err
+	}
+	keeper, err := tenant.NewKeeper(public)
+	if err != nil {
+		return nil, err
+	}
+	return keeper, keeper.Offer(file, time.Now())
+}
+
 // serveRouter starts a router over a fixed fleet.
 func serveRouter(ctx context.Context, c routerConfig) error {
 	policy, err := routing.ParsePolicy(c.Policy)
@@ -173,6 +192,10 @@ func serveRouter(ctx context.Context, c routerConfig) error {
 		return err
 	}
 	token, err := credential.ParseDigest(c.EdgeToken)
+	if err != nil {
+		return err
+	}
+	tenants, err := keeperOf(tenant.Tenant{Name: c.Tenant, EdgeTokens: tenant.Digests{token}, EnclaveTokens: tenant.Digests{token}})
 	if err != nil {
 		return err
 	}
@@ -189,7 +212,7 @@ func serveRouter(ctx context.Context, c routerConfig) error {
 	}
 	r, err := router.New(router.Config{
 		Region: region, Models: []string{model}, StaleAfter: time.Minute, Policies: map[string]routing.Policy{model: policy},
-		EdgeTokens: credential.Set{c.Tenant: {token}},
+		Tenants: tenants,
 		XDS: xds.Config{
 			Region: region, SpillTo: map[fleet.Region][]fleet.Region{region: nil}, Models: []string{model}, StaleAfter: time.Minute,
 			TenantAddress: netip.MustParseAddrPort(c.Tenants), HealthAddress: netip.MustParseAddrPort(c.Healths),

@@ -17,6 +17,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet/open"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/lockdown"
+	"github.com/mrgc/mrgc/internal/tenant/follow"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/xds"
 )
@@ -26,6 +27,7 @@ type routerOptions struct {
 	grpc, http, admin         string
 	tenantAddress, healthAddr string
 	tenantCert, tenantKey     string
+	tenants, tenantsKey       string
 }
 
 func routerCommand() *cobra.Command {
@@ -47,7 +49,9 @@ func routerCommand() *cobra.Command {
 	f.StringVar(&o.healthAddr, "health-address", "", "IP:port that Envoy serves health on (default likewise)")
 	f.StringVar(&o.tenantCert, "tenant-cert", "", "PEM file of the certificate that tenants see")
 	f.StringVar(&o.tenantKey, "tenant-key", "", "PEM file of its key")
-	required(cmd, "store", "identity", "tenant-cert", "tenant-key")
+	f.StringVar(&o.tenants, "tenants", "", "the list of tenants that mrgc tenants sign made, taken again when it changes")
+	f.StringVar(&o.tenantsKey, "tenants-key", "", "PEM file of the key that verifies it")
+	required(cmd, "store", "identity", "tenant-cert", "tenant-key", "tenants", "tenants-key")
 	return cmd
 }
 
@@ -72,11 +76,19 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	if err != nil {
 		return err
 	}
+	tenants, err := follow.Open(o.tenants, o.tenantsKey, log)
+	if err != nil {
+		return err
+	}
 	settings.Store, settings.Identity, settings.Logger, settings.XDS.Logger = store, self, log, log
+	settings.Tenants = tenants.Keeper()
 	r, err := router.New(settings)
 	if err != nil {
 		return err
 	}
+	following, stop := context.WithCancel(ctx)
+	defer stop()
+	go tenants.Run(following)
 	var on router.Listeners
 	for _, port := range []struct {
 		address string
@@ -106,7 +118,7 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	}
 	settings := router.Config{
 		Region: region, SpillTo: cluster.Regions[i].SpillTo, StaleAfter: cluster.Fleet.StaleAfter,
-		EdgeTokens:        cluster.EdgeTokens(),
+		Restrictions:      cluster.Restrictions(),
 		Policies:          cluster.Policies(),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
 		XDS: xds.Config{

@@ -17,6 +17,15 @@ const (
 	PathModels = "/v1/models"
 )
 
+// PathTenants is where an enclave takes the signed list of tenants from its
+// parent, by PUT, and says by GET which it holds.
+const PathTenants = "/tenants"
+
+// Tenants is the answer of [PathTenants].
+type Tenants struct {
+	Version uint64 `json:"version"` // of the list; 0: none yet
+}
+
 // Request and response headers. Those that the envelope binds are marked; a
 // request carries each of them at most once.
 const (

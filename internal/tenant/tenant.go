@@ -6,8 +6,7 @@
 // ([Verify]). Each part keeps the newest that it has seen in a [Keeper], and
 // decides by its [Set]:
 //
-//	t, err := keeper.Set().Find(name, now)        // who: known, not revoked, list not expired
-//	t.EnclaveTokens.Hold(token)                   // proven
+//	t, err := keeper.Set().AdmitToEnclave(name, token, now)
 //	t.Models.Allow(model), t.Regions.Allow(region)
 //
 // What is not signed can restrict a set ([Set.Restrict]) and never add to it.
@@ -22,6 +21,7 @@ import (
 	"maps"
 	"regexp"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/credential"
@@ -129,6 +129,39 @@ func (s *Set) Find(name string, now time.Time) (*Tenant, error) {
 		return nil, ErrUnknown
 	}
 	return t, nil
+}
+
+// AdmitToEdge gives the tenant whose edge token that is; [ErrNoList], or
+// [ErrUnknown] for whatever else is wrong.
+func (s *Set) AdmitToEdge(name string, token []byte, now time.Time) (*Tenant, error) {
+	t, err := s.Find(name, now)
+	if err == nil && !t.EdgeTokens.Hold(token) {
+		return nil, ErrUnknown
+	}
+	return t, err
+}
+
+// AdmitToEnclave does the same with an enclave token.
+func (s *Set) AdmitToEnclave(name string, token []byte, now time.Time) (*Tenant, error) {
+	t, err := s.Find(name, now)
+	if err == nil && !t.EnclaveTokens.Hold(token) {
+		return nil, ErrUnknown
+	}
+	return t, err
+}
+
+// AdmitBearer is [Set.AdmitToEdge] for a request's tenant and Authorization
+// headers ("Bearer <token>"), given as they were received: each must have
+// occurred once.
+func (s *Set) AdmitBearer(tenants, authorizations []string, now time.Time) (*Tenant, error) {
+	if len(tenants) != 1 || len(authorizations) != 1 {
+		return nil, ErrUnknown
+	}
+	token, ok := strings.CutPrefix(authorizations[0], "Bearer ")
+	if !ok {
+		return nil, ErrUnknown
+	}
+	return s.AdmitToEdge(tenants[0], []byte(token), now)
 }
 
 // Active are the tenants that are not revoked, by name. It says nothing about

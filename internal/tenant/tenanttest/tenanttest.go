@@ -10,9 +10,11 @@ import (
 	"github.com/mrgc/mrgc/internal/tenant"
 )
 
-// Signer signs lists, each of a higher version than the one before, valid for a
-// day from now.
+// Signer signs lists, each of a higher version than the one before.
 type Signer struct {
+	// Expires is when they do: not in any test's time, unless it is changed.
+	Expires time.Time
+
 	key     ed25519.PrivateKey
 	version uint64
 }
@@ -24,7 +26,7 @@ func NewSigner(tb testing.TB) *Signer {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	return &Signer{key: key}
+	return &Signer{key: key, Expires: time.Date(2100, 1, 1, 0, 0, 0, 0, time.UTC)}
 }
 
 // Public verifies what is signed.
@@ -34,7 +36,7 @@ func (s *Signer) Public() ed25519.PublicKey { return s.key.Public().(ed25519.Pub
 func (s *Signer) Sign(tb testing.TB, tenants ...tenant.Tenant) []byte {
 	tb.Helper()
 	s.version++
-	file, err := tenant.Sign(s.key, &tenant.List{Version: s.version, ExpiresAt: time.Now().Add(24 * time.Hour), Tenants: tenants})
+	file, err := tenant.Sign(s.key, &tenant.List{Version: s.version, ExpiresAt: s.Expires, Tenants: tenants})
 	if err != nil {
 		tb.Fatal(err)
 	}
