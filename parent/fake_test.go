@@ -49,6 +49,8 @@ type fakeEnclave struct {
 	answer http.HandlerFunc // guarded by mu: to sealed requests
 
 	tenants []string // guarded by mu: lists that it has been handed since its start
+
+	refusesTenants atomic.Bool
 }
 
 // handed are the lists of tenants that the enclave has been handed.
@@ -91,6 +93,10 @@ func (e *fakeEnclave) start() {
 	})
 	mux.HandleFunc("PUT "+api.PathTenants, func(w http.ResponseWriter, r *http.Request) {
 		file, _ := io.ReadAll(r.Body)
+		if e.refusesTenants.Load() {
+			api.Errorf(http.StatusConflict, "tenants_refused", "not these").Write(w)
+			return
+		}
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.tenants = append(e.tenants, string(file))

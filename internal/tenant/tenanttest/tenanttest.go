@@ -65,3 +65,13 @@ func Tenant(name, edgeToken, enclaveToken string) tenant.Tenant {
 		EnclaveTokens: tenant.Digests{credential.DigestOf([]byte(enclaveToken))},
 	}
 }
+
+// PublicPEM is what verifies, as a file has it.
+func (s *Signer) PublicPEM(tb testing.TB) []byte {
+	tb.Helper()
+	_, public, err := tenant.MarshalKey(s.key)
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return public
+}
