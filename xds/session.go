@@ -130,17 +130,24 @@ func (sub *subscription) answer(req *discoveryv3.DeltaDiscoveryRequest, nonce st
 
 // next is the next response to send so that the Envoy gets nearer to set, or
 // nil while there is none: because it has all, or because it must answer first.
+// Clusters alone need not be answered before their endpoints are sent: Envoy
+// answers when they have warmed, which takes endpoints.
 func (s *session) next(set resourceSet) *discoveryv3.DeltaDiscoveryResponse {
+	warming := false
 	for _, typeURL := range sendOrder {
-		if sub := s.types[typeURL]; sub != nil {
-			if sub.unanswered != nil {
-				return nil
-			}
+		sub := s.types[typeURL]
+		switch {
+		case sub == nil:
+		case sub.unanswered != nil && typeURL == typeCluster:
+			warming = true
+		case sub.unanswered != nil:
+			return nil
+		default:
 			if out := s.bring(typeURL, sub, set[typeURL]); out != nil {
 				return out
 			}
 		}
-		if typeURL == typeEndpoint && s.awaitsEndpoints(set) {
+		if typeURL == typeEndpoint && (warming || s.awaitsEndpoints(set)) {
 			return nil
 		}
 	}

@@ -93,6 +93,17 @@ var _ = Describe("Tenants' rules", func() {
 		Eventually(func() int { return r.sealed().status }).Should(Equal(http.StatusOK))
 	})
 
+	// Envoy acknowledges new clusters when they have warmed, or after 15 s.
+	It("reach a set of regions that no tenant had before, while Envoy runs", func() {
+		r := startRegion(nil, "use1", "use2").serving()
+		r.server.SetTenants(tenantsOf(acme, ruled("home", nil, tenant.Names{"use1"})))
+		Eventually(func() string { return r.sealed(as("home")...).body }).Should(Equal("use1-0"))
+		r.server.SetTenants(tenantsOf(acme))
+		Eventually(func() answer { return r.sealed(as("home")...) }).Should(haveError(401, "invalid_api_key"))
+		Eventually(func() bool { return r.server.Acked("use1") }).Should(BeTrue())
+		Expect(r.sealed().status).To(Equal(http.StatusOK))
+	})
+
 	// The hash in authenticate.lua is our own: each length has a padding of its
 	// own, and Go's implementation has made the digests.
 	It("know tokens of every length by their digest", func() {
