@@ -22,11 +22,13 @@ local K = {
 -- A token is shorter than one block of SHA-256, which is all that is needed.
 local longest = 55
 
+-- The message schedule, used again: a worker hashes one token at a time.
+local w = {}
+
 -- sha256 is FIPS 180-4, section 6.2.2, of one block.
 local function sha256(text)
   local block = text .. "\128" .. string.rep("\0", longest - #text)
     .. "\0\0\0\0\0\0" .. string.char(rshift(#text, 5), band(#text * 8, 0xff))
-  local w = {}
   for t = 1, 16 do
     local p, q, r, s = string.byte(block, 4 * t - 3, 4 * t)
     w[t] = bor(lshift(p, 24), lshift(q, 16), lshift(r, 8), s)
