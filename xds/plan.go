@@ -6,10 +6,7 @@ import (
 	"net/netip"
 	"slices"
 
-	"google.golang.org/protobuf/types/known/structpb"
-
 	"github.com/mrgc/mrgc/internal/fleet"
-	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // plan is what the resources of one region are rendered from: the settings, and
@@ -19,7 +16,7 @@ type plan struct {
 	region   fleet.Region
 	clusters []clusterPlan // those of all regions first, then those of fewer
 	accesses []access
-	callers  map[string]*structpb.Value // edge token's digest → who, and with which access
+	routes   resource // the tenants', see admission
 	cert     certificate
 }
 
@@ -62,9 +59,8 @@ func clusterName(model string, allowed []fleet.Region) string {
 
 // newPlan chooses the endpoints for the Envoys of a region. The order of
 // regions, its own first, is the order of priority.
-func newPlan(config Config, region fleet.Region, regions []fleet.Region, usable []dialableInstance, tenants []*tenant.Tenant, cert certificate) plan {
-	p := plan{config: config, region: region, cert: cert}
-	p.accesses, p.callers = accesses(tenants, config.Models, regions)
+func newPlan(config Config, region fleet.Region, regions []fleet.Region, usable []dialableInstance, tenants admission, cert certificate) plan {
+	p := plan{config: config, region: region, accesses: tenants.accesses, routes: tenants.routes, cert: cert}
 	p.addClusters(config.Models, regions, usable) // those of all regions, whoever may use them
 	for _, a := range p.accesses {
 		p.addClusters(a.models, a.regions, usable)

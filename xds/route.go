@@ -14,6 +14,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -28,7 +29,7 @@ const tenantRoutes = "tenants"
 // that tenant may reach is in the choice of route: these rules hold without the
 // picker. Only a sealed request for a model that its tenant may use asks the
 // picker: all other answers are the same without it.
-func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
+func routeConfiguration(r *renderer, p plan, callers map[string]*structpb.Value) *routev3.RouteConfiguration {
 	unpicked := r.pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
 	var routes []*routev3.Route
 	add := func(name string, match *routev3.RouteMatch, who ...*matcherv3.MetadataMatcher) *routev3.Route {
@@ -84,7 +85,7 @@ func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
 		ResponseHeadersToRemove: []string{"server", strings.ToLower(loadreport.Header)},
 		VirtualHosts: []*routev3.VirtualHost{{
 			Name: tenantRoutes, Domains: []string{"*"}, Routes: routes,
-			TypedPerFilterConfig: map[string]*anypb.Any{luaFilter: r.pack(knownTenants(p))},
+			TypedPerFilterConfig: map[string]*anypb.Any{luaFilter: r.pack(knownTenants(callers))},
 		}},
 	}
 }

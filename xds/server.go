@@ -21,6 +21,8 @@ type Server struct {
 	served map[fleet.Region][]fleet.Region // region → those it may use, in order
 	feed   *feed
 	roster *roster
+	// admissions are those of the last list of tenants; New's, and then Run's.
+	admissions map[fleet.Region]admission
 
 	mu    sync.Mutex
 	input input // guarded by mu
@@ -49,7 +51,9 @@ func New(config Config) (*Server, error) {
 		served: config.served(),
 		feed:   &feed{next: make(chan struct{})},
 		roster: newRoster(),
-		wake:   make(chan struct{}, 1),
+
+		admissions: map[fleet.Region]admission{},
+		wake:       make(chan struct{}, 1),
 	}
 	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), tenants: &tenant.Set{}, cert: certificate{chain: []byte("-"), key: []byte("-")}}); err != nil {
 		return nil, fmt.Errorf("xds config: %w", err)
@@ -180,9 +184,15 @@ func (s *Server) newest() input {
 func (s *Server) build(in input) (*publication, error) {
 	out := &publication{sets: map[fleet.Region]resourceSet{}, clusters: map[fleet.Region][]clusterPlan{}}
 	usable, leftOut := dialable(in.snapshot.Ready(s.config.StaleAfter))
-	tenants := in.tenants.Active()
 	for region, regions := range s.served {
-		p := newPlan(s.config, region, regions, usable, tenants, in.cert)
+		if s.admissions[region].of != in.tenants {
+			made, err := newAdmission(s.config, region, regions, in.tenants)
+			if err != nil {
+				return nil, err
+			}
+			s.admissions[region] = made
+		}
+		p := newPlan(s.config, region, regions, usable, s.admissions[region], in.cert)
 		set, err := render(p)
 		if err != nil {
 			return nil, err
