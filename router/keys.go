@@ -2,16 +2,13 @@ package router
 
 import (
 	"encoding/json"
-	"errors"
 	"math/rand/v2"
 	"net/http"
 	"slices"
-	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
-	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // offered is how many recipients an answer of the keys route has: as many as a
@@ -75,18 +72,6 @@ func (r *Router) serveModels(w http.ResponseWriter, req *http.Request) {
 		answer.Data = append(answer.Data, api.Model{ID: name, Object: "model", Created: r.started.Unix(), OwnedBy: "mrgc"})
 	}
 	writeJSON(w, http.StatusOK, answer)
-}
-
-// admit gives the rules of the tenant whose edge token a request has.
-func (r *Router) admit(req *http.Request) (*tenant.Tenant, *api.Error) {
-	rules, err := r.tenants.Load().AdmitBearer(req.Header.Values(api.HeaderTenant), req.Header.Values("Authorization"), time.Now())
-	switch {
-	case errors.Is(err, tenant.ErrNoList):
-		return nil, api.Errorf(http.StatusServiceUnavailable, "tenants_expired", "this cluster's list of tenants has expired: its operator has to sign a new one")
-	case err != nil:
-		return nil, api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of this cluster's")
-	}
-	return rules, nil
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {

@@ -143,6 +143,9 @@ func New(config Config) (*Router, error) {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	r.showTenants()
+	if err := r.registerTenantMetrics(); err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
 	return r, nil
 }
 
@@ -188,30 +191,6 @@ func (r *Router) follow(ctx context.Context) {
 		default: // collect has yet to look at the change before
 		}
 	}
-}
-
-// followTenants shows each new list of tenants to the picker and to Envoy.
-func (r *Router) followTenants(ctx context.Context) {
-	for {
-		changed := r.showTenants()
-		select {
-		case <-ctx.Done():
-			return
-		case <-changed:
-		}
-	}
-}
-
-// showTenants shows the present list; the channel is closed when there is a
-// newer one.
-func (r *Router) showTenants() (changed <-chan struct{}) {
-	signed, _, changed := r.config.Tenants.Held()
-	if signed != nil {
-		effective := signed.Restrict(r.config.Restrictions)
-		r.tenants.Store(effective)
-		r.xds.SetTenants(effective)
-	}
-	return changed
 }
 
 // collect keeps the recipients up to date: after each change, and as documents

@@ -53,6 +53,10 @@ var _ = Describe("A router's tenants", func() {
 		r.publish(startParent(r.ca, "use1", "use1-0"), startParent(r.ca, "use2", "use2-0"))
 		Eventually(func() int { return r.adminPage("/ready").status }).Should(Equal(http.StatusOK))
 		Expect(claims(ctx)).To(Equal([]string{"claims of use1-0"}))
+		Expect(r.adminPage("/metrics").text).To(And(
+			ContainSubstring(`mrgc_tenants_version{region="use1"} 1`),
+			ContainSubstring(`mrgc_tenants_expiry_timestamp_seconds{region="use1"} 4.1024448e+09`), // 2100
+		))
 
 		By("a new list, which the router takes while it runs")
 		acme.Regions = nil
