@@ -81,14 +81,13 @@ var _ = Describe("A router's tenants", func() {
 	})
 
 	It("may do less where the configuration says so, and no more", func(ctx SpecContext) {
-		acme.Models = tenant.Names{"other"}
 		signed(acme)
-		r.config.Restrictions = []tenant.Restriction{{Name: "acme", Models: tenant.Names{model}}}
+		r.config.Restrictions = []tenant.Restriction{{Name: "acme", Regions: tenant.Names{"use2"}}}
 		r.start()
-		Expect(code(ctx, keys)()).To(Equal("model_not_found"), "neither of two rules allows more than both")
-		acme.Models = nil
+		Expect(code(ctx, keys)()).To(Equal("region_not_allowed"))
+		acme.Models, acme.Regions = tenant.Names{"other"}, tenant.Names{"use1", "use2"}
 		signed(acme)
-		Eventually(ctx, code(ctx, keys)).Should(Equal("no_instance_ready"))
+		Eventually(ctx, code(ctx, keys)).Should(Equal("model_not_found"), "what is signed holds beside it")
 	})
 
 	It("are nobody before there is a list", func(ctx SpecContext) {
