@@ -1,7 +1,6 @@
 package xds
 
 import (
-	"strings"
 	"time"
 
 	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/config/accesslog/v3"
@@ -111,7 +110,7 @@ func withoutSteering(r *renderer) *corev3.TypedExtensionConfig {
 		}}
 	}
 	return r.extension("envoy.http.early_header_mutation.header_mutation", &earlymutationv3.HeaderMutation{
-		Mutations: []*mutationrulesv3.HeaderMutation{remove(pickKey), remove("x-envoy-"), remove(strings.ToLower(api.HeaderAllowedRegions))},
+		Mutations: []*mutationrulesv3.HeaderMutation{remove(pickKey), remove("x-envoy-")},
 	})
 }
 
