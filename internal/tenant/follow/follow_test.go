@@ -34,7 +34,9 @@ var _ = Describe("A file", func() {
 		Expect(os.WriteFile(path+".new", content, 0o600)).To(Succeed())
 		Expect(os.Rename(path+".new", path)).To(Succeed())
 	}
-	open := func() (*follow.File, error) { return follow.Open(path, keyPath, slog.New(slog.NewTextHandler(log, nil))) }
+	open := func() (*follow.File, error) {
+		return follow.Open(path, keyPath, slog.New(slog.NewTextHandler(log, nil)))
+	}
 
 	BeforeEach(func() {
 		dir := GinkgoT().TempDir()
