@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/mrgc/mrgc/internal/config"
@@ -114,8 +115,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return err
 	}
 	following, stop := context.WithCancel(ctx)
+	var followed sync.WaitGroup
+	followed.Go(func() { tenants.Run(following) })
+	defer followed.Wait()
 	defer stop()
-	go tenants.Run(following)
 	return service.Run(ctx, listener)
 }
 

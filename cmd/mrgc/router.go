@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -87,8 +88,10 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 		return err
 	}
 	following, stop := context.WithCancel(ctx)
+	var followed sync.WaitGroup
+	followed.Go(func() { tenants.Run(following) })
+	defer followed.Wait()
 	defer stop()
-	go tenants.Run(following)
 	var on router.Listeners
 	for _, port := range []struct {
 		address string

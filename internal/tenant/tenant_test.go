@@ -59,6 +59,7 @@ var _ = Describe("A set", func() {
 		Entry("no token", []string{"acme"}, nil, false),
 		Entry("two tokens", []string{"acme"}, []string{"Bearer edge", "Bearer edge"}, false),
 		Entry("another scheme", []string{"acme"}, []string{"Basic edge"}, false),
+		Entry("no scheme", []string{"acme"}, []string{"edge"}, false),
 		Entry("another token", []string{"acme"}, []string{"Bearer edges"}, false),
 	)
 
