@@ -31,7 +31,7 @@ func as(name string) []string {
 var _ = Describe("Tenants' rules", func() {
 	// What a picker can do: work, be dead, or hang (which is what SIGSTOP does to
 	// one). It always names an instance of another region.
-	for what, make := range map[string]func(*region){
+	for what, become := range map[string]func(*region){
 		"works":   func(*region) {},
 		"is dead": func(r *region) { r.router.stop(); r.router.stopHTTP() },
 		"hangs":   func(r *region) { r.router.picker.hangs(true) },
@@ -48,7 +48,7 @@ var _ = Describe("Tenants' rules", func() {
 				})
 			}
 			Eventually(func() int { return r.sealed(as("home")...).status }).Should(Equal(http.StatusOK), "the tenants have arrived")
-			make(r)
+			become(r)
 
 			By("who nobody is")
 			Expect(r.sealed("Authorization", "Bearer x")).To(haveError(401, "invalid_api_key"))
