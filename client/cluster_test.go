@@ -28,6 +28,7 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/nsm"
 	"github.com/mrgc/mrgc/internal/seal"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/standin/softnsm"
 )
 
@@ -95,7 +96,7 @@ func (c *cluster) newEnclave(changes ...func(*enclave.Config)) *enclave.Enclave 
 	GinkgoHelper()
 	config := enclave.Config{
 		Model: model, Region: "use1", Mode: seal.ModeProcess, NSM: c.nsm, Now: c.clock.now,
-		Tenants: credential.Set{c.key.Tenant(): {credential.DigestOf(c.key.EnclaveToken())}},
+		Tenants: tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant(c.key.Tenant(), "edge", string(c.key.EnclaveToken()))),
 		Engine:  engineFunc(func(r *http.Request) (*http.Response, error) { return c.engine(r) }),
 	}
 	for _, change := range changes {

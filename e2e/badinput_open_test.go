@@ -29,14 +29,15 @@ func describeWhatDoesNotOpen(b *badInput) {
 	It("that does not open gets that answer while the picker is silent, too", func(ctx SpecContext) {
 		b.c.signal("router-", syscall.SIGSTOP)
 		DeferCleanup(func() { b.c.signal("router-", syscall.SIGCONT) })
-		status := func() int {
+		code := func() string {
 			l := b.good()
-			l.header.Del("Authorization") // only the picker looks at it
-			return b.send(ctx, l).status
+			l.header.Set(api.HeaderSize, "large") // which the picker alone explains
+			r := b.send(ctx, l)
+			return api.ParseError(r.status, r.body).Code
 		}
-		Eventually(ctx, status).Should(Equal(http.StatusOK), "its threads stop one after the other")
+		Eventually(ctx, code).Should(Equal("cannot_open"), "its threads stop one after the other")
 		for _, spoil := range []func(*letter){
-			func(l *letter) { l.header.Set(api.HeaderTenant, "nobody") }, // whose token nobody has checked
+			func(l *letter) { l.header.Set(api.HeaderTenant, "two words") }, // no name, so Envoy goes by the token
 			func(l *letter) { l.header.Set(api.HeaderAffinity, "c8") },
 			func(l *letter) { l.header.Del(api.HeaderSize) },
 			func(l *letter) { l.header.Set(api.HeaderRequestID, seal.RequestID{7}.String()) },
@@ -49,7 +50,21 @@ func describeWhatDoesNotOpen(b *badInput) {
 			Expect(b.refused(ctx, l, http.StatusBadRequest, "cannot_open").all()).To(Equal(b.want))
 		}
 		b.c.signal("router-", syscall.SIGCONT)
-		Eventually(ctx, status).Should(Equal(http.StatusUnauthorized))
+		Eventually(ctx, code).Should(Equal("invalid_header"))
+	}, NodeTimeout(30*time.Second))
+
+	It("is not seen by anybody when it is no tenant's, while the picker is silent, too", func(ctx SpecContext) {
+		b.c.signal("router-", syscall.SIGSTOP)
+		DeferCleanup(func() { b.c.signal("router-", syscall.SIGCONT) })
+		for _, spoil := range []func(*letter){
+			func(l *letter) { l.header.Del("Authorization") },
+			func(l *letter) { l.header.Set("Authorization", l.header.Get("Authorization")+"x") },
+			func(l *letter) { l.header.Set(api.HeaderTenant, "nobody") },
+		} {
+			l := b.good()
+			spoil(l)
+			b.refused(ctx, l, http.StatusUnauthorized, "invalid_api_key")
+		}
 	}, NodeTimeout(30*time.Second))
 }
 

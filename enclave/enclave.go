@@ -27,9 +27,9 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/nsm"
 	"github.com/mrgc/mrgc/internal/seal"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // Config says whom the enclave serves and through what. Every field without a
@@ -41,7 +41,7 @@ type Config struct {
 	Mode           string // one of seal's Mode constants: what protects the plaintext
 
 	NSM     nsm.Module
-	Tenants credential.Set    // stored enclave tokens
+	Tenants *tenant.Keeper    // holds the list of tenants; whoever brings it is trusted with nothing
 	Engine  http.RoundTripper // reaches the engine's guard over mutual TLS
 
 	RequestBodyBytes   int64         // sealed size; default 8 MiB
@@ -82,8 +82,8 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 		return nil, errors.New("enclave: no way to reach the engine")
 	case config.RequestBodyBytes < 0 || config.ConcurrentRequests < 0:
 		return nil, errors.New("enclave: a limit is negative")
-	case len(config.Tenants) == 0:
-		return nil, errors.New("enclave: no tenants, nobody could be served")
+	case config.Tenants == nil:
+		return nil, errors.New("enclave: no key that verifies tenants, nobody could be served")
 	}
 	e := &Enclave{
 		config:  config,
@@ -120,8 +120,36 @@ func (e *Enclave) Handler() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST "+api.PathSealed, e.serveSealed)
 	mux.HandleFunc("GET /recipients", e.serveRecipients)
+	mux.HandleFunc("GET "+api.PathTenants, e.serveTenants)
+	mux.HandleFunc("PUT "+api.PathTenants, e.takeTenants)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	return mux
+}
+
+// maxTenantsBytes bounds what is read of a list before its signature is.
+const maxTenantsBytes = 64 << 20
+
+// serveTenants says which list is held.
+func (e *Enclave) serveTenants(w http.ResponseWriter, _ *http.Request) {
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(api.Tenants{Version: e.config.Tenants.Set().Version()}) // the parent asks again
+}
+
+// takeTenants takes a list of tenants from the parent: what the signature says,
+// and nothing that the parent says.
+func (e *Enclave) takeTenants(w http.ResponseWriter, r *http.Request) {
+	file, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxTenantsBytes))
+	if err == nil {
+		err = e.config.Tenants.Offer(file, e.config.Now())
+	}
+	if err != nil {
+		e.config.Logger.Error("a list of tenants is refused", "error", err)
+		api.Errorf(http.StatusConflict, "tenants_refused", "%v", err).Write(w)
+		return
+	}
+	held := e.config.Tenants.Set()
+	e.config.Logger.Info("list of tenants", "version", held.Version(), "expires", held.Expires())
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // serveRecipients gives claims and attestation documents, newest key first.

@@ -11,8 +11,8 @@ import (
 
 	"github.com/mrgc/mrgc/enclave"
 	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/seal"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 )
 
 // How long things last; changing them is changing what clients rely on.
@@ -131,7 +131,7 @@ var _ = Describe("An enclave", func() {
 			config := enclave.Config{
 				Model: model, Region: "use1", Mode: seal.ModeProcess, NSM: &fakeModule{},
 				Engine:  http.DefaultTransport,
-				Tenants: credential.Set{tenant: {credential.DigestOf([]byte("token"))}},
+				Tenants: tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant(tenant, "edge", "token")),
 			}
 			_, err := enclave.New(context.Background(), config)
 			Expect(err).NotTo(HaveOccurred())
@@ -147,7 +147,7 @@ var _ = Describe("An enclave", func() {
 		}),
 		Entry("without an engine", "no way to reach the engine", func(c *enclave.Config) { c.Engine = nil }),
 		Entry("with a negative limit", "negative", func(c *enclave.Config) { c.ConcurrentRequests = -1 }),
-		Entry("without tenants", "no tenants", func(c *enclave.Config) { c.Tenants = nil }),
+		Entry("without a key for tenants", "no key that verifies tenants", func(c *enclave.Config) { c.Tenants = nil }),
 		Entry("without a model", "model or region is empty", func(c *enclave.Config) { c.Model = "" }),
 		Entry("without a region", "model or region is empty", func(c *enclave.Config) { c.Region = "" }),
 		Entry("in a mode that is not known", "mode is not known", func(c *enclave.Config) { c.Mode = "safe" }),

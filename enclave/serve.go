@@ -14,6 +14,7 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/seal"
 	"github.com/mrgc/mrgc/internal/size"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // serveSealed opens one request and answers it.
@@ -161,8 +162,8 @@ func boundHeaders(r *http.Request) (seal.Headers, *api.Error) {
 // the answer could not be completed and the stream must be cut; with errNotRun
 // nothing has been written yet.
 func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.ResponseWriter) (used size.Buckets, err error) {
-	if !e.config.Tenants.Holds(opened.Tenant, opened.Payload.Credential) {
-		return used, refuse(answer, api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of the tenant's"))
+	if refused := e.admit(opened); refused != nil {
+		return used, refuse(answer, refused)
 	}
 	request, refused := checkRequest(opened.Operation, opened.Model, opened.Payload.Body)
 	opened.Payload.Wipe() // what goes on is in request
@@ -199,6 +200,23 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.
 		return used, err
 	}
 	return copyAnswer(answer, resp.Body, request)
+}
+
+// admit checks an opened request against its tenant's rules. Who it is comes
+// first: strangers learn of no rule.
+func (e *Enclave) admit(opened *seal.Opened) *api.Error {
+	rules, err := e.config.Tenants.Set().AdmitToEnclave(opened.Tenant, opened.Payload.Credential, e.config.Now())
+	switch {
+	case errors.Is(err, tenant.ErrNoList):
+		return api.Errorf(http.StatusServiceUnavailable, "tenants_expired", "the instance has no list of tenants that holds: the cluster's operator has to sign a new one")
+	case err != nil:
+		return api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of the tenant's")
+	case !rules.Models.Allow(opened.Model):
+		return api.Errorf(http.StatusNotFound, "model_not_found", "the model is not served to this tenant")
+	case !rules.Regions.Allow(e.config.Region):
+		return api.Errorf(http.StatusForbidden, "region_not_allowed", "this tenant's data may not be in region %s", e.config.Region)
+	}
+	return nil
 }
 
 // askEngine sends a request to the engine and waits for the head of its answer.

@@ -23,6 +23,7 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/seal"
 	"github.com/mrgc/mrgc/internal/size"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 )
 
 func TestEnclave(t *testing.T) {
@@ -101,7 +102,7 @@ func start(answer http.HandlerFunc, options ...func(*enclave.Config)) *running {
 	config := enclave.Config{
 		Model: model, Region: "use1", Mode: seal.ModeProcess,
 		NSM: r.module, Engine: r.engine.transport(), Now: r.clock.Now,
-		Tenants: credential.Set{tenant: {credential.DigestOf(r.key.EnclaveToken())}},
+		Tenants: tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant(tenant, "edge", string(r.key.EnclaveToken()))),
 		Logger:  slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
 	}
 	for _, option := range options {

@@ -24,6 +24,7 @@ import (
 
 	"github.com/mrgc/mrgc/extproc"
 	"github.com/mrgc/mrgc/internal/fleet"
+	rules "github.com/mrgc/mrgc/internal/tenant"
 )
 
 const (
@@ -70,8 +71,13 @@ func config(view func() *fleet.Snapshot) extproc.Config {
 	return extproc.Config{
 		Region: "use1", SpillTo: []fleet.Region{"use2", "usw2"},
 		View: view, StaleAfter: 15 * time.Second,
-		Authenticate: func(t string, bearer []byte) bool { return t == tenant && string(bearer) == token },
-		Now:          epoch,
+		Admit: func(name string, bearer []byte, _ time.Time) (*rules.Tenant, error) {
+			if name == tenant && string(bearer) == token {
+				return &rules.Tenant{Name: tenant}, nil
+			}
+			return nil, rules.ErrUnknown
+		},
+		Now: epoch,
 	}
 }
 

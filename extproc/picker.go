@@ -20,6 +20,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/peers"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // Config is what a [Picker] needs. Fields without a default are required.
@@ -35,10 +36,11 @@ type Config struct {
 	// StaleAfter is the age of a heartbeat from which its instance is not ready;
 	// see fleet.Snapshot.Ready.
 	StaleAfter time.Duration
-	// Authenticate says whether a bearer token is the tenant's. It compares in
-	// constant time, does not block, and does not keep bearer, which is wiped
-	// afterwards.
-	Authenticate func(tenant string, bearer []byte) bool
+	// Admit gives the rules of the tenant whose bearer token that is;
+	// [tenant.ErrNoList] while nobody can be told from anybody, or another error.
+	// It compares in constant time, does not block, and does not keep bearer,
+	// which is wiped afterwards.
+	Admit func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error)
 	// Policies are those of the models that have another than the default,
 	// [routing.PolicyGateThenLoad].
 	Policies map[string]routing.Policy
@@ -65,19 +67,19 @@ type Picker struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	accesslogv3.UnimplementedAccessLogServiceServer
 
-	regions      []fleet.Region // own first
-	view         func() *fleet.Snapshot
-	staleAfter   time.Duration
-	authenticate func(string, []byte) bool
-	now          func() time.Time
-	log          *slog.Logger
-	metrics      *metrics
-	report       func(*fleet.Instance) routing.Report // nil: heartbeats
-	models       map[string]*modelState               // those with a policy of their own; never written to
-	inFlight     *InFlight
-	outcomes     *outcomes
-	homes        *homes
-	shared       shared
+	regions    []fleet.Region // own first
+	view       func() *fleet.Snapshot
+	staleAfter time.Duration
+	admit      func(string, []byte, time.Time) (*tenant.Tenant, error)
+	now        func() time.Time
+	log        *slog.Logger
+	metrics    *metrics
+	report     func(*fleet.Instance) routing.Report // nil: heartbeats
+	models     map[string]*modelState               // those with a policy of their own; never written to
+	inFlight   *InFlight
+	outcomes   *outcomes
+	homes      *homes
+	shared     shared
 
 	latest atomic.Pointer[index] // of the last snapshot seen; nil before the first
 }
@@ -103,17 +105,17 @@ func New(cfg Config) (*Picker, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	p := &Picker{
-		regions:      append([]fleet.Region{cfg.Region}, cfg.SpillTo...),
-		view:         cfg.View,
-		staleAfter:   cfg.StaleAfter,
-		authenticate: cfg.Authenticate,
-		now:          cfg.Now,
-		log:          cfg.Logger,
-		report:       cfg.Report,
-		models:       make(map[string]*modelState, len(cfg.Policies)),
-		inFlight:     NewInFlight(cfg.InFlightTimeout),
-		outcomes:     newOutcomes(),
-		homes:        newHomes(),
+		regions:    append([]fleet.Region{cfg.Region}, cfg.SpillTo...),
+		view:       cfg.View,
+		staleAfter: cfg.StaleAfter,
+		admit:      cfg.Admit,
+		now:        cfg.Now,
+		log:        cfg.Logger,
+		report:     cfg.Report,
+		models:     make(map[string]*modelState, len(cfg.Policies)),
+		inFlight:   NewInFlight(cfg.InFlightTimeout),
+		outcomes:   newOutcomes(),
+		homes:      newHomes(),
 	}
 	p.shared.epoch = peers.Epoch{Began: cfg.Now().UnixNano(), ID: rand.Uint64()} //nolint:gosec // tells processes apart; no secret
 	for model, policy := range cfg.Policies {
@@ -133,8 +135,8 @@ func (cfg *Config) check() error {
 		return errors.New("config: Region is empty")
 	case cfg.View == nil:
 		return errors.New("config: View is nil")
-	case cfg.Authenticate == nil:
-		return errors.New("config: Authenticate is nil: a picker that lets everyone in is not allowed")
+	case cfg.Admit == nil:
+		return errors.New("config: Admit is nil: a picker that lets everyone in is not allowed")
 	case cfg.StaleAfter <= 0:
 		return fmt.Errorf("config: StaleAfter is %v, must be positive", cfg.StaleAfter)
 	case cfg.InFlightTimeout < 0:
@@ -223,8 +225,19 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		return none, errNotSealed()
 	case req.fault != "":
 		return none, errInvalidHeader(req.fault)
-	case len(req.bearer) == 0 || !p.authenticate(req.tenant, req.bearer):
+	case len(req.bearer) == 0:
 		return none, errInvalidAPIKey()
+	}
+	rules, err := p.admit(req.tenant, req.bearer, now)
+	switch {
+	case errors.Is(err, tenant.ErrNoList):
+		return none, errNoTenants()
+	case err != nil:
+		return none, errInvalidAPIKey()
+	case !rules.Models.Allow(req.model):
+		return none, errModelNotFound(req.model)
+	case !rules.Regions.Allow(string(p.regions[0])):
+		return none, errElsewhere(p.regions[0])
 	}
 	ix := p.index()
 	switch {
@@ -237,7 +250,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		ID:           req.id,
 		Model:        req.model,
 		Recipients:   req.recipients,
-		Regions:      p.regions,
+		Regions:      p.allowed(rules),
 		PromptTokens: req.size.Prompt,
 	}
 	if model := p.models[req.model]; model != nil {
@@ -256,6 +269,20 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		return none, errNotReady()
 	}
 	return none, errStaleRecipients() // keys of nobody, or of another model's instances
+}
+
+// allowed are the picker's regions that a tenant's data may be in.
+func (p *Picker) allowed(rules *tenant.Tenant) []fleet.Region {
+	if rules.Regions == nil {
+		return p.regions
+	}
+	var allowed []fleet.Region
+	for _, region := range p.regions {
+		if rules.Regions.Allow(string(region)) {
+			allowed = append(allowed, region)
+		}
+	}
+	return allowed
 }
 
 // InFlight is how many requests this picker has sent to an instance and not

@@ -19,6 +19,7 @@ import (
 	"github.com/mrgc/mrgc/extproc"
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
+	rules "github.com/mrgc/mrgc/internal/tenant"
 )
 
 var _ = Describe("New", func() {
@@ -33,7 +34,7 @@ var _ = Describe("New", func() {
 		},
 		Entry(nil, func(c *extproc.Config) { c.Region = "" }, "Region is empty"),
 		Entry(nil, func(c *extproc.Config) { c.View = nil }, "View is nil"),
-		Entry(nil, func(c *extproc.Config) { c.Authenticate = nil }, "Authenticate is nil"),
+		Entry(nil, func(c *extproc.Config) { c.Admit = nil }, "Admit is nil"),
 		Entry(nil, func(c *extproc.Config) { c.StaleAfter = 0 }, "StaleAfter is 0s"),
 		Entry(nil, func(c *extproc.Config) { c.InFlightTimeout = -1 }, "InFlightTimeout is -1ns"),
 		Entry(nil, func(c *extproc.Config) { c.SpillTo = []fleet.Region{"use2", "use1"} }, `SpillTo[1] is "use1"`),
@@ -396,9 +397,9 @@ var _ = Describe("Headers", func() {
 	It("hand the bearer token out once and wipe it", func() {
 		var seen, kept []byte
 		cfg := config(usual)
-		cfg.Authenticate = func(_ string, bearer []byte) bool {
+		cfg.Admit = func(_ string, bearer []byte, _ time.Time) (*rules.Tenant, error) {
 			seen, kept = append(seen, bearer...), bearer
-			return true
+			return &rules.Tenant{}, nil
 		}
 		picker, err := extproc.New(cfg)
 		Expect(err).NotTo(HaveOccurred())

@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
 )
 
 // Codes of the picker's refusals. They are outcomes in its metrics too.
@@ -15,6 +16,8 @@ const (
 	codeModelNotFound   = "model_not_found"
 	codeStaleRecipients = "stale_recipients"
 	codeNotReady        = "no_instance_ready"
+	codeElsewhere       = "region_not_allowed"
+	codeNoTenants       = "tenants_expired"
 )
 
 // retryAfter is what a client is asked to wait when nothing is ready: about the
@@ -40,8 +43,20 @@ func errInvalidAPIKey() *api.Error {
 
 func errModelNotFound(model string) *api.Error {
 	err := api.Errorf(http.StatusNotFound, codeModelNotFound,
-		"model %q is not served here: GET %s lists those that are", model, api.PathModels)
+		"model %q is not served here, or not to this tenant: GET %s lists those that are", model, api.PathModels)
 	err.Param = "model"
+	return err
+}
+
+func errElsewhere(region fleet.Region) *api.Error {
+	return api.Errorf(http.StatusForbidden, codeElsewhere,
+		"this tenant's data may not be in region %s: use the endpoint of a region that is allowed to it", region)
+}
+
+func errNoTenants() *api.Error {
+	err := api.Errorf(http.StatusServiceUnavailable, codeNoTenants,
+		"this cluster's list of tenants has expired: its operator has to sign a new one")
+	err.RetryAfter = time.Minute
 	return err
 }
 

@@ -2,10 +2,12 @@ package local
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -20,6 +22,7 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/standin/devca"
 	"github.com/mrgc/mrgc/standin/softnsm"
 )
@@ -42,22 +45,21 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 	if err != nil {
 		return "", err
 	}
-	clusterConfig := p.clusterConfig(&key)
-	cluster, err := config.Parse(p.config, clusterConfig)
-	if err != nil {
+	clusterConfig := p.clusterConfig()
+	if _, err := config.Parse(p.config, clusterConfig); err != nil {
 		return "", fmt.Errorf("configuration of the local cluster: %w", err)
 	}
-	tenants, err := json.Marshal(cluster.EnclaveTokens())
+	files, err := p.tenantFiles(&key, time.Now())
 	if err != nil {
 		return "", err
 	}
-	for path, content := range map[string][]byte{
+	maps.Copy(files, map[string][]byte{
 		p.config:   clusterConfig,
-		p.tenants:  tenants,
 		p.caFile:   ca.RootPEM(),
 		p.nsmRoot:  root.PEM(),
 		p.releases: releases,
-	} {
+	})
+	for path, content := range files {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			return "", err
 		}
@@ -92,8 +94,39 @@ func (p *plan) release() ([]byte, error) {
 	return json.MarshalIndent([]attest.Release{{Version: 1, Name: "local build", PCRs: pcrs}}, "", "  ")
 }
 
+// tenantsValid is for how long the list of a start holds: longer than a cluster
+// on one machine is left running.
+const tenantsValid = 90 * 24 * time.Hour
+
+// tenantFiles are the list of tenants, signed, and the key that has signed it:
+// an operator's own, who on one machine is whoever starts the cluster.
+func (p *plan) tenantFiles(key *credential.Key, now time.Time) (map[string][]byte, error) {
+	_, signing, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return nil, err
+	}
+	private, public, err := tenant.MarshalKey(signing)
+	if err != nil {
+		return nil, err
+	}
+	list := &tenant.List{Version: 1, ExpiresAt: now.Add(tenantsValid).UTC().Truncate(time.Second), Tenants: []tenant.Tenant{{
+		Name:          key.Tenant(),
+		EdgeTokens:    tenant.Digests{credential.DigestOf(key.EdgeToken())},
+		EnclaveTokens: tenant.Digests{credential.DigestOf(key.EnclaveToken())},
+	}}}
+	signed, err := tenant.Sign(signing, list)
+	if err != nil {
+		return nil, err
+	}
+	text, err := list.Marshal()
+	if err != nil {
+		return nil, err
+	}
+	return map[string][]byte{p.tenants: text, p.signed: signed, p.signing + ".key": private, p.signing + ".pub": public}, nil
+}
+
 // clusterConfig is the mrgc.yaml of the local cluster.
-func (p *plan) clusterConfig(key *credential.Key) []byte {
+func (p *plan) clusterConfig() []byte {
 	var b strings.Builder
 	b.WriteString("# Written by `mrgc up` at each start.\nregions:\n")
 	for _, r := range p.regions {
@@ -103,8 +136,6 @@ func (p *plan) clusterConfig(key *credential.Key) []byte {
 	if p.options.Policy != "" {
 		fmt.Fprintf(&b, "    policy: %s\n", p.options.Policy)
 	}
-	fmt.Fprintf(&b, "tenants:\n  - name: %s\n    edge_token_sha256: [%s]\n    enclave_token_sha256: [%s]\n", key.Tenant(),
-		credential.DigestOf(key.EdgeToken()), credential.DigestOf(key.EnclaveToken()))
 	return []byte(b.String())
 }
 

@@ -65,7 +65,9 @@ type plan struct {
 	connect   string // tenant endpoint
 	caSocket  string
 	config    string // mrgc.yaml
-	tenants   string // the enclaves' list of tenants
+	tenants   string // list of tenants, for `mrgc tenants`
+	signed    string // the same, signed
+	signing   string // the key that signs it: .key, and .pub that verifies
 	caFile    string
 	nsmRoot   string
 	releases  string
@@ -86,6 +88,8 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		caSocket: filepath.Join(runDir, "ca.sock"),
 		config:   filepath.Join(o.StateDir, "mrgc.yaml"),
 		tenants:  filepath.Join(o.StateDir, "tenants.json"),
+		signed:   filepath.Join(o.StateDir, "tenants.signed.json"),
+		signing:  filepath.Join(o.StateDir, "tenants-signing"),
 		caFile:   filepath.Join(o.StateDir, "ca.pem"),
 		nsmRoot:  filepath.Join(o.StateDir, "development-root.pem"),
 		releases: filepath.Join(o.StateDir, "releases.json"),
@@ -253,7 +257,7 @@ func (p *plan) guard(in instance, token string) process {
 func (p *plan) enclave(in instance, token string) process {
 	return process{name: "enclave-" + in.id, rank: rankEnclave, env: []string{token}, args: []string{
 		p.bin("mrgc-enclave"), "-listen", in.requests(), "-engine", in.engineRelay(), "-nsm", "unix:" + in.nsm,
-		"-identity", "unix:" + p.caSocket, "-tenants", p.tenants, "-model", p.options.ModelName, "-mode", "process",
+		"-identity", "unix:" + p.caSocket, "-tenants-key", p.signing + ".pub", "-model", p.options.ModelName, "-mode", "process",
 	}}
 }
 
@@ -262,6 +266,7 @@ func (p *plan) parent(in instance, token string) process {
 		p.bin("mrgc-parent"), "-config", p.config, "-zone", in.zone, "-listen", in.parent, "-enclave", in.requests(),
 		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
 		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName, "-metrics-listen", in.metrics,
+		"-tenants", p.signed, "-tenants-key", p.signing + ".pub",
 	}
 	if p.options.Sim.Slots > 0 {
 		args = append(args, "-engine-slots", strconv.Itoa(p.options.Sim.Slots))
@@ -275,6 +280,7 @@ func (p *plan) router(r region, part routerPart, token string) process {
 		"--grpc-listen", part.grpc, "--http-listen", part.http, "--admin-listen", part.admin,
 		"--tenant-address", r.tenant, "--health-address", r.health,
 		"--tenant-cert", r.tenantCert, "--tenant-key", r.tenantKey,
+		"--tenants", p.signed, "--tenants-key", p.signing + ".pub",
 	}
 	for _, other := range r.routers {
 		if other != part {

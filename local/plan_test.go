@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -15,6 +16,7 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // counting draws 127.0.0.1:20001, 20002 and so on.
@@ -266,28 +268,42 @@ var _ = Describe("A plan", func() {
 		}
 	})
 
-	It("writes a configuration that is valid, and holds no key", func() {
-		p := planFor()
-		key, err := credential.New(strings.NewReader(strings.Repeat("k", 32)), tenantName)
-		Expect(err).NotTo(HaveOccurred())
-		content := p.clusterConfig(&key)
-		parsed, err := config.Parse("mrgc.yaml", content)
+	It("writes a configuration that is valid", func() {
+		parsed, err := config.Parse("mrgc.yaml", planFor().clusterConfig())
 		Expect(err).NotTo(HaveOccurred())
 		Expect(parsed.Regions).To(HaveLen(2))
 		Expect(parsed.Models).To(HaveExactElements(HaveField("Name", "smol")))
-		Expect(parsed.Tenants).To(HaveExactElements(And(
-			HaveField("EdgeTokenSHA256", Equal([]credential.Digest{credential.DigestOf(key.EdgeToken())})),
-			HaveField("EnclaveTokenSHA256", Equal([]credential.Digest{credential.DigestOf(key.EnclaveToken())})),
-		)))
-		for _, hidden := range []string{key.Text(), string(key.EdgeToken()), string(key.EnclaveToken())} {
-			Expect(string(content)).NotTo(ContainSubstring(hidden))
+		Expect(parsed.Tenants).To(BeEmpty())
+	})
+
+	It("signs a list of its one tenant, which holds no key", func() {
+		p, now := planFor(), time.Now()
+		key, err := credential.New(strings.NewReader(strings.Repeat("k", 32)), tenantName)
+		Expect(err).NotTo(HaveOccurred())
+		files, err := p.tenantFiles(&key, now)
+		Expect(err).NotTo(HaveOccurred())
+		keys, err := tenant.ParseVerificationKeys(files["/state/tenants-signing.pub"])
+		Expect(err).NotTo(HaveOccurred())
+		keeper, err := tenant.NewKeeper(keys...)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(keeper.Offer(files["/state/tenants.signed.json"], now)).To(Succeed())
+		_, err = keeper.Set().AdmitToEdge(tenantName, key.EdgeToken(), now)
+		Expect(err).NotTo(HaveOccurred())
+		_, err = keeper.Set().AdmitToEnclave(tenantName, key.EnclaveToken(), now)
+		Expect(err).NotTo(HaveOccurred())
+		for path, content := range files {
+			for _, hidden := range []string{key.Text(), string(key.EdgeToken()), string(key.EnclaveToken())} {
+				Expect(string(content)).NotTo(ContainSubstring(hidden), path)
+			}
 		}
+		_, err = tenant.ParseSigningKey(files["/state/tenants-signing.key"])
+		Expect(err).NotTo(HaveOccurred(), "`mrgc tenants sign` can go on from there")
+		_, err = tenant.ParseList(files["/state/tenants.json"])
+		Expect(err).NotTo(HaveOccurred())
 	})
 
 	It("writes down the policy that was chosen", func() {
-		key, err := credential.New(strings.NewReader(strings.Repeat("k", 32)), tenantName)
-		Expect(err).NotTo(HaveOccurred())
-		parsed, err := config.Parse("mrgc.yaml", planFor(func(o *Options) { o.Policy = "round-robin" }).clusterConfig(&key))
+		parsed, err := config.Parse("mrgc.yaml", planFor(func(o *Options) { o.Policy = "round-robin" }).clusterConfig())
 		Expect(err).NotTo(HaveOccurred())
 		Expect(parsed.Models).To(HaveExactElements(HaveField("Policy", routing.PolicyRoundRobin)))
 	})

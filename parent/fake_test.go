@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"sync/atomic"
 
@@ -46,6 +47,17 @@ type fakeEnclave struct {
 	mu     sync.Mutex
 	claims []string         // guarded by mu
 	answer http.HandlerFunc // guarded by mu: to sealed requests
+
+	tenants []string // guarded by mu: lists that it has been handed since its start
+
+	refusesTenants atomic.Bool
+}
+
+// handed are the lists of tenants that the enclave has been handed.
+func (e *fakeEnclave) handed() []string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return slices.Clone(e.tenants)
 }
 
 func newFakeEnclave(address string) *fakeEnclave {
@@ -71,6 +83,25 @@ func (e *fakeEnclave) start() {
 		_ = json.NewEncoder(w).Encode(e.recipients())
 	})
 	mux.HandleFunc("GET /healthz", func(http.ResponseWriter, *http.Request) {})
+	e.tenants = nil // a new enclave holds none
+	mux.HandleFunc("GET "+api.PathTenants, func(w http.ResponseWriter, _ *http.Request) {
+		held := api.Tenants{}
+		if n := len(e.handed()); n > 0 {
+			held.Version = uint64(n) // of the tests' signer, the n-th list
+		}
+		_ = json.NewEncoder(w).Encode(held)
+	})
+	mux.HandleFunc("PUT "+api.PathTenants, func(w http.ResponseWriter, r *http.Request) {
+		file, _ := io.ReadAll(r.Body)
+		if e.refusesTenants.Load() {
+			api.Errorf(http.StatusConflict, "tenants_refused", "not these").Write(w)
+			return
+		}
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.tenants = append(e.tenants, string(file))
+		w.WriteHeader(http.StatusNoContent)
+	})
 	listener, err := vsock.Listen(e.address)
 	Expect(err).NotTo(HaveOccurred())
 	e.stop = serve(listener, &http.Server{Handler: mux})

@@ -10,6 +10,7 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // hop is where a sealed request goes next.
@@ -20,11 +21,28 @@ type hop struct {
 	peer   string // the other instance; empty for the own enclave
 }
 
+// regionsOf are those where Envoy says that a request's data may be. Envoy always
+// says so: where nothing is said, it is this region alone.
+func (p *Parent) regionsOf(r *http.Request) []string {
+	if said := r.Header.Get(api.HeaderAllowedRegions); said != "" {
+		return strings.Split(said, ",")
+	}
+	return []string{string(p.config.Instance.Region)}
+}
+
+// mayServe says whether a tenant's data may be here, by its rules and by what
+// Envoy says of the request: unsigned rules, which only restrict, are known there.
+func (p *Parent) mayServe(r *http.Request, rules *tenant.Tenant) bool {
+	here := string(p.config.Instance.Region)
+	return rules.Regions.Allow(here) && slices.Contains(p.regionsOf(r), here)
+}
+
 // next decides it. A request that is sealed to this instance's enclave goes
 // there. Envoy's weights know nothing of recipients, so when the picker is
 // silent a request can arrive that is not: it goes to the parent of one that it
-// is sealed to, as ciphertext, and from there no further. A request whose
-// recipients nobody knows goes to the enclave too, which says so.
+// is sealed to, as ciphertext, and from there no further; never to a region that
+// its tenant's data may not be in. A request whose recipients nobody knows goes to
+// the enclave too, which says so.
 func (p *Parent) next(r *http.Request, from identity.Role) hop {
 	own := hop{client: p.enclave, url: "http://enclave" + api.PathSealed, to: toEnclave}
 	if from == identity.RoleParent {
@@ -38,7 +56,10 @@ func (p *Parent) next(r *http.Request, from identity.Role) hop {
 	if snapshot == nil {
 		return own
 	}
-	other := leastLoaded(snapshot.Ready(p.config.StaleAfter), recipients, p.forwarded.count)
+	allowed := p.regionsOf(r)
+	elsewhere := slices.DeleteFunc(slices.Clone(snapshot.Ready(p.config.StaleAfter)),
+		func(in *fleet.Instance) bool { return !slices.Contains(allowed, string(in.Region)) })
+	other := leastLoaded(elsewhere, recipients, p.forwarded.count)
 	if other == nil || other.ID == p.config.Instance.ID {
 		return own
 	}

@@ -18,6 +18,8 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/tenant"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/parent"
 )
 
@@ -29,24 +31,32 @@ const (
 
 // peer is another instance's parent, with an enclave that says its name.
 type peer struct {
-	id    string
-	asked atomic.Int64
-	from  atomic.Value // role of who asked last
-	fails atomic.Bool  // breaks connections off
-	holds atomic.Bool  // answers when the test is over
+	id      string
+	asked   atomic.Int64
+	from    atomic.Value // role of who asked last
+	regions atomic.Value // what was said of them last
+	fails   atomic.Bool  // breaks connections off
+	holds   atomic.Bool  // answers when the test is over
 }
 
 // peer starts one and registers it.
 func (in *instance) peer(ctx context.Context, id string, load fleet.Load, healthy bool, keyIDs ...string) *peer {
 	GinkgoHelper()
+	return in.peerIn(ctx, region, id, load, healthy, keyIDs...)
+}
+
+// peerIn does it in a region of its own.
+func (in *instance) peerIn(ctx context.Context, region fleet.Region, id string, load fleet.Load, healthy bool, keyIDs ...string) *peer {
+	GinkgoHelper()
 	p := &peer{id: id}
-	source := in.source(identity.ID{Region: region, Instance: id, Role: identity.RoleParent})
+	source := in.source(identity.ID{Region: string(region), Instance: id, Role: identity.RoleParent})
 	server := &http.Server{
 		TLSConfig: source.ServerTLS(func(identity.ID) bool { return true }),
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			who, _ := identity.Peer(r.TLS)
 			p.from.Store(who.Role)
 			p.asked.Add(1)
+			p.regions.Store(r.Header.Get(api.HeaderAllowedRegions))
 			if p.fails.Load() {
 				panic(http.ErrAbortHandler)
 			}
@@ -154,6 +164,32 @@ var _ = Describe("A request that is sealed to others", func() {
 		in.eventuallyAnswered(ctx, "own", nowhere)
 	}, NodeTimeout(specTimeout))
 
+	It("goes to no region that its data may not be in", func(ctx SpecContext) {
+		abroad := in.peerIn(ctx, "use2", "use2-0", fleet.Load{}, true, elsewhere)
+		in.peer(ctx, "use1-1", fleet.Load{Running: 9}, true, further)
+		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere, further)
+		allowing := func(regions string) *http.Response {
+			req := in.sealedTo(ctx, elsewhere)
+			if regions != "" {
+				req.Header.Set(api.HeaderAllowedRegions, regions)
+			}
+			return in.send(req)
+		}
+		for _, regions := range []string{"use1", "use1,usw2", ""} { // nothing said: this region alone
+			Expect(readAll(allowing(regions))).To(Equal("own"), "which says that it holds no such key")
+		}
+		Expect(abroad.asked.Load()).To(BeZero())
+		Expect(readAll(allowing("use1,use2"))).To(Equal("use2-0 got sealed"))
+		Expect(abroad.regions.Load()).To(Equal("use1,use2"), "for the other parent to obey")
+	}, NodeTimeout(specTimeout))
+
+	It("is refused where its data may not be", func(ctx SpecContext) {
+		in.eventuallyRegistered(ctx, HaveField("KeyIDs", Not(BeEmpty())))
+		req := in.sealedTo(ctx, in.registered(ctx).KeyIDs...)
+		req.Header.Set(api.HeaderAllowedRegions, "use2,usw2")
+		expectError(in.send(req), http.StatusForbidden, "region_not_allowed")
+	}, NodeTimeout(specTimeout))
+
 	It("goes one hop at most: what a parent sends is for the own enclave", func(ctx SpecContext) {
 		in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
 		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere)
@@ -185,7 +221,7 @@ var _ = Describe("A tenant who asks a parent for recipients, while no router ans
 		return in.send(req)
 	}
 	withTenant := func(c *parent.Config) {
-		c.EdgeTokens = credential.Set{"acme": {credential.DigestOf(key.EdgeToken())}}
+		c.Tenants = tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant("acme", string(key.EdgeToken()), "enclave"))
 	}
 
 	It("gets those of its enclave", func(ctx SpecContext) {
@@ -195,6 +231,22 @@ var _ = Describe("A tenant who asks a parent for recipients, while no router ans
 		var answer api.Recipients
 		Expect(json.NewDecoder(resp.Body).Decode(&answer)).To(Succeed())
 		Expect(answer.Recipients).NotTo(BeEmpty())
+	}, NodeTimeout(specTimeout))
+
+	It("gets none where its data may not be, by the signed rules or by Envoy's", func(ctx SpecContext) {
+		abroad := tenanttest.Tenant("abroad", "token", "another")
+		abroad.Regions = tenant.Names{"use2"}
+		in := start(func(c *parent.Config) {
+			c.Tenants = tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant("acme", string(key.EdgeToken()), "enclave"), abroad)
+		})
+		for _, bad := range [][3]string{{"abroad", "token", region}, {"abroad", "token", "use2"}, {"acme", string(key.EdgeToken()), "use2"}} {
+			req, err := http.NewRequestWithContext(ctx, http.MethodGet, in.url(api.PathKeys)+"?model=m", nil)
+			Expect(err).NotTo(HaveOccurred())
+			req.Header.Set(api.HeaderTenant, bad[0])
+			req.Header.Set("Authorization", "Bearer "+bad[1])
+			req.Header.Set(api.HeaderAllowedRegions, bad[2])
+			expectError(in.send(req), http.StatusServiceUnavailable, "no_instance_ready")
+		}
 	}, NodeTimeout(specTimeout))
 
 	DescribeTable("is refused", func(ctx SpecContext, model string, token []byte, status int) {

@@ -30,10 +30,10 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // Config says which instance this is and how its parts are reached. Every
@@ -44,9 +44,9 @@ type Config struct {
 	Instance fleet.Instance
 	Store    fleet.Store
 	Identity *identity.Source
-	// EdgeTokens are the stored edge tokens of all tenants, for when tenants ask
-	// this parent for recipients because no router answers.
-	EdgeTokens credential.Set
+	// Tenants holds the signed list of them, to hand to the enclave, and for when
+	// tenants ask this parent for recipients because no router answers.
+	Tenants *tenant.Keeper
 
 	// DialEnclave connects to the enclave's request port.
 	DialEnclave func(context.Context) (net.Conn, error)
@@ -118,6 +118,8 @@ func New(config Config) (*Parent, error) {
 		return nil, errors.New("parent: no store")
 	case config.Identity == nil:
 		return nil, errors.New("parent: no identity")
+	case config.Tenants == nil:
+		return nil, errors.New("parent: no tenants")
 	case config.DialEnclave == nil:
 		return nil, errors.New("parent: no way to dial the enclave")
 	case config.EngineRelay == nil || config.DialGuard == nil:

@@ -1,6 +1,7 @@
 package parent
 
 import (
+	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -47,6 +48,7 @@ func (p *Parent) register(ctx context.Context) {
 		lastReported time.Time
 	)
 	for {
+		_, _, newTenants := p.config.Tenants.Held()
 		seen := p.probe(ctx)
 		if ctx.Err() != nil {
 			return // what a probe that was broken off has seen says nothing
@@ -72,6 +74,7 @@ func (p *Parent) register(ctx context.Context) {
 			return
 		case <-ticker.C:
 		case <-p.probeAgain:
+		case <-newTenants:
 		}
 	}
 }
@@ -103,6 +106,9 @@ func (p *Parent) probe(ctx context.Context) observation {
 	defer cancel()
 	var seen observation
 	recipients, err := p.recipients(ctx)
+	if err == nil {
+		err = p.handTenants(ctx)
+	}
 	if err != nil {
 		seen.health.Reason = fmt.Sprintf("enclave: %v", err)
 	} else {
@@ -119,6 +125,37 @@ func (p *Parent) probe(ctx context.Context) observation {
 	}
 	seen.load = p.engineLoad(ctx)
 	return seen
+}
+
+// handTenants hands the enclave the signed list of tenants, unless it has that
+// one: after its start, and when there is a new one.
+func (p *Parent) handTenants(ctx context.Context) error {
+	set, file, _ := p.config.Tenants.Held()
+	body, err := get(ctx, p.enclave, "http://enclave"+api.PathTenants, 1<<10)
+	if err != nil {
+		return err
+	}
+	var holds api.Tenants
+	if err := json.Unmarshal(body, &holds); err != nil {
+		return fmt.Errorf("tenants: %w", err)
+	}
+	if set.Version() <= holds.Version {
+		return nil
+	}
+	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://enclave"+api.PathTenants, bytes.NewReader(file))
+	if err != nil {
+		return err
+	}
+	resp, err := p.enclave.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusNoContent {
+		answer, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // it only explains
+		return fmt.Errorf("the enclave refuses the list of tenants: %w", api.ParseError(resp.StatusCode, answer))
+	}
+	return nil
 }
 
 // engineLoad is what the engine's metrics say; of an engine without metrics, or
@@ -183,12 +220,15 @@ func (p *Parent) serveRecipients(w http.ResponseWriter, r *http.Request) {
 // serveKeys answers tenants in the routers' place, as Envoy asks while no
 // router does: with the one instance that this parent knows the keys of.
 func (p *Parent) serveKeys(w http.ResponseWriter, r *http.Request) {
-	if !p.config.EdgeTokens.HoldsBearer(r.Header.Values(api.HeaderTenant), r.Header.Values("Authorization")) {
+	rules, err := p.config.Tenants.Set().AdmitBearer(r.Header.Values(api.HeaderTenant), r.Header.Values("Authorization"), time.Now())
+	if err != nil {
 		api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of this cluster's").Write(w)
 		return
 	}
-	if !slices.Contains(p.config.Instance.Models, r.URL.Query().Get("model")) {
-		// Whether the model exists at all is the routers' to know.
+	model := r.URL.Query().Get("model")
+	if !slices.Contains(p.config.Instance.Models, model) || !rules.Models.Allow(model) || !p.mayServe(r, rules) {
+		// Whether the model exists at all is the routers' to know, and an instance
+		// where the tenant's data may be is Envoy's to find.
 		api.Errorf(http.StatusServiceUnavailable, "no_instance_ready", "no instance of the model was found; try again").Write(w)
 		return
 	}

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -16,11 +17,12 @@ import (
 	"github.com/mrgc/mrgc/internal/loadreport"
 )
 
-// bound are the request headers that go on, all of them bound by the envelope.
-// The tenant's edge token is not among them.
+// bound are the request headers that go on, all of them bound by the envelope
+// but for the regions, which are another parent's to obey. The tenant's edge
+// token is not among them.
 var bound = []string{
 	"Content-Type", api.HeaderModel, api.HeaderTenant, api.HeaderAffinity, api.HeaderSize,
-	api.HeaderRecipients, api.HeaderRequestID,
+	api.HeaderRecipients, api.HeaderRequestID, api.HeaderAllowedRegions,
 }
 
 // fromEnclave are the response headers that are passed back.
@@ -51,6 +53,11 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	peer, _ := identity.Peer(r.TLS)
 	if peer.Role != identity.RoleEnvoy && peer.Role != identity.RoleParent {
 		api.Errorf(http.StatusForbidden, "not_allowed", "only Envoy and other parents send requests here").Write(w)
+		return
+	}
+	if !slices.Contains(p.regionsOf(r), string(p.config.Instance.Region)) {
+		// Envoy sends nothing here that may not be here; it may have been told wrong.
+		api.Errorf(http.StatusForbidden, "region_not_allowed", "this tenant's data may not be in region %s", p.config.Instance.Region).Write(w)
 		return
 	}
 	started := time.Now()

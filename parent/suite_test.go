@@ -21,6 +21,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/sqlite"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/internal/vsock"
 	"github.com/mrgc/mrgc/parent"
 	"github.com/mrgc/mrgc/standin/devca"
@@ -135,6 +136,7 @@ func (in *instance) config() parent.Config {
 		},
 		Store:             in.store,
 		Identity:          in.source(parentID),
+		Tenants:           tenanttest.Keeper(GinkgoTB()),
 		DialEnclave:       in.enclave.dial,
 		EngineRelay:       in.relay,
 		DialGuard:         in.guard.dial,

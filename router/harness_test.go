@@ -25,6 +25,7 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/standin/devca"
 	"github.com/mrgc/mrgc/xds"
@@ -213,7 +214,7 @@ func newRouter() *running {
 	dir := GinkgoT().TempDir()
 	r.config = router.Config{
 		Region: "use1", SpillTo: []fleet.Region{"use2"}, Models: []string{model}, StaleAfter: time.Hour,
-		EdgeTokens: credential.Set{"acme": {credential.DigestOf(r.key.EdgeToken())}},
+		Tenants: tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant("acme", string(r.key.EdgeToken()), "enclave")),
 		XDS: xds.Config{
 			Region: "use1", SpillTo: map[fleet.Region][]fleet.Region{"use1": {"use2"}}, Models: []string{model}, StaleAfter: time.Hour,
 			TenantAddress: netip.MustParseAddrPort("127.0.0.1:443"), HealthAddress: netip.MustParseAddrPort("127.0.0.1:8080"),

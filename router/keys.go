@@ -15,13 +15,19 @@ import (
 
 // serveKeys answers [api.PathKeys].
 func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
-	if !r.authenticated(req) {
-		unauthorized().Write(w)
+	rules, refused := r.admit(req)
+	if refused != nil {
+		refused.Write(w)
 		return
 	}
 	model := req.URL.Query().Get("model")
-	if !slices.Contains(r.models(), model) {
-		api.Errorf(http.StatusNotFound, "model_not_found", "the model does not exist or is not served here; %s lists those that are", api.PathModels).Write(w)
+	if !slices.Contains(r.models(), model) || !rules.Models.Allow(model) {
+		api.Errorf(http.StatusNotFound, "model_not_found", "the model is not served here, or not to this tenant; %s lists those that are", api.PathModels).Write(w)
+		return
+	}
+	if !rules.Regions.Allow(string(r.config.Region)) {
+		api.Errorf(http.StatusForbidden, "region_not_allowed",
+			"this tenant's data may not be in region %s: use the endpoint of a region that is allowed to it", r.config.Region).Write(w)
 		return
 	}
 	n, ok := wanted(req)
@@ -29,10 +35,12 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		api.Errorf(http.StatusBadRequest, "invalid_request", "n is how many recipients to list, 1 to %d", seal.MaxRecipients).Write(w)
 		return
 	}
+	regions := slices.DeleteFunc(append([]fleet.Region{r.config.Region}, r.config.SpillTo...),
+		func(region fleet.Region) bool { return !rules.Regions.Allow(string(region)) })
 	var answer api.Recipients
 	offer := routing.Offer{
 		Model: model, N: n,
-		Regions: append([]fleet.Region{r.config.Region}, r.config.SpillTo...),
+		Regions: regions,
 		Seed:    rand.Uint64(), //nolint:gosec // tenants must not herd; there is no secret in it
 	}
 	for _, in := range routing.Candidates(offer, r.picker.Candidates()) {
@@ -64,24 +72,19 @@ func wanted(req *http.Request) (n int, ok bool) {
 
 // serveModels answers [api.PathModels].
 func (r *Router) serveModels(w http.ResponseWriter, req *http.Request) {
-	if !r.authenticated(req) {
-		unauthorized().Write(w)
+	rules, refused := r.admit(req)
+	if refused != nil {
+		refused.Write(w)
 		return
 	}
 	answer := api.Models{Object: "list", Data: []api.Model{}}
 	for _, name := range r.models() {
+		if !rules.Models.Allow(name) {
+			continue
+		}
 		answer.Data = append(answer.Data, api.Model{ID: name, Object: "model", Created: r.started.Unix(), OwnedBy: "mrgc"})
 	}
 	writeJSON(w, http.StatusOK, answer)
-}
-
-// authenticated checks the tenant's edge token.
-func (r *Router) authenticated(req *http.Request) bool {
-	return r.config.EdgeTokens.HoldsBearer(req.Header.Values(api.HeaderTenant), req.Header.Values("Authorization"))
-}
-
-func unauthorized() *api.Error {
-	return api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of this cluster's")
 }
 
 func writeJSON(w http.ResponseWriter, status int, value any) {

@@ -14,10 +14,10 @@ import (
 	"testing"
 	"time"
 
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/internal/vsock"
 	instance "github.com/mrgc/mrgc/parent"
 	"github.com/mrgc/mrgc/router"
@@ -110,7 +110,7 @@ func (c *benchCluster) router(ctx context.Context, b *testing.B, instances []*fl
 	store := &fakeStore{snapshots: make(chan *fleet.Snapshot, 1)}
 	store.snapshots <- fleet.NewSnapshot(time.Now(), slices.Clone(instances))
 	made := must(router.New(router.Config{
-		Region: "use1", Models: []string{model}, StaleAfter: time.Hour, EdgeTokens: credential.Set{},
+		Region: "use1", Models: []string{model}, StaleAfter: time.Hour, Tenants: tenanttest.Keeper(b),
 		XDS: xds.Config{
 			Region: "use1", Models: []string{model}, StaleAfter: time.Hour,
 			TenantAddress: netip.MustParseAddrPort("127.0.0.1:443"), HealthAddress: netip.MustParseAddrPort("127.0.0.1:8080"),

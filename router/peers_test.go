@@ -46,7 +46,7 @@ func listenersAt(addresses ...string) router.Listeners {
 // beside is another router of the first one's region, for the same tenant. It is
 // to be made before either starts.
 func (r *running) beside(made *running) *running {
-	made.key, made.config.EdgeTokens = r.key, r.config.EdgeTokens
+	made.key, made.config.Tenants = r.key, r.config.Tenants
 	return made
 }
 

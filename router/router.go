@@ -43,22 +43,25 @@ import (
 
 	"github.com/mrgc/mrgc/extproc"
 	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/xds"
 )
 
 // Config says what a router serves. Every field without a default is required.
 type Config struct {
-	Region     fleet.Region
-	SpillTo    []fleet.Region // other regions in order of preference
-	Models     []string
-	EdgeTokens credential.Set            // stored edge tokens of all tenants
-	Policies   map[string]routing.Policy // of the models that have another than the default
-	XDS        xds.Config                // what the router does not fill in itself: addresses, limits
-	StaleAfter time.Duration             // age of a heartbeat that no longer counts
+	Region  fleet.Region
+	SpillTo []fleet.Region // other regions in order of preference
+	Models  []string
+	// Tenants holds the signed list of them, and Restrictions what is to hold of
+	// them beside it, which can only be less.
+	Tenants      *tenant.Keeper
+	Restrictions []tenant.Restriction
+	Policies     map[string]routing.Policy // of the models that have another than the default
+	XDS          xds.Config                // what the router does not fill in itself: addresses, limits
+	StaleAfter   time.Duration             // age of a heartbeat that no longer counts
 	// Peers are the gRPC ports of the region's other routers, "host:port" each. A
 	// host with several addresses is several routers, looked up again and again;
 	// this router may be among them. Default: it is the only one.
@@ -85,7 +88,8 @@ type Router struct {
 	log        *slog.Logger
 	started    time.Time
 	view       atomic.Pointer[fleet.Snapshot]
-	changed    chan struct{} // the view has
+	tenants    atomic.Pointer[tenant.Set] // with the restrictions; nil before the first list
+	changed    chan struct{}              // the view has
 	xds        *xds.Server
 	picker     *extproc.Picker
 	recipients *collector
@@ -103,8 +107,8 @@ func New(config Config) (*Router, error) {
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
 	}
-	if config.Store == nil || config.Identity == nil {
-		return nil, errors.New("router: store and identity are required")
+	if config.Store == nil || config.Identity == nil || config.Tenants == nil {
+		return nil, errors.New("router: store, identity and tenants are required")
 	}
 	want := routerOf(config.Region)
 	if self := config.Identity.ID(); self != want {
@@ -136,15 +140,17 @@ func New(config Config) (*Router, error) {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	r.picker, err = extproc.New(extproc.Config{
-		Region:       config.Region,
-		SpillTo:      config.SpillTo,
-		View:         r.view.Load,
-		StaleAfter:   config.StaleAfter,
-		Authenticate: config.EdgeTokens.Holds,
-		Policies:     config.Policies,
-		Report:       r.reported,
-		Logger:       r.log,
-		Metrics:      r.metrics,
+		Region:     config.Region,
+		SpillTo:    config.SpillTo,
+		View:       r.view.Load,
+		StaleAfter: config.StaleAfter,
+		Admit: func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error) {
+			return r.tenants.Load().AdmitToEdge(name, bearer, now)
+		},
+		Policies: config.Policies,
+		Report:   r.reported,
+		Logger:   r.log,
+		Metrics:  r.metrics,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("router: %w", err)
@@ -152,7 +158,8 @@ func New(config Config) (*Router, error) {
 	if r.peers, err = newExchange(&config, r.picker, r.log); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
-	if err := registerPeerMetrics(r.metrics, config.Region, r.peers); err != nil {
+	r.showTenants()
+	if err := errors.Join(registerPeerMetrics(r.metrics, config.Region, r.peers), r.registerTenantMetrics()); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	return r, nil
@@ -174,6 +181,7 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	group.Go(func() error { r.collect(ctx); return nil })
 	group.Go(func() error { r.peers.run(ctx); return nil })
 	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
+	group.Go(func() error { r.followTenants(ctx); return nil })
 	group.Go(func() error { return r.xds.Run(ctx) })
 	return group.Wait()
 }

@@ -212,8 +212,8 @@ var _ = Describe("New", func() {
 		_, err := router.New(r.config)
 		Expect(err).To(MatchError(ContainSubstring(reason)))
 	},
-		Entry("no store", func(r *running) { r.config.Store = nil }, "store and identity are required"),
-		Entry("no identity", func(r *running) { r.config.Identity = nil }, "store and identity are required"),
+		Entry("no store", func(r *running) { r.config.Store = nil }, "store, identity and tenants are required"),
+		Entry("no identity", func(r *running) { r.config.Identity = nil }, "store, identity and tenants are required"),
 		Entry("another region's identity", func(r *running) {
 			r.config.Identity = sourceOf(r.ca, identity.ID{Region: "use2", Role: identity.RoleRouter})
 		}, "identity is spiffe://mrgc.internal/region/use2/router, want spiffe://mrgc.internal/region/use1/router"),

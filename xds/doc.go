@@ -15,12 +15,13 @@
 //	server, err := xds.New(xds.Config{...})
 //	server.Register(grpcServer)                       // before Serve
 //	server.SetTenantCertificate(certPEM, keyPEM)
+//	server.SetTenants(keeper.Set())
 //	go server.Run(ctx)
 //	for snapshot := range store.Watch(ctx) {
 //		server.Update(snapshot)
 //	}
 //
-// Nothing is published before there is both a snapshot and a certificate.
+// Nothing is published before there is all of a snapshot, tenants and a certificate.
 //
 // # Promises
 //

@@ -137,11 +137,16 @@ func (r *region) request(method, url string, body []byte, headers ...string) ans
 
 func (r *region) get(url string) answer { return r.request(http.MethodGet, url, nil) }
 
+// asked gets what tenants alone are told.
+func (r *region) asked(path string, headers ...string) answer {
+	return r.request(http.MethodGet, r.url+path, nil, append([]string{"Authorization", "Bearer " + token, api.HeaderTenant, "acme"}, headers...)...)
+}
+
 // sealed sends a request as mrgc connect does.
 func (r *region) sealed(headers ...string) answer {
 	return r.request(http.MethodPost, r.url+api.PathSealed, []byte("ciphertext"), append([]string{
 		"Content-Type", api.ContentTypeSealedRequest, api.HeaderModel, model, api.HeaderTenant, "acme",
-		api.HeaderRequestID, "0123456789abcdef0123456789abcdef", "Authorization", "Bearer secret",
+		api.HeaderRequestID, "0123456789abcdef0123456789abcdef", "Authorization", "Bearer " + token,
 	}, headers...)...)
 }
 
@@ -207,20 +212,24 @@ var _ = Describe("With the real Envoy", func() {
 		Expect(post("/v1/chat/completions", []byte("{}"), "Content-Type", "application/json")).To(haveError(400, "request_not_sealed"))
 		Expect(post("/v1/sealed", nil, sealedType...)).To(haveError(400, "request_not_sealed"), "no model")
 		Expect(post("/v1/sealed", nil, "Content-Type", "text/plain", api.HeaderModel, model)).To(haveError(400, "request_not_sealed"))
-		Expect(post("/v1/sealed", nil, append(sealedType, api.HeaderModel, "gpt-99")...)).To(haveError(404, "model_not_found"))
+		Expect(post("/v1/sealed", nil, append(sealedType, api.HeaderModel, model)...)).To(haveError(401, "invalid_api_key"))
+		Expect(post("/v1/sealed", nil, append(sealedType, api.HeaderModel, "gpt-99")...)).To(haveError(401, "invalid_api_key"))
+		Expect(r.sealed(api.HeaderModel, "gpt-99")).To(haveError(404, "model_not_found"))
+		Expect(r.get(r.url + api.PathKeys + "?model=m")).To(haveError(401, "invalid_api_key"))
+		Expect(r.get(r.url + api.PathModels)).To(haveError(401, "invalid_api_key"))
 		Expect(post("/v1/sealed", make([]byte, 1001), append(sealedType, api.HeaderModel, model)...)).To(haveError(413, "request_too_large"))
 		Expect(r.get(r.url + "/")).To(haveError(404, "not_found"))
 		Expect(r.get(r.url + "/v1/sealed")).To(haveError(404, "not_found"))
 		Expect(r.get(r.url + "/v1%2Fmodels")).To(haveError(400, "bad_request"))
 		Expect(r.router.picker.last()).To(BeNil(), "none of these asks the picker")
 
-		none := r.request(http.MethodPost, r.url+"/v1/sealed", nil, append(sealedType, api.HeaderModel, "tiny")...)
+		none := r.sealed(api.HeaderModel, "tiny")
 		Expect(none).To(haveError(503, "unavailable"), "a model without instances")
 		Expect(none.header.Get("Retry-After")).To(Equal("1"))
 		Expect(none.header).NotTo(HaveKey("Server"))
 
-		Expect(r.get(r.url + api.PathKeys + "?model=m").body).To(Equal("router says " + api.PathKeys + "?model=m"))
-		Expect(r.get(r.url + api.PathModels).body).To(Equal("router says " + api.PathModels))
+		Expect(r.asked(api.PathKeys + "?model=m").body).To(Equal("router says " + api.PathKeys + "?model=m"))
+		Expect(r.asked(api.PathModels).body).To(Equal("router says " + api.PathModels))
 	})
 
 	It("takes a sealed request to where the picker says, and nobody else can", func() {
@@ -336,6 +345,7 @@ var _ = Describe("With the real Envoy", func() {
 			}
 			req.Header.Set("Content-Type", api.ContentTypeSealedRequest)
 			req.Header.Set(api.HeaderModel, model)
+			req.Header.Set("Authorization", "Bearer "+token)
 			return r.do(req)
 		}
 		for _, size := range []int64{5 << 20, limit - 1, limit} {
@@ -408,7 +418,7 @@ var _ = Describe("With the real Envoy", func() {
 	It("asks instances for recipients while no router answers, another when one cannot tell", func() {
 		r := startRegion(nil, "use1", "use1").serving()
 		r.parents[0].Handle(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
-		keys := func() string { return r.get(r.url + api.PathKeys + "?model=m").body }
+		keys := func() string { return r.asked(api.PathKeys + "?model=m").body }
 		Expect(keys()).To(Equal("router says " + api.PathKeys + "?model=m"))
 		r.router.stopHTTP()
 		for range 10 {

@@ -36,11 +36,15 @@ func tenantsListener(r *renderer, p plan) *listenerv3.Listener {
 	log := accessLog(r, p)
 	manager.AccessLog = []*accesslogv3.AccessLog{log}
 	manager.LocalReplyConfig = localReplies(r)
-	manager.HttpFilters = []*hcmv3.HttpFilter{httpFilter(r, extProcFilter, picker(p)), httpFilter(r, routerFilterName, &routerv3.Router{
-		SuppressEnvoyHeaders: true,
-		UpstreamLog:          []*accesslogv3.AccessLog{elsewhere(r, log)},
-		UpstreamLogOptions:   &routerv3.Router_UpstreamAccessLogOptions{FlushUpstreamLogOnUpstreamStream: true},
-	})}
+	manager.HttpFilters = []*hcmv3.HttpFilter{
+		httpFilter(r, luaFilter, authenticator()),
+		httpFilter(r, extProcFilter, picker(p)),
+		httpFilter(r, routerFilterName, &routerv3.Router{
+			SuppressEnvoyHeaders: true,
+			UpstreamLog:          []*accesslogv3.AccessLog{elsewhere(r, log)},
+			UpstreamLogOptions:   &routerv3.Router_UpstreamAccessLogOptions{FlushUpstreamLogOnUpstreamStream: true},
+		}),
+	}
 	manager.Http2ProtocolOptions = &corev3.Http2ProtocolOptions{
 		// One mrgc connect may carry a whole company's requests.
 		MaxConcurrentStreams:        wrapperspb.UInt32(1000),

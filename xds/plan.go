@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 )
@@ -15,7 +14,9 @@ import (
 type plan struct {
 	config   Config
 	region   fleet.Region
-	clusters []clusterPlan // of the models, in the order of Config.Models
+	clusters []clusterPlan // those of all regions first, then those of fewer
+	accesses []access
+	routes   resource // the tenants', see admission
 	cert     certificate
 }
 
@@ -75,18 +76,13 @@ func quantise(score uint32) uint32 {
 
 // clusterName names the cluster of a model restricted to a set of regions.
 func clusterName(model string, allowed []fleet.Region) string {
-	names := make([]string, len(allowed))
-	for i, r := range allowed {
-		names[i] = string(r)
-	}
-	slices.Sort(names)
-	return model + "@" + strings.Join(names, "_")
+	return model + "@" + regionNames(slices.Sorted(slices.Values(allowed)), "_")
 }
 
 // newPlan chooses the endpoints for the Envoys of a region. The order of
-// allowed is the order of priority.
-func newPlan(config Config, region fleet.Region, allowed []fleet.Region, usable []dialableInstance, cert certificate) plan {
-	p := plan{config: config, region: region, cert: cert}
+// regions, its own first, is the order of priority.
+func newPlan(config Config, region fleet.Region, regions []fleet.Region, usable []dialableInstance, tenants admission, cert certificate) plan {
+	p := plan{config: config, region: region, accesses: tenants.accesses, routes: tenants.routes, cert: cert}
 	serving := map[instancesOf][]endpoint{}
 	for _, in := range usable {
 		e := endpoint{id: in.ID, address: in.address, region: in.Region, zone: in.Zone, weight: in.weight}
@@ -95,14 +91,26 @@ func newPlan(config Config, region fleet.Region, allowed []fleet.Region, usable 
 			serving[of] = append(serving[of], e)
 		}
 	}
-	for _, model := range config.Models {
-		c := clusterPlan{name: clusterName(model, allowed), model: model}
+	p.addClusters(config.Models, regions, serving) // those of all regions, whoever may use them
+	for _, a := range p.accesses {
+		p.addClusters(a.models, a.regions, serving)
+	}
+	return p
+}
+
+// addClusters adds those of models in a set of regions that are not there yet.
+func (p *plan) addClusters(models []string, allowed []fleet.Region, serving map[instancesOf][]endpoint) {
+	for _, model := range models {
+		name := clusterName(model, allowed)
+		if slices.ContainsFunc(p.clusters, func(c clusterPlan) bool { return c.name == name }) {
+			continue
+		}
+		c := clusterPlan{name: name, model: model}
 		for _, from := range allowed {
 			c.endpoints = append(c.endpoints, serving[instancesOf{model, from}])
 		}
 		p.clusters = append(p.clusters, c)
 	}
-	return p
 }
 
 // dialableInstance is an instance that Envoy can be sent.

@@ -83,7 +83,7 @@ func render(p plan, before rendered) (rendered, error) {
 	r.add(tenantSecret, p.cert.secret())
 	r.add(tenantListener, tenantsListener(r, p))
 	r.add(healthListenerName, healthListener(r, p))
-	r.add(tenantRoutes, routeConfiguration(r, p))
+	r.byType[typeRoute][tenantRoutes] = p.routes
 	if r.err != nil {
 		return rendered{}, fmt.Errorf("render %s: %w", p.region, r.err)
 	}
@@ -161,12 +161,16 @@ type renderer struct {
 
 // add validates a resource and files it under its type.
 func (r *renderer) add(name string, m validated) {
-	body := r.pack(m)
-	if r.err != nil {
-		return
+	if made := r.resource(m); r.err == nil {
+		r.byType[made.body.GetTypeUrl()][name] = made
 	}
+}
+
+// resource validates a resource and names its version.
+func (r *renderer) resource(m validated) resource {
+	body := r.pack(m)
 	sum := sha256.Sum256(body.GetValue())
-	r.byType[body.GetTypeUrl()][name] = resource{version: hex.EncodeToString(sum[:8]), body: body}
+	return resource{version: hex.EncodeToString(sum[:8]), body: body}
 }
 
 // pack validates a message and wraps it, with the same bytes for the same

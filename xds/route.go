@@ -14,6 +14,7 @@ import (
 	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/durationpb"
+	"google.golang.org/protobuf/types/known/structpb"
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -24,36 +25,54 @@ import (
 const tenantRoutes = "tenants"
 
 // routeConfiguration says which request goes where; the first route that
-// matches wins. Only a sealed request for a known model asks the picker: all
-// other answers are the same without it.
-func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
+// matches wins. Whose request it is authenticate.lua has found out, and what
+// that tenant may reach is in the choice of route: these rules hold without the
+// picker. Only a sealed request for a model that its tenant may use asks the
+// picker: all other answers are the same without it.
+func routeConfiguration(r *renderer, p plan, callers map[string]*structpb.Value) *routev3.RouteConfiguration {
 	unpicked := r.pack(&extprocv3.ExtProcPerRoute{Override: &extprocv3.ExtProcPerRoute_Disabled{Disabled: true}})
 	var routes []*routev3.Route
-	add := func(name string, match *routev3.RouteMatch) *routev3.Route {
+	add := func(name string, match *routev3.RouteMatch, who ...*matcherv3.MetadataMatcher) *routev3.Route {
+		match.DynamicMetadata = who
 		route := &routev3.Route{Name: name, Match: match, TypedPerFilterConfig: map[string]*anypb.Any{extProcFilter: unpicked}}
 		routes = append(routes, route)
 		return route
 	}
-	answer := func(name string, match *routev3.RouteMatch, e *api.Error) {
-		add(name, match).Action = directResponse(e)
+	answer := func(name string, match *routev3.RouteMatch, e *api.Error, who ...*matcherv3.MetadataMatcher) {
+		add(name, match, who...).Action = directResponse(e)
 	}
 
-	add("keys", exactPath(http.MethodGet, api.PathKeys)).Action = toKeys()
-	add("models", exactPath(http.MethodGet, api.PathModels)).Action = toRouter(p)
+	for _, a := range p.accesses {
+		route := add("keys/"+a.name, exactPath(http.MethodGet, api.PathKeys), hasAccess(a.name))
+		route.Action = toKeys()
+		route.RequestHeadersToAdd = []*corev3.HeaderValueOption{allowedRegions(a)}
+	}
+	answer("keys-elsewhere", exactPath(http.MethodGet, api.PathKeys), errElsewhere(p), hasAccess(accessElsewhere))
+	answer("keys-nobody", exactPath(http.MethodGet, api.PathKeys), errNobody())
+	add("models", exactPath(http.MethodGet, api.PathModels), isTenant()).Action = toRouter(p)
+	answer("models-nobody", exactPath(http.MethodGet, api.PathModels), errNobody())
 	answer("too-large", exactPath(http.MethodPost, api.PathSealed, bodyOver(p.config.MaxBodyBytes)),
 		api.Errorf(http.StatusRequestEntityTooLarge, "request_too_large", "the request is larger than %d bytes", p.config.MaxBodyBytes))
-	for _, c := range p.clusters {
-		route := add("model/"+c.model, exactPath(http.MethodPost, api.PathSealed, sealed(), exactHeader(api.HeaderModel, c.model)))
-		route.TypedPerFilterConfig = nil
-		route.Action = toCluster(r, p, c)
-		route.RequestHeadersToRemove = []string{"authorization"} // the picker has seen it; instances have no use for it
-		route.ResponseHeadersToAdd = []*corev3.HeaderValueOption{setHeader(api.HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%")}
-		// What can be sent again is what is kept: by default a body over the
-		// connection's buffer limit would lose its retries.
-		route.RequestBodyBufferLimit = wrapperspb.UInt64(uint64(p.config.MaxBodyBytes)) //nolint:gosec // checked not to be negative
+	for _, a := range p.accesses {
+		for _, model := range a.models {
+			route := add("model/"+a.name+"/"+model,
+				exactPath(http.MethodPost, api.PathSealed, sealed(), exactHeader(api.HeaderModel, model)), hasAccess(a.name))
+			route.TypedPerFilterConfig = nil
+			route.Action = toCluster(r, p, clusterName(model, a.regions))
+			route.RequestHeadersToAdd = []*corev3.HeaderValueOption{allowedRegions(a)}
+			route.RequestHeadersToRemove = []string{"authorization"} // the picker has seen it; instances have no use for it
+			route.ResponseHeadersToAdd = []*corev3.HeaderValueOption{setHeader(api.HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%")}
+			// What can be sent again is what is kept: by default a body over the
+			// connection's buffer limit would lose its retries.
+			route.RequestBodyBufferLimit = wrapperspb.UInt64(uint64(p.config.MaxBodyBytes)) //nolint:gosec // checked not to be negative
+		}
 	}
-	answer("unknown-model", exactPath(http.MethodPost, api.PathSealed, sealed(), present(api.HeaderModel)),
-		api.Errorf(http.StatusNotFound, "model_not_found", "the model that %s names is not served here; GET %s lists those that are", api.HeaderModel, api.PathModels))
+	anyModel := func() *routev3.RouteMatch {
+		return exactPath(http.MethodPost, api.PathSealed, sealed(), present(api.HeaderModel))
+	}
+	answer("elsewhere", anyModel(), errElsewhere(p), hasAccess(accessElsewhere))
+	answer("unknown-model", anyModel(), errUnknownModel(), isTenant())
+	answer("nobody", anyModel(), errNobody())
 	answer("not-sealed", prefix(http.MethodPost, "/v1/"),
 		api.Errorf(http.StatusBadRequest, "request_not_sealed", "this endpoint takes sealed requests alone (POST %s, Content-Type %s, %s): point your client at `mrgc connect`, or use the Go client",
 			api.PathSealed, api.ContentTypeSealedRequest, api.HeaderModel))
@@ -64,8 +83,28 @@ func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
 		Name: tenantRoutes,
 		// Envoy has read an instance's load by then, and it is no tenant's business.
 		ResponseHeadersToRemove: []string{"server", strings.ToLower(loadreport.Header)},
-		VirtualHosts:            []*routev3.VirtualHost{{Name: tenantRoutes, Domains: []string{"*"}, Routes: routes}},
+		VirtualHosts: []*routev3.VirtualHost{{
+			Name: tenantRoutes, Domains: []string{"*"}, Routes: routes,
+			TypedPerFilterConfig: map[string]*anypb.Any{luaFilter: r.pack(knownTenants(callers))},
+		}},
 	}
+}
+
+func errNobody() *api.Error {
+	return api.Errorf(http.StatusUnauthorized, "invalid_api_key",
+		"this cluster knows no such API key for this tenant: check the key, and that it is for this cluster")
+}
+
+// errUnknownModel is the answer for a model that is not served and for one that
+// the tenant may not use: it does not learn which exist.
+func errUnknownModel() *api.Error {
+	return api.Errorf(http.StatusNotFound, "model_not_found",
+		"the model that %s names is not served here, or not to this tenant; GET %s lists those that are", api.HeaderModel, api.PathModels)
+}
+
+func errElsewhere(p plan) *api.Error {
+	return api.Errorf(http.StatusForbidden, "region_not_allowed",
+		"this tenant's data may not be in region %s: use the endpoint of a region that is allowed to it", p.region)
 }
 
 // toCluster sends a request to an instance, and to another one as long as there
@@ -73,9 +112,9 @@ func routeConfiguration(r *renderer, p plan) *routev3.RouteConfiguration {
 // answered 503, or died with the request (which may then have run: a request
 // runs once per recipient at most, and a tenant who wants it once in all seals
 // to one). There is no time limit but for silence: an answer may be long.
-func toCluster(r *renderer, p plan, c clusterPlan) *routev3.Route_Route {
+func toCluster(r *renderer, p plan, cluster string) *routev3.Route_Route {
 	return &routev3.Route_Route{Route: &routev3.RouteAction{
-		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: c.name},
+		ClusterSpecifier: &routev3.RouteAction_Cluster{Cluster: cluster},
 		Timeout:          durationpb.New(0),
 		IdleTimeout:      durationpb.New(p.config.ResponseIdleTimeout),
 		RetryPolicy: &routev3.RetryPolicy{

@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // Server serves Envoys their configuration. Its methods are safe for
@@ -26,6 +27,8 @@ type Server struct {
 	// rendered is of the last build, so that the next one makes what has changed
 	// and no more; of New, then of Run.
 	rendered map[fleet.Region]rendered
+	// admissions are those of the last list of tenants; New's, and then Run's.
+	admissions map[fleet.Region]admission
 
 	mu    sync.Mutex
 	input input // guarded by mu
@@ -39,6 +42,7 @@ type Server struct {
 // input is what a publication is made from.
 type input struct {
 	snapshot *fleet.Snapshot
+	tenants  *tenant.Set
 	cert     certificate
 }
 
@@ -56,6 +60,7 @@ func New(config Config) (*Server, error) {
 		stages:   map[fleet.Region]*lockedStage{},
 		roster:   newRoster(),
 		rendered: map[fleet.Region]rendered{},
+		admissions: map[fleet.Region]admission{},
 		wake:     make(chan struct{}, 1), rescored: make(chan struct{}, 1),
 	}
 	for region := range s.served {
@@ -65,7 +70,7 @@ func New(config Config) (*Server, error) {
 	if s.metrics, err = newMetrics(config.Metrics, s); err != nil {
 		return nil, fmt.Errorf("xds metrics: %w", err)
 	}
-	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), cert: certificate{chain: []byte("-"), key: []byte("-")}}, nil, false); err != nil {
+	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), tenants: &tenant.Set{}, cert: certificate{chain: []byte("-"), key: []byte("-")}}, nil, false); err != nil {
 		return nil, fmt.Errorf("xds config: %w", err)
 	}
 	return s, nil
@@ -87,6 +92,15 @@ func (s *Server) RegisterStatus(g *grpc.Server) {
 func (s *Server) Update(snapshot *fleet.Snapshot) {
 	s.mu.Lock()
 	s.input.snapshot = snapshot
+	s.mu.Unlock()
+	poke(s.wake)
+}
+
+// SetTenants hands over who the tenants are and what each may reach. It does not
+// block, and keeps the newest alone.
+func (s *Server) SetTenants(tenants *tenant.Set) {
+	s.mu.Lock()
+	s.input.tenants = tenants
 	s.mu.Unlock()
 	poke(s.wake)
 }
@@ -117,7 +131,7 @@ func poke(c chan struct{}) {
 	}
 }
 
-// Run publishes what Update and SetTenantCertificate hand over, until ctx ends.
+// Run publishes what Update, SetTenants and SetTenantCertificate hand over, until ctx ends.
 // It must run once. Envoys stay connected after it has returned; stopping the
 // gRPC server ends their streams.
 //
@@ -172,7 +186,7 @@ func (s *Server) Run(ctx context.Context) error {
 // weights that they have.
 func (s *Server) publish(weigh bool) bool {
 	in := s.newest()
-	if in.snapshot == nil || in.cert.isZero() {
+	if in.snapshot == nil || in.tenants == nil || in.cert.isZero() {
 		return false
 	}
 	before, _ := s.feed.get()
@@ -227,8 +241,15 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 		}
 		out.weights[in.ID] = in.weight
 	}
-	for region, allowed := range s.served {
-		p := newPlan(s.config, region, allowed, usable, in.cert)
+	for region, regions := range s.served {
+		if s.admissions[region].of != in.tenants {
+			made, err := newAdmission(s.config, region, regions, in.tenants)
+			if err != nil {
+				return nil, err
+			}
+			s.admissions[region] = made
+		}
+		p := newPlan(s.config, region, regions, usable, s.admissions[region], in.cert)
 		fresh, err := render(p, s.rendered[region])
 		if err != nil {
 			return nil, err
@@ -259,6 +280,8 @@ func (s *Server) Ready() error {
 	switch {
 	case s.input.snapshot == nil:
 		return errors.New("the fleet has not been read yet")
+	case s.input.tenants == nil:
+		return errors.New("there is no list of tenants yet")
 	case s.input.cert.isZero():
 		return errors.New("there is no tenant certificate yet")
 	case s.lastError != nil:

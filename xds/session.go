@@ -173,21 +173,28 @@ func (sub *subscription) accept(sent *response, now time.Time) {
 
 // next is the next response to send so that the Envoy gets nearer to set, or
 // nil while there is none: because it has all, because it must answer first, or
-// because it is not known what it should have.
+// because it is not known what it should have. Clusters alone need not be answered
+// before their endpoints are sent: Envoy answers when they have warmed, which
+// takes endpoints.
 func (s *session) next(set resourceSet, now time.Time) *discoveryv3.DeltaDiscoveryResponse {
 	if set == nil {
 		return nil
 	}
+	warming := false
 	for _, typeURL := range sendOrder {
-		if sub := s.types[typeURL]; sub != nil {
-			if sub.unanswered != nil {
-				return nil
-			}
+		sub := s.types[typeURL]
+		switch {
+		case sub == nil:
+		case sub.unanswered != nil && typeURL == typeCluster:
+			warming = true
+		case sub.unanswered != nil:
+			return nil
+		default:
 			if out := s.bring(typeURL, sub, set, now); out != nil {
 				return out
 			}
 		}
-		if typeURL == typeEndpoint && s.awaitsEndpoints(set) {
+		if typeURL == typeEndpoint && (warming || s.awaitsEndpoints(set)) {
 			return nil
 		}
 	}

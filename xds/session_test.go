@@ -95,15 +95,37 @@ func setOf(versions map[string]string) typeSet {
 }
 
 // take lets the session send one response, checks that it may be sent, and
-// answers it. It says whether there was one.
+// answers it: clusters when they have warmed, as Envoy does, which takes their
+// endpoints. It says whether there was one.
 func (m *model) take(t *rapid.T, s *session, set resourceSet) bool {
 	resp := s.next(set, at)
 	if resp == nil {
 		return false
 	}
+	answer := m.apply(t, resp, set)
+	if resp.GetTypeUrl() == typeCluster {
+		m.subscribe(s)
+		if endpoints := s.next(set, at); endpoints != nil {
+			if endpoints.GetTypeUrl() != typeEndpoint {
+				t.Fatalf("sent %s before %s was answered", endpoints.GetTypeUrl(), typeCluster)
+			}
+			s.request(m.apply(t, endpoints, set), at)
+		}
+		for name := range m.held[typeCluster] {
+			if m.held[typeEndpoint][name] == "" && set[typeEndpoint].byName[name].version != "" {
+				t.Fatalf("cluster %s never warms, and so is never answered", name)
+			}
+		}
+	}
 	if second := s.next(set, at); second != nil {
 		t.Fatalf("sent %s before %s was answered", second.GetTypeUrl(), resp.GetTypeUrl())
 	}
+	s.request(answer, at)
+	return true
+}
+
+// apply is what Envoy makes of a response, and its answer.
+func (m *model) apply(t *rapid.T, resp *discoveryv3.DeltaDiscoveryResponse, set resourceSet) *discoveryv3.DeltaDiscoveryRequest {
 	typeURL, answer := resp.GetTypeUrl(), &discoveryv3.DeltaDiscoveryRequest{TypeUrl: resp.GetTypeUrl(), ResponseNonce: resp.GetNonce()}
 	if typeURL == typeRoute && m.lacksCluster(set) && m.good[typeRoute]["routes"] != "" {
 		t.Fatalf("route sent though a cluster was rejected")
@@ -128,10 +150,6 @@ func (m *model) take(t *rapid.T, s *session, set resourceSet) bool {
 		}
 	}
 	m.remember(resp, answer)
-	s.request(answer, at)
-	if typeURL == typeCluster {
-		m.subscribe(s)
-	}
 	if typeURL == typeRoute && len(m.refused) == 0 {
 		for name := range set[typeCluster].byName {
 			if m.held[typeEndpoint][name] == "" {
@@ -139,7 +157,7 @@ func (m *model) take(t *rapid.T, s *session, set resourceSet) bool {
 			}
 		}
 	}
-	return true
+	return answer
 }
 
 // remember takes what it answers for what is good and what is refused.

@@ -19,6 +19,8 @@ import (
 
 	"github.com/mrgc/mrgc/envoy/envoytest"
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/tenant"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/xds"
 )
 
@@ -73,10 +75,22 @@ func snapshotOf(instances ...*fleet.Instance) *fleet.Snapshot {
 	return fleet.NewSnapshot(readAt, instances)
 }
 
+// acme is a tenant without rules; token is its edge token.
+var acme = tenanttest.Tenant("acme", token, "enclave")
+
+const token = "secret"
+
+func tenantsOf(tenants ...tenant.Tenant) *tenant.Set {
+	GinkgoHelper()
+	return tenanttest.Keeper(GinkgoTB(), tenants...).Set()
+}
+
+// startServer runs a server that has acme.
 func startServer(config xds.Config) *xds.Server {
 	GinkgoHelper()
 	server, err := xds.New(config)
 	Expect(err).NotTo(HaveOccurred())
+	server.SetTenants(tenantsOf(acme))
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
 	go func() { ended <- server.Run(ctx) }()

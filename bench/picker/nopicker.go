@@ -20,6 +20,7 @@ import (
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/mrgc/mrgc/bench/rig"
+	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/xds"
 )
@@ -40,9 +41,15 @@ func serveWithoutPicker(ctx context.Context, c rig.RouterConfig) (any, error) {
 	if err := errors.Join(certErr, keyErr); err != nil {
 		return nil, err
 	}
-	if err := server.SetTenantCertificate(certPEM, keyPEM); err != nil {
+	token, err := credential.ParseDigest(c.EdgeToken)
+	if err != nil {
 		return nil, err
 	}
+	tenants, err := rig.Tenants(c.Tenant, token)
+	if err := errors.Join(err, server.SetTenantCertificate(certPEM, keyPEM)); err != nil {
+		return nil, err
+	}
+	server.SetTenants(tenants.Set())
 	listener, err := net.Listen("tcp", c.GRPC)
 	if err != nil {
 		return nil, err

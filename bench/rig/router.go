@@ -99,13 +99,17 @@ func ServeRouter(ctx context.Context, c RouterConfig) (any, error) {
 	if err != nil {
 		return nil, err
 	}
+	tenants, err := Tenants(c.Tenant, token)
+	if err != nil {
+		return nil, err
+	}
 	source, err := identity.Open(ctx, "dir:"+filepath.Join(c.Dir, string(identity.RoleRouter)), "")
 	if err != nil {
 		return nil, err
 	}
 	r, err := router.New(router.Config{
 		Region: Region, Models: []string{Model}, StaleAfter: time.Minute, Policies: map[string]routing.Policy{Model: policy},
-		EdgeTokens: credential.Set{c.Tenant: {token}}, XDS: c.XDS(), Store: c.Store(), Identity: source,
+		Tenants: tenants, XDS: c.XDS(), Store: c.Store(), Identity: source,
 		TenantCertificate: filepath.Join(c.Dir, "tenant.crt"), TenantKey: filepath.Join(c.Dir, "tenant.key"),
 	})
 	if err != nil {

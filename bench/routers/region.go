@@ -18,6 +18,7 @@ import (
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/credentials"
 
+	"github.com/mrgc/mrgc/bench/rig"
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
@@ -142,10 +143,13 @@ func (r *region) config(ctx context.Context, ca *devca.Authority, s scene) (rout
 		Region: regionName, Models: []string{model}, StaleAfter: time.Hour,
 		TenantAddress: netip.MustParseAddrPort("127.0.0.1:443"), HealthAddress: netip.MustParseAddrPort("127.0.0.1:8080"),
 	}
+	tenants, err := rig.Tenants(r.key.Tenant(), credential.DigestOf(r.key.EdgeToken()))
+	if err != nil {
+		return router.Config{}, err
+	}
 	return router.Config{
-		Region: regionName, Models: []string{model}, StaleAfter: time.Hour, XDS: xdsConfig,
-		EdgeTokens: credential.Set{r.key.Tenant(): {credential.DigestOf(r.key.EdgeToken())}},
-		Store:      still{snapshot: snapshot(s.instances)}, Identity: self, TenantCertificate: certFile, TenantKey: keyFile,
+		Region: regionName, Models: []string{model}, StaleAfter: time.Hour, XDS: xdsConfig, Tenants: tenants,
+		Store: still{snapshot: snapshot(s.instances)}, Identity: self, TenantCertificate: certFile, TenantKey: keyFile,
 	}, errors.Join(os.WriteFile(certFile, certPEM, 0o600), os.WriteFile(keyFile, keyPEM, 0o600))
 }
 

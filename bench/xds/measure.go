@@ -10,6 +10,7 @@ import (
 	discoveryv3 "github.com/envoyproxy/go-control-plane/envoy/service/discovery/v3"
 	"google.golang.org/grpc"
 
+	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/xds"
 )
 
@@ -89,6 +90,7 @@ func measureOurs(ctx context.Context, s settings, ends *network) (*ourFigures, m
 	defer cancel()
 	go func() { _ = server.Run(ctx) }()
 	server.Update(fleet.snapshot())
+	server.SetTenants(&tenant.Set{})
 	certPEM, keyPEM, err := ends.authority.ServerCertificate(time.Now(), "localhost")
 	if err := errors.Join(err, server.SetTenantCertificate(certPEM, keyPEM)); err != nil {
 		return nil, nil, err

@@ -26,6 +26,7 @@ var trusted = map[string]string{
 	"github.com/mrgc/mrgc/enclave":             "the service",
 	"github.com/mrgc/mrgc/internal/api":        "names and errors that the tenant sees",
 	"github.com/mrgc/mrgc/internal/credential": "tells the tenant",
+	"github.com/mrgc/mrgc/internal/tenant":     "whom the operator has signed, and what they may do",
 	"github.com/mrgc/mrgc/internal/identity":   "mutual TLS to the guard",
 	"github.com/mrgc/mrgc/internal/lockdown":   "no core dumps",
 	"github.com/mrgc/mrgc/internal/nsm":        "asks for attestation documents",

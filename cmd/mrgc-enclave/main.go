@@ -5,7 +5,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,10 +18,10 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/enclave"
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/lockdown"
 	"github.com/mrgc/mrgc/internal/nsm"
+	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/internal/vsock"
 )
 
@@ -42,7 +41,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	engine := flags.String("engine", "vsock://3:5001", "what to dial for the engine's guard: the parent's byte relay")
 	module := flags.String("nsm", "", "Nitro Security Module: unix:PATH for the software one")
 	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
-	tenantsFile := flags.String("tenants", "", "JSON file: tenant names and SHA-256 digests of their enclave tokens")
+	tenantsKey := flags.String("tenants-key", "", "PEM file, part of the measured image, of the key that verifies the list of tenants, which the parent brings")
 	model := flags.String("model", "", "model that the engine serves")
 	mode := flags.String("mode", "", "what protects the plaintext: process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc")
 	bodyBytes := flags.Int64("request-body-bytes", 8<<20, "largest sealed request: mrgc.yaml's limits.request_body_bytes")
@@ -54,7 +53,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return err
 	}
 	logger := slog.New(slog.NewTextHandler(stderr, nil))
-	tenants, err := readTenants(*tenantsFile)
+	tenants, err := tenantKeeper(*tenantsKey)
 	if err != nil {
 		return err
 	}
@@ -82,16 +81,17 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	return service.Serve(ctx, listener)
 }
 
-func readTenants(path string) (credential.Set, error) {
+// tenantKeeper takes what the key verifies, and has nothing yet.
+func tenantKeeper(path string) (*tenant.Keeper, error) {
 	content, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("tenants: %w", err)
+		return nil, fmt.Errorf("key that verifies tenants: %w", err)
 	}
-	var tenants credential.Set
-	if err := json.Unmarshal(content, &tenants); err != nil {
-		return nil, fmt.Errorf("tenants in %s: %w", path, err)
+	keys, err := tenant.ParseVerificationKeys(content)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
 	}
-	return tenants, nil
+	return tenant.NewKeeper(keys...)
 }
 
 // engineTransport reaches the guard of this instance through the parent's byte

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/signal"
 	"strings"
+	"sync"
 	"syscall"
 
 	"github.com/mrgc/mrgc/internal/config"
@@ -21,6 +22,7 @@ import (
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
 	"github.com/mrgc/mrgc/internal/lockdown"
+	"github.com/mrgc/mrgc/internal/tenant/follow"
 	"github.com/mrgc/mrgc/internal/vsock"
 	"github.com/mrgc/mrgc/parent"
 	"github.com/mrgc/mrgc/parent/gpu"
@@ -49,6 +51,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
 	store := flags.String("store", "", "fleet store: "+open.Forms)
 	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	tenantsFile := flags.String("tenants", "", "signed list of tenants, handed to the enclave and taken again when it changes")
+	tenantsKey := flags.String("tenants-key", "", "PEM file of the key that verifies it")
 	models := flags.String("models", "", "models that the engine serves, comma separated, each NAME or NAME@VERSION")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -70,6 +74,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return err
 	}
 	defer func() { err = errors.Join(err, instances.Close()) }()
+	tenants, err := follow.Open(*tenantsFile, *tenantsKey, logger)
+	if err != nil {
+		return err
+	}
 	relay, err := vsock.Listen(*engineRelay)
 	if err != nil {
 		return err
@@ -92,7 +100,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			Address: *advertise, Models: names,
 		},
 		ModelVersions: versions, ReadGPU: readGPU,
-		Store: instances, Identity: self, EdgeTokens: cluster.EdgeTokens(),
+		Store: instances, Identity: self, Tenants: tenants.Keeper(),
 		DialEnclave: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) },
 		EngineRelay: relay,
 		DialGuard: func(ctx context.Context) (net.Conn, error) {
@@ -114,6 +122,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
+	following, stop := context.WithCancel(ctx)
+	var followed sync.WaitGroup
+	followed.Go(func() { tenants.Run(following) })
+	defer followed.Wait()
+	defer stop()
 	return service.Run(ctx, listener)
 }
 

@@ -1,16 +1,12 @@
 package main
 
 import (
-	"encoding/json"
 	"os"
 	"path/filepath"
 	"strings"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-
-	"github.com/mrgc/mrgc/internal/config"
-	"github.com/mrgc/mrgc/internal/credential"
 )
 
 const example = "../../mrgc.example.yaml"
@@ -31,12 +27,15 @@ var _ = Describe("Help", func() {
 			"--recipients", "--trust-development-root", "IN PLACE OF AWS's"),
 		Entry(nil, "config", "check"),
 		Entry(nil, "config check", "check [FILE]"),
-		Entry(nil, "tenants", "new", "export"),
-		Entry(nil, "tenants new", "NAME", "standard error"),
+		Entry(nil, "tenants", "keygen", "add", "revoke", "sign", "list", "--file"),
+		Entry(nil, "tenants add", "NAME", "standard error", "--models", "--regions", "--another-key"),
+		Entry(nil, "tenants revoke", "NAME", "--old-keys"),
+		Entry(nil, "tenants sign", "--key", "--out", "--valid"),
+		Entry(nil, "tenants list", "--output", "--signed", "--verify-key"),
 		Entry(nil, "parts", "fetch"),
 		Entry(nil, "parts fetch", "--tools-dir"),
 		Entry(nil, "router", "--config", "--store", "--identity", "--grpc-listen", "--http-listen", "--admin-listen",
-			"--tenant-address", "--health-address", "--peer", "--tenant-cert", "--tenant-key", "MRGC_IDENTITY_TOKEN"),
+			"--tenant-address", "--health-address", "--peer", "--tenant-cert", "--tenant-key", "--tenants ", "--tenants-key", "MRGC_IDENTITY_TOKEN"),
 		Entry(nil, "engine", "serve", "guard"),
 		Entry(nil, "engine serve", "--kind", "--socket", "--model-name", "--model ", "--python-path", "--slots", "--context-tokens",
 			"--threads", "--first-token", "--per-token", "--profile", "--kv-blocks", "--speed", "--slowness", "--fail-share", "--listen"),
@@ -52,12 +51,14 @@ var _ = Describe("A command", func() {
 	},
 		Entry("connect: endpoints and releases", "connect", `required flag(s) "endpoint", "releases" not set`),
 		Entry("connect: releases", "connect --endpoint https://x", `required flag(s) "releases" not set`),
-		Entry("router: what it cannot do without", "router", `required flag(s) "identity", "store", "tenant-cert", "tenant-key" not set`),
+		Entry("router: what it cannot do without", "router", `required flag(s) "identity", "store", "tenant-cert", "tenant-key", "tenants", "tenants-key" not set`),
 		Entry("engine serve: a name", "engine serve --socket x", `required flag(s) "model-name" not set`),
 		Entry("engine serve: somewhere to listen", "engine serve --model-name x", "at least one of the flags in the group [socket listen] is required"),
 		Entry("engine serve: one place to listen", "engine serve --model-name x --socket x --listen x", "none of the others can be"),
 		Entry("engine guard: an engine and an identity", "engine guard", `required flag(s) "identity", "upstream" not set`),
-		Entry("tenants new: a name", "tenants new", "accepts 1 arg(s), received 0"),
+		Entry("tenants add: a name", "tenants add", "accepts 1 arg(s), received 0"),
+		Entry("tenants sign: a key", "tenants sign", `required flag(s) "key" not set`),
+		Entry("tenants list: a key for what is signed", "tenants list --signed x", "they must all be set"),
 		Entry("config check: one file", "config check a b", "accepts at most 1 arg(s), received 2"),
 		Entry("up: no arguments", "up use1", `unknown command "use1"`),
 		Entry("up: a profile that exists", "up --engine sim --sim-profile v100", "there are h100-llama-8b and a100-llama-8b"),
@@ -71,7 +72,7 @@ var _ = Describe("mrgc config check", func() {
 	It("accepts the example, and says what is in it", func() {
 		got := mrgc("config", "check", example)
 		Expect(got.err).NotTo(HaveOccurred())
-		Expect(got.stdout).To(Equal(example + " is valid: 3 regions, 1 models, 1 tenants\n"))
+		Expect(got.stdout).To(Equal(example + " is valid: 3 regions, 1 models, 1 tenants restricted\n"))
 	})
 
 	It("says everything that is wrong", func() {
@@ -87,54 +88,5 @@ var _ = Describe("mrgc config check", func() {
 
 	It("names a file that is not there", func() {
 		Expect(mrgc("config", "check", "/nonexistent/mrgc.yaml").err).To(MatchError(ContainSubstring("/nonexistent/mrgc.yaml")))
-	})
-})
-
-var _ = Describe("mrgc tenants new", func() {
-	It("prints the key apart from what the cluster stores", func() {
-		got := mrgc("tenants", "new", "umbra")
-		Expect(got.err).NotTo(HaveOccurred())
-		key, err := credential.Parse(strings.TrimSuffix(got.stderr, "\n"))
-		Expect(err).NotTo(HaveOccurred())
-		Expect(key.Tenant()).To(Equal("umbra"))
-		for _, hidden := range []string{key.Text()[len("mrgc-umbra-"):], string(key.EdgeToken()), string(key.EnclaveToken())} {
-			Expect(got.stdout).NotTo(ContainSubstring(hidden))
-		}
-
-		content, err := os.ReadFile(example)
-		Expect(err).NotTo(HaveOccurred())
-		c, err := config.Parse("mrgc.yaml", []byte(strings.Replace(string(content), "\ntenants:\n", "\ntenants:\n"+got.stdout, 1)))
-		Expect(err).NotTo(HaveOccurred())
-		Expect(c.Tenants[0].Name).To(Equal("umbra"))
-		Expect(c.Tenants[0].EdgeTokenSHA256).To(Equal([]credential.Digest{credential.DigestOf(key.EdgeToken())}))
-		Expect(c.Tenants[0].EnclaveTokenSHA256).To(Equal([]credential.Digest{credential.DigestOf(key.EnclaveToken())}))
-	})
-
-	It("makes another key each time", func() {
-		Expect(mrgc("tenants", "new", "acme").stderr).NotTo(Equal(mrgc("tenants", "new", "acme").stderr))
-	})
-
-	It("refuses a name that is none", func() {
-		got := mrgc("tenants", "new", "Acme Inc")
-		Expect(got.err).To(MatchError(ContainSubstring("tenant name")))
-		Expect(got.stdout + got.stderr).To(BeEmpty())
-	})
-})
-
-var _ = Describe("mrgc tenants export", func() {
-	It("prints the digests of the enclave tokens, as the enclave reads them", func() {
-		got := mrgc("tenants", "export", "--config", example)
-		Expect(got.err).NotTo(HaveOccurred())
-		var exported credential.Set
-		Expect(json.Unmarshal([]byte(got.stdout), &exported)).To(Succeed())
-		c, err := config.Load(example)
-		Expect(err).NotTo(HaveOccurred())
-		Expect(exported).To(Equal(c.EnclaveTokens()))
-		Expect(exported["acme"]).NotTo(BeEmpty())
-		Expect(got.stdout).NotTo(ContainSubstring(c.Tenants[0].EdgeTokenSHA256[0].String()))
-	})
-
-	It("says what is wrong with the configuration", func() {
-		Expect(mrgc("tenants", "export", "--config", "absent.yaml").err).To(MatchError(ContainSubstring("absent.yaml")))
 	})
 })

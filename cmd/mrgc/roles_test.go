@@ -26,7 +26,7 @@ var _ = Describe("A router's settings", func() {
 		Expect(s.Region).To(BeEquivalentTo("use1"))
 		Expect(s.SpillTo).To(Equal([]fleet.Region{"use2", "usw2"}))
 		Expect(s.Models).To(Equal([]string{cluster.Models[0].Name}))
-		Expect(s.EdgeTokens).To(HaveKeyWithValue("acme", cluster.Tenants[0].EdgeTokenSHA256))
+		Expect(s.Restrictions).To(Equal(cluster.Restrictions()))
 		Expect(s.StaleAfter).To(Equal(cluster.Fleet.StaleAfter))
 		Expect(s.XDS.Region).To(Equal(s.Region))
 		Expect(s.XDS.Models).To(Equal(s.Models))

@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -17,6 +18,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet/open"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/lockdown"
+	"github.com/mrgc/mrgc/internal/tenant/follow"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/xds"
 )
@@ -27,6 +29,7 @@ type routerOptions struct {
 	tenantAddress, healthAddr string
 	tenantCert, tenantKey     string
 	peers                     []string
+	tenants, tenantsKey       string
 }
 
 func routerCommand() *cobra.Command {
@@ -49,7 +52,9 @@ func routerCommand() *cobra.Command {
 	f.StringVar(&o.tenantCert, "tenant-cert", "", "PEM file of the certificate that tenants see")
 	f.StringVar(&o.tenantKey, "tenant-key", "", "PEM file of its key")
 	f.StringArrayVar(&o.peers, "peer", nil, "host:port of another router's gRPC of this region, by mutual TLS (repeat); a host with several\naddresses is as many routers, of which this one may be one")
-	required(cmd, "store", "identity", "tenant-cert", "tenant-key")
+	f.StringVar(&o.tenants, "tenants", "", "the list of tenants that mrgc tenants sign made, taken again when it changes")
+	f.StringVar(&o.tenantsKey, "tenants-key", "", "PEM file of the key that verifies it")
+	required(cmd, "store", "identity", "tenant-cert", "tenant-key", "tenants", "tenants-key")
 	return cmd
 }
 
@@ -74,11 +79,21 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	if err != nil {
 		return err
 	}
+	tenants, err := follow.Open(o.tenants, o.tenantsKey, log)
+	if err != nil {
+		return err
+	}
 	settings.Store, settings.Identity, settings.Logger, settings.XDS.Logger = store, self, log, log
+	settings.Tenants = tenants.Keeper()
 	r, err := router.New(settings)
 	if err != nil {
 		return err
 	}
+	following, stop := context.WithCancel(ctx)
+	var followed sync.WaitGroup
+	followed.Go(func() { tenants.Run(following) })
+	defer followed.Wait()
+	defer stop()
 	var on router.Listeners
 	for _, port := range []struct {
 		address string
@@ -108,7 +123,7 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	}
 	settings := router.Config{
 		Region: region, SpillTo: cluster.Regions[i].SpillTo, StaleAfter: cluster.Fleet.StaleAfter,
-		EdgeTokens:        cluster.EdgeTokens(),
+		Restrictions:      cluster.Restrictions(),
 		Policies:          cluster.Policies(),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
 		Peers: o.peers,

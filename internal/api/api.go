@@ -17,19 +17,29 @@ const (
 	PathModels = "/v1/models"
 )
 
+// PathTenants is where an enclave takes the signed list of tenants from its
+// parent, by PUT, and says by GET which it holds.
+const PathTenants = "/tenants"
+
+// Tenants is the answer of [PathTenants].
+type Tenants struct {
+	Version uint64 `json:"version"` // of the list; 0: none yet
+}
+
 // Request and response headers. Those that the envelope binds are marked; a
 // request carries each of them at most once.
 const (
-	HeaderModel      = "Mrgc-Model"      // bound: the model's name, aliases resolved by the client
-	HeaderTenant     = "Mrgc-Tenant"     // bound: the tenant's name
-	HeaderAffinity   = "Mrgc-Affinity"   // bound: opaque key of a conversation's prefix, may be absent
-	HeaderSize       = "Mrgc-Size"       // bound: bucketed sizes "prompt/output" in tokens, may be absent
-	HeaderRecipients = "Mrgc-Recipients" // bound: key ids in hex, comma separated, in the envelope's order
-	HeaderRequestID  = "Mrgc-Request-Id" // bound: the request id in hex
-	HeaderUncached   = "Mrgc-Uncached"   // prompt tokens that the picker expects not to be cached; from picker to parent, no further
-	HeaderUsage      = "Mrgc-Usage"      // trailer: tokens used, as in HeaderSize; from enclave to parent, no further
-	HeaderNotRun     = "Mrgc-Not-Run"    // response of the guard to the enclave: "1" when the engine was never asked
-	HeaderKeyStatus  = "Mrgc-Key-Status" // response: "stale" when no recipient's key is held any more
+	HeaderModel          = "Mrgc-Model"           // bound: the model's name, aliases resolved by the client
+	HeaderTenant         = "Mrgc-Tenant"          // bound: the tenant's name
+	HeaderAffinity       = "Mrgc-Affinity"        // bound: opaque key of a conversation's prefix, may be absent
+	HeaderSize           = "Mrgc-Size"            // bound: bucketed sizes "prompt/output" in tokens, may be absent
+	HeaderRecipients     = "Mrgc-Recipients"      // bound: key ids in hex, comma separated, in the envelope's order
+	HeaderRequestID      = "Mrgc-Request-Id"      // bound: the request id in hex
+	HeaderAllowedRegions = "Mrgc-Allowed-Regions" // set by Envoy: regions where the tenant's data may be, comma separated
+	HeaderUncached       = "Mrgc-Uncached"        // prompt tokens that the picker expects not to be cached; from picker to parent, no further
+	HeaderUsage          = "Mrgc-Usage"           // trailer: tokens used, as in HeaderSize; from enclave to parent, no further
+	HeaderNotRun         = "Mrgc-Not-Run"         // response of the guard to the enclave: "1" when the engine was never asked
+	HeaderKeyStatus      = "Mrgc-Key-Status"      // response: "stale" when no recipient's key is held any more
 
 	// HeaderDestination and HeaderServed are the names of the Gateway API
 	// inference extension's endpoint picker protocol 1.0.0: the endpoints asked

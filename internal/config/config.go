@@ -17,9 +17,9 @@ package config
 import (
 	"time"
 
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // Config is a cluster's configuration. One that Load or Parse returned is valid
@@ -29,7 +29,7 @@ type Config struct {
 	Regions []Region `yaml:"regions"`
 	// Models that the cluster serves, at least one.
 	Models []Model `yaml:"models"`
-	// Tenants that may send requests. Without any, nobody is served.
+	// Tenants that may do less than the signed list of tenants says.
 	Tenants []Tenant `yaml:"tenants"`
 
 	Limits    Limits    `yaml:"limits"`
@@ -38,23 +38,13 @@ type Config struct {
 	Listeners Listeners `yaml:"listeners"`
 }
 
-// EdgeTokens are the stored edge tokens of all tenants.
-func (c *Config) EdgeTokens() credential.Set {
-	tokens := credential.Set{}
-	for _, t := range c.Tenants {
-		tokens[t.Name] = t.EdgeTokenSHA256
+// Restrictions are what the configuration says of tenants.
+func (c *Config) Restrictions() []tenant.Restriction {
+	restrictions := make([]tenant.Restriction, len(c.Tenants))
+	for i, t := range c.Tenants {
+		restrictions[i] = tenant.Restriction{Name: t.Name, Blocked: t.Blocked, Models: t.Models, Regions: t.Regions}
 	}
-	return tokens
-}
-
-// EnclaveTokens are the stored enclave tokens of all tenants: what enclaves are
-// given.
-func (c *Config) EnclaveTokens() credential.Set {
-	tokens := credential.Set{}
-	for _, t := range c.Tenants {
-		tokens[t.Name] = t.EnclaveTokenSHA256
-	}
-	return tokens
+	return restrictions
 }
 
 // Policies are the models' routing policies, by name.
@@ -90,17 +80,19 @@ type Model struct {
 	Policy routing.Policy `yaml:"policy"`
 }
 
-// Tenant is someone who may send requests. The file has digests of tokens,
-// never a key.
+// Tenant restricts a tenant of the signed list (package tenant), which alone says
+// who the tenants are. What is not said here is as it is signed.
 type Tenant struct {
 	// Name: 1 to 63 of a-z, 0-9 and '-', no '-' at either end. Required, unique.
 	Name string `yaml:"name"`
-	// EdgeTokenSHA256 has the SHA-256 of each edge token that the tenant may
-	// use, 64 hex digits. At least one; two while a key is replaced.
-	// No two tenants share one.
-	EdgeTokenSHA256 []credential.Digest `yaml:"edge_token_sha256"`
-	// EnclaveTokenSHA256 has the same of the enclave tokens.
-	EnclaveTokenSHA256 []credential.Digest `yaml:"enclave_token_sha256"`
+	// Blocked tenants are served nothing. Default false.
+	Blocked bool `yaml:"blocked"`
+	// Models are those of the signed ones that it may still ask for; an empty
+	// list: none. Default: all of them. Each is one that the cluster serves.
+	Models []string `yaml:"models"`
+	// Regions are those of the signed ones where its data may still be; an empty
+	// list: none. Default: all of them. Each is one of the cluster's.
+	Regions []string `yaml:"regions"`
 }
 
 // Limits bound what one request or connection may use.

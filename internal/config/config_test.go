@@ -13,6 +13,7 @@ import (
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 const minimal = `
@@ -68,14 +69,12 @@ var _ = Describe("A configuration", func() {
 			func(c *config.Config) any { return c.Policies() }, map[string]routing.Policy{"m": routing.PolicyLeastInFlight}),
 		Entry("the default policy, by its name", "name: m", "name: m, policy: gate-then-load",
 			func(c *config.Config) any { return c.Models[0] }, config.Model{Name: "m"}),
-		Entry("a digest that looks like a number", "models:", "tenants: [{name: acme, edge_token_sha256: ["+strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)+
-			"], enclave_token_sha256: ["+strings.Repeat("ab", 32)+"]}]\nmodels:",
-			func(c *config.Config) any { return c.Tenants[0].EdgeTokenSHA256[0].String() }, strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)),
+		Entry("a tenant that is blocked", "models:", "tenants: [{name: acme, blocked: true}]\nmodels:",
+			func(c *config.Config) any { return c.Restrictions() }, []tenant.Restriction{{Name: "acme", Blocked: true}}),
+		Entry("what is left to a tenant, and what is not", "models:", "tenants: [{name: acme, models: [], regions: [use1]}]\nmodels:",
+			func(c *config.Config) any { return c.Restrictions() }, []tenant.Restriction{{Name: "acme", Models: tenant.Names{}, Regions: tenant.Names{"use1"}}}),
 		Entry("a duration of two units", "models:", "limits: {response_idle_timeout: 1m30s}\nmodels:",
 			func(c *config.Config) any { return c.Limits.ResponseIdleTimeout }, 90*time.Second),
-		Entry("two digests of a tenant", "models:", "tenants: [{name: acme, edge_token_sha256: ["+strings.Repeat("ab", 32)+", "+strings.Repeat("12", 32)+
-			"], enclave_token_sha256: ["+strings.Repeat("ab", 32)+"]}]\nmodels:",
-			func(c *config.Config) any { return c.Tenants[0].EdgeTokenSHA256[1].String() }, strings.Repeat("12", 32)),
 	)
 
 	It("is read from a file, which the errors name", func() {

@@ -49,7 +49,7 @@ func (b brokenPaths) at(path string) bool {
 }
 
 // decoder reads YAML nodes into the types of this package: structs, slices,
-// text, whole numbers, durations. The YAML library's own decoder is strict too,
+// text, truth values, whole numbers, durations. The YAML library's own decoder is strict too,
 // but tells neither the path of a fault nor the line of a value that does not
 // pass a later check, and takes 1.9 for a whole number.
 type decoder struct {
@@ -85,6 +85,8 @@ func (d *decoder) decode(node *yaml.Node, path string, into reflect.Value) {
 		d.scalar(node, path, func(value string) error { return setDuration(into, value) })
 	case into.Kind() == reflect.Int:
 		d.scalar(node, path, func(value string) error { return setInt(into, value) })
+	case into.Kind() == reflect.Bool:
+		d.scalar(node, path, func(value string) error { return setBool(into, value) })
 	case into.Kind() == reflect.Struct:
 		d.structure(node, path, into)
 	case into.Kind() == reflect.Slice:
@@ -109,6 +111,14 @@ func setInt(into reflect.Value, value string) error {
 		return fmt.Errorf("want a whole number in decimal digits, not %q", value)
 	}
 	into.SetInt(int64(number))
+	return nil
+}
+
+func setBool(into reflect.Value, value string) error {
+	if value != "true" && value != "false" {
+		return fmt.Errorf("want true or false, not %q", value)
+	}
+	into.SetBool(value == "true")
 	return nil
 }
 

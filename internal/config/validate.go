@@ -6,7 +6,6 @@ import (
 	"slices"
 	"time"
 
-	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
@@ -39,7 +38,7 @@ func (v *validator) config(c *Config) {
 	v.check(len(c.Models) > 0, "models", "want at least one model")
 	v.regions(c.Regions)
 	v.models(c.Models)
-	v.tenants(c.Tenants)
+	v.tenants(c)
 	v.limits(c.Limits)
 	v.check(between(c.Picker.MessageTimeout, time.Millisecond, time.Second), "picker.message_timeout",
 		"%v: want 1ms to 1s", c.Picker.MessageTimeout)
@@ -100,9 +99,15 @@ func (v *validator) models(models []Model) {
 	}
 }
 
-func (v *validator) tenants(tenants []Tenant) {
-	names, edge, enclave := unique{}, unique{}, unique{}
-	for i, tenant := range tenants {
+func (v *validator) tenants(c *Config) {
+	names, models, regions := unique{}, unique{}, unique{}
+	for i, model := range c.Models {
+		models.add(model.Name, i)
+	}
+	for i, region := range c.Regions {
+		regions.add(string(region.Name), i)
+	}
+	for i, tenant := range c.Tenants {
 		path := fmt.Sprintf("tenants[%d]", i)
 		names.add(tenant.Name, i)
 		if v.required(tenant.Name != "", path+".name") {
@@ -110,25 +115,19 @@ func (v *validator) tenants(tenants []Tenant) {
 				"tenant %q: want 1 to 63 of a-z, 0-9 and '-', no '-' at either end", tenant.Name)
 			v.unique(names, tenant.Name, i, "tenants", path+".name")
 		}
-		v.digests(edge, tenant.EdgeTokenSHA256, i, path+".edge_token_sha256")
-		v.digests(enclave, tenant.EnclaveTokenSHA256, i, path+".enclave_token_sha256")
+		v.restriction(models, tenant.Models, "model", path+".models")
+		v.restriction(regions, tenant.Regions, "region", path+".regions")
 	}
 }
 
-// digests checks that a tenant has tokens, and each for itself: one that two
-// tenants share would let either act as the other.
-func (v *validator) digests(seen unique, digests []credential.Digest, tenant int, path string) {
-	if !v.required(len(digests) > 0, path) {
-		return
-	}
-	for i, digest := range digests {
+// restriction checks that what is still allowed exists: a name that is misspelt
+// would take from a tenant more than was meant.
+func (v *validator) restriction(known unique, names []string, what, path string) {
+	for i, name := range names {
 		item := fmt.Sprintf("%s[%d]", path, i)
-		if v.broken.at(item) {
-			continue
-		}
-		other, twice := seen[digest.String()]
-		v.check(!twice, item, "tenants[%d] has the same", other)
-		seen.add(digest.String(), tenant)
+		_, exists := known[name]
+		v.check(exists, item, "no %s is named %q", what, name)
+		v.check(!exists || !slices.Contains(names[:i], name), item, "%q is listed twice", name)
 	}
 }
 

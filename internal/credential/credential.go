@@ -21,7 +21,6 @@ package credential
 import (
 	"crypto/hmac"
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/base64"
 	"encoding/hex"
 	"errors"
@@ -147,31 +146,4 @@ func (d Digest) MarshalText() ([]byte, error) { return []byte(d.String()), nil }
 func (d *Digest) UnmarshalText(text []byte) (err error) {
 	*d, err = ParseDigest(string(text))
 	return err
-}
-
-// Set is the stored tokens of all tenants for one kind of token: several per
-// tenant, so that a key can be replaced without a gap. A Set does not change
-// once it is in use.
-type Set map[string][]Digest
-
-// Holds says whether token is one of tenant's. Its time depends on how many
-// tokens the tenant has, and on nothing secret.
-func (s Set) Holds(tenant string, token []byte) bool {
-	given := DigestOf(token)
-	found := 0
-	for _, stored := range s[tenant] {
-		found |= subtle.ConstantTimeCompare(stored[:], given[:])
-	}
-	return found == 1
-}
-
-// HoldsBearer says whether a request's tenant and Authorization headers carry
-// one of the tenant's tokens ("Bearer <token>"). They are given as they were
-// received: each must have occurred once.
-func (s Set) HoldsBearer(tenants, authorizations []string) bool {
-	if len(tenants) != 1 || len(authorizations) != 1 {
-		return false
-	}
-	token, ok := strings.CutPrefix(authorizations[0], "Bearer ")
-	return ok && s.Holds(tenants[0], []byte(token))
 }

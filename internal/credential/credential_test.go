@@ -100,33 +100,7 @@ var _ = Describe("An API key", func() {
 	})
 })
 
-var _ = Describe("A set of stored tokens", func() {
-	It("holds each of a tenant's tokens, and no other tenant's", func() {
-		first, second, others := []byte("first"), []byte("second"), []byte("others")
-		set := credential.Set{
-			"acme": {credential.DigestOf(first), credential.DigestOf(second)},
-			"else": {credential.DigestOf(others)},
-		}
-		Expect(set.Holds("acme", first)).To(BeTrue())
-		Expect(set.Holds("acme", second)).To(BeTrue())
-		Expect(set.Holds("acme", others)).To(BeFalse())
-		Expect(set.Holds("acme", nil)).To(BeFalse())
-		Expect(set.Holds("nobody", first)).To(BeFalse())
-	})
-
-	DescribeTable("reads headers that occur once", func(tenants, authorizations []string, want bool) {
-		set := credential.Set{"acme": {credential.DigestOf([]byte("token"))}}
-		Expect(set.HoldsBearer(tenants, authorizations)).To(Equal(want))
-	},
-		Entry("as they should be", []string{"acme"}, []string{"Bearer token"}, true),
-		Entry("another token", []string{"acme"}, []string{"Bearer other"}, false),
-		Entry("another scheme", []string{"acme"}, []string{"Basic token"}, false),
-		Entry("no scheme", []string{"acme"}, []string{"token"}, false),
-		Entry("no tenant", nil, []string{"Bearer token"}, false),
-		Entry("two tenants", []string{"acme", "acme"}, []string{"Bearer token"}, false),
-		Entry("two authorizations", []string{"acme"}, []string{"Bearer token", "Bearer token"}, false),
-	)
-
+var _ = Describe("A stored token", func() {
 	It("is written in hex", func() {
 		digest := credential.DigestOf([]byte("token"))
 		read, err := credential.ParseDigest(digest.String())

@@ -1,0 +1,181 @@
+package tenant
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/credential"
+)
+
+// List is what an operator writes and signs. Reading one is strict: an unknown
+// field may be a rule that this program would not obey.
+type List struct {
+	// Version rises by one with each signature. Nobody takes an older list than
+	// one that it has seen.
+	Version uint64 `json:"version"`
+	// ExpiresAt ends it: whoever withholds a newer list from a part of the
+	// cluster gains no more than the time until then, and [Grace].
+	ExpiresAt time.Time `json:"expires_at"`
+	Tenants   []Tenant  `json:"tenants"`
+}
+
+// Marshal writes a list as a person can read it.
+func (l *List) Marshal() ([]byte, error) {
+	out, err := json.MarshalIndent(l, "", "  ")
+	if err != nil {
+		return nil, fmt.Errorf("list of tenants: %w", err)
+	}
+	return append(out, '\n'), nil
+}
+
+// ParseList reads and checks a list.
+func ParseList(data []byte) (*List, error) {
+	var l List
+	if err := strict(data, &l); err != nil {
+		return nil, fmt.Errorf("list of tenants: %w", err)
+	}
+	if err := l.check(); err != nil {
+		return nil, fmt.Errorf("list of tenants: %w", err)
+	}
+	return &l, nil
+}
+
+func strict(data []byte, into any) error {
+	if len(data) > maxListedBytes {
+		return fmt.Errorf("larger than %d bytes", maxListedBytes)
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("data after the end")
+	}
+	return nil
+}
+
+// check also refuses a token that two tenants share: either could act as the
+// other.
+func (l *List) check() error {
+	if len(l.Tenants) > maxTenants {
+		return fmt.Errorf("%d tenants, want at most %d", len(l.Tenants), maxTenants)
+	}
+	names, edge, enclave := map[string]bool{}, map[credential.Digest]bool{}, map[credential.Digest]bool{}
+	for i := range l.Tenants {
+		t := &l.Tenants[i]
+		if err := t.check(); err != nil {
+			return err
+		}
+		if names[t.Name] {
+			return fmt.Errorf("tenant %s is listed twice", t.Name)
+		}
+		names[t.Name] = true
+		for seen, digests := range map[*map[credential.Digest]bool]Digests{&edge: t.EdgeTokens, &enclave: t.EnclaveTokens} {
+			for _, d := range digests {
+				if (*seen)[d] {
+					return fmt.Errorf("tenant %s: token %s is listed twice", t.Name, d)
+				}
+				(*seen)[d] = true
+			}
+		}
+	}
+	return nil
+}
+
+// set is the list as those who serve requests ask it.
+func (l *List) set() *Set {
+	s := &Set{version: l.Version, expires: l.ExpiresAt, tenants: make(map[string]*Tenant, len(l.Tenants))}
+	for i := range l.Tenants {
+		s.tenants[l.Tenants[i].Name] = &l.Tenants[i]
+	}
+	return s
+}
+
+// PayloadType is what a signature is for: one made for anything else does not
+// pass as one of a list of tenants.
+const PayloadType = "application/vnd.mrgc.tenants+json"
+
+// envelope is DSSE 1.0 (Dead Simple Signing Envelope, secure-systems-lab): what
+// is signed is the payload's bytes as they are, so that nothing needs to be made
+// canonical.
+type envelope struct {
+	PayloadType string      `json:"payloadType"`
+	Payload     []byte      `json:"payload"`
+	Signatures  []signature `json:"signatures"`
+}
+
+type signature struct {
+	Sig []byte `json:"sig"`
+}
+
+// preAuthentication is DSSE's PAE.
+func preAuthentication(payload []byte) []byte {
+	return append(fmt.Appendf(nil, "DSSEv1 %d %s %d ", len(PayloadType), PayloadType, len(payload)), payload...)
+}
+
+// Sign checks a list and gives it as a signed file.
+func Sign(key ed25519.PrivateKey, l *List) ([]byte, error) {
+	if l.Version == 0 || l.ExpiresAt.IsZero() {
+		return nil, errors.New("list of tenants: a list that is signed has a version and an expiry")
+	}
+	if err := l.check(); err != nil {
+		return nil, fmt.Errorf("list of tenants: %w", err)
+	}
+	payload, err := json.Marshal(l)
+	if err != nil {
+		return nil, fmt.Errorf("list of tenants: %w", err)
+	}
+	out, err := json.Marshal(envelope{
+		PayloadType: PayloadType, Payload: payload,
+		Signatures: []signature{{Sig: ed25519.Sign(key, preAuthentication(payload))}},
+	})
+	if err != nil {
+		return nil, fmt.Errorf("list of tenants: %w", err)
+	}
+	return append(out, '\n'), nil
+}
+
+// maxSignatures bounds how many signatures are tried: two while a signing key
+// is replaced.
+const maxSignatures = 4
+
+// Verify gives the list of a signed file, if one of keys has signed it. Nothing
+// of the list is read before. It says nothing about expiry.
+func Verify(keys []ed25519.PublicKey, file []byte) (*List, error) {
+	var e envelope
+	if err := strict(file, &e); err != nil {
+		return nil, fmt.Errorf("signed list of tenants: %w", err)
+	}
+	if e.PayloadType != PayloadType {
+		return nil, fmt.Errorf("signed list of tenants: the type is %.64q, want %s", e.PayloadType, PayloadType)
+	}
+	if !signedBy(keys, &e) {
+		return nil, errors.New("signed list of tenants: no signature is by a key that is trusted here")
+	}
+	l, err := ParseList(e.Payload)
+	if err != nil {
+		return nil, err
+	}
+	if l.Version == 0 || l.ExpiresAt.IsZero() {
+		return nil, errors.New("signed list of tenants: has no version or no expiry")
+	}
+	return l, nil
+}
+
+func signedBy(keys []ed25519.PublicKey, e *envelope) bool {
+	message := preAuthentication(e.Payload)
+	for _, s := range e.Signatures[:min(len(e.Signatures), maxSignatures)] {
+		for _, key := range keys {
+			if ed25519.Verify(key, message, s.Sig) {
+				return true
+			}
+		}
+	}
+	return false
+}

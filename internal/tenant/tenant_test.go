@@ -1,0 +1,124 @@
+package tenant_test
+
+import (
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"pgregory.net/rapid"
+
+	"github.com/mrgc/mrgc/internal/tenant"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
+)
+
+// someNames are a rule's, nil and empty ones too.
+var someNames = rapid.Custom(func(t *rapid.T) tenant.Names {
+	if rapid.Bool().Draw(t, "all") {
+		return nil
+	}
+	return append(tenant.Names{}, rapid.SliceOfNDistinct(rapid.SampledFrom([]string{"a", "b", "c"}), 0, 3, rapid.ID[string]).Draw(t, "names")...)
+})
+
+var _ = Describe("A set", func() {
+	now := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
+	acme := tenanttest.Tenant("acme", "edge", "enclave")
+
+	It("admits a tenant by its own tokens, each where it belongs", func() {
+		set := tenanttest.Keeper(GinkgoTB(), acme, tenanttest.Tenant("umbra", "other", "others")).Set()
+		for _, ask := range []struct {
+			admit       func(string, []byte, time.Time) (*tenant.Tenant, error)
+			name, token string
+			want        error
+		}{
+			{set.AdmitToEdge, "acme", "edge", nil},
+			{set.AdmitToEdge, "acme", "enclave", tenant.ErrUnknown},
+			{set.AdmitToEdge, "acme", "other", tenant.ErrUnknown},
+			{set.AdmitToEdge, "nobody", "edge", tenant.ErrUnknown},
+			{set.AdmitToEnclave, "acme", "enclave", nil},
+			{set.AdmitToEnclave, "acme", "edge", tenant.ErrUnknown},
+			{set.AdmitToEnclave, "acme", "", tenant.ErrUnknown},
+		} {
+			got, err := ask.admit(ask.name, []byte(ask.token), now)
+			if ask.want == nil {
+				Expect(err).NotTo(HaveOccurred())
+				Expect(got.Name).To(Equal(ask.name))
+			} else {
+				Expect(err).To(MatchError(ask.want))
+				Expect(got).To(BeNil())
+			}
+		}
+	})
+
+	DescribeTable("reads a request's headers", func(tenants, authorizations []string, want bool) {
+		_, err := tenanttest.Keeper(GinkgoTB(), acme).Set().AdmitBearer(tenants, authorizations, now)
+		Expect(err == nil).To(Equal(want))
+	},
+		Entry("of each one", []string{"acme"}, []string{"Bearer edge"}, true),
+		Entry("no tenant", nil, []string{"Bearer edge"}, false),
+		Entry("two tenants", []string{"acme", "acme"}, []string{"Bearer edge"}, false),
+		Entry("no token", []string{"acme"}, nil, false),
+		Entry("two tokens", []string{"acme"}, []string{"Bearer edge", "Bearer edge"}, false),
+		Entry("another scheme", []string{"acme"}, []string{"Basic edge"}, false),
+		Entry("no scheme", []string{"acme"}, []string{"edge"}, false),
+		Entry("another token", []string{"acme"}, []string{"Bearer edges"}, false),
+	)
+
+	It("knows nobody before there is a list, and when its grace is over", func() {
+		var none *tenant.Set
+		_, err := none.Find("acme", now)
+		Expect(err).To(MatchError(tenant.ErrNoList))
+		Expect(none.Active()).To(BeEmpty())
+		Expect(none.Version()).To(BeZero())
+		Expect(none.Restrict([]tenant.Restriction{{Name: "acme"}})).To(BeNil())
+
+		set := tenanttest.Keeper(GinkgoTB(), acme).Set()
+		over := set.Expires().Add(tenant.Grace)
+		_, err = set.Find("acme", over.Add(-1))
+		Expect(err).NotTo(HaveOccurred())
+		_, err = set.Find("acme", over)
+		Expect(err).To(MatchError(tenant.ErrNoList))
+	})
+
+	It("does not tell who was revoked from who never was", func() {
+		gone := acme
+		gone.Revoked = true
+		set := tenanttest.Keeper(GinkgoTB(), gone, tenanttest.Tenant("umbra", "other", "others")).Set()
+		_, revoked := set.AdmitToEdge("acme", []byte("edge"), now)
+		_, never := set.AdmitToEdge("nobody", []byte("edge"), now)
+		Expect(revoked).To(Equal(never))
+		Expect(set.Active()).To(HaveExactElements(HaveField("Name", "umbra")))
+	})
+
+	// Whatever somebody who cannot sign writes, nobody may do more than is signed.
+	It("is never more than what is signed, whatever restricts it", func() {
+		rapid.Check(GinkgoT(), func(t *rapid.T) {
+			signed := acme
+			signed.Models, signed.Regions = someNames.Draw(t, "models"), someNames.Draw(t, "regions")
+			signed.Revoked = rapid.Bool().Draw(t, "revoked")
+			set := tenanttest.Keeper(GinkgoTB(), signed).Set()
+			by := []tenant.Restriction{
+				{Name: "acme", Blocked: rapid.Bool().Draw(t, "blocked"), Models: someNames.Draw(t, "models left"), Regions: someNames.Draw(t, "regions left")},
+				{Name: "nobody"},
+			}
+			restricted := set.Restrict(by)
+			may := func(s *tenant.Set, model, region string) bool {
+				rules, err := s.AdmitToEdge("acme", []byte("edge"), now)
+				return err == nil && rules.Models.Allow(model) && rules.Regions.Allow(region)
+			}
+			for _, model := range []string{"a", "b", "c", "d"} {
+				for _, region := range []string{"a", "b", "c", "d"} {
+					want := may(set, model, region) && !by[0].Blocked && by[0].Models.Allow(model) && by[0].Regions.Allow(region)
+					if may(restricted, model, region) != want {
+						t.Fatalf("model %s, region %s: want %t", model, region, want)
+					}
+				}
+			}
+			if _, err := restricted.Find("nobody", now); err == nil {
+				t.Fatal("a restriction made a tenant")
+			}
+			if restricted.Version() != set.Version() || !restricted.Expires().Equal(set.Expires()) {
+				t.Fatal("a restriction is another list")
+			}
+		})
+	})
+})
