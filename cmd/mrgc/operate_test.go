@@ -50,7 +50,7 @@ func admin() string {
 		})
 	}
 	type m = map[string]any
-	show("/decisions/"+decided().Request.ID, m{"region": "use1", "decisions": []decision.Explained{decision.Explain(decided(), decided().At.Add(12 * time.Second))}})
+	show("/decisions/"+decided().Request.ID, m{"region": "use1", "decisions": []decision.Explained{decision.Explain(decided(), decided().At.Add(12*time.Second))}})
 	show("/decisions/", m{"region": "use1", "kept": 7, "oldest_age_seconds": 93.0, "decisions": []any{}})
 	show("/ready", m{"ready": true})
 	show("/peers", m{"peers": []m{{"address": "10.0.0.2:9001", "state": "connected"}}})
@@ -171,7 +171,9 @@ var _ = Describe("mrgc replay", func() {
 	})
 
 	It("fails when it is not", func() {
-		got := mrgc("replay", file(func(s string) string { return strings.Replace(s, `"order":["use1-0","use1-1"]`, `"order":["use1-1","use1-0"]`, 1) }))
+		got := mrgc("replay", file(func(s string) string {
+			return strings.Replace(s, `"order":["use1-0","use1-1"]`, `"order":["use1-1","use1-0"]`, 1)
+		}))
 		Expect(got.err).To(MatchError(And(ContainSubstring("1 of 1 decisions come out otherwise"), ContainSubstring(decided().Request.ID))))
 		Expect(got.stdout).To(ContainSubstring("INSTANCE"))
 	})

@@ -71,7 +71,9 @@ var _ = Describe("A book", func() {
 	It("notes what became of the newest decision that Envoy calls so, while it is there", func() {
 		var b decision.Book
 		add(&b, 1)
-		end := func(at time.Time, o *decision.Outcome) { o.End, o.After = decision.EndServed, at.Add(time.Second).Sub(at) }
+		end := func(at time.Time, o *decision.Outcome) {
+			o.End, o.After = decision.EndServed, at.Add(time.Second).Sub(at)
+		}
 		b.Update(record(1, 0).EnvoyID, end)
 		b.Update("unknown", end)
 		Expect(b.Last(1)[0].Outcome).To(Equal(decision.Outcome{End: decision.EndServed, After: time.Second}))
