@@ -10,8 +10,14 @@ import (
 	"github.com/mrgc/mrgc/internal/routing"
 )
 
+// notes are the picker's records.
+type notes struct {
+	book   decision.Book
+	config string // version of the configuration
+}
+
 // Decisions are the picker's last ones.
-func (p *Picker) Decisions() *decision.Book { return &p.decisions }
+func (p *Picker) Decisions() *decision.Book { return &p.notes.book }
 
 // noteDecision records what was picked for a request, or why nothing could be.
 func (p *Picker) noteDecision(req *request, pick *routing.Request, candidates []routing.Candidate, picked routing.Decision,
@@ -19,13 +25,13 @@ func (p *Picker) noteDecision(req *request, pick *routing.Request, candidates []
 ) {
 	req.decided = true
 	record := decision.Record{
-		At: now, EnvoyID: shortID(req.envoyID), Tenant: req.tenant, Config: p.version, FleetAt: ix.snapshot.At,
+		At: now, EnvoyID: shortID(req.envoyID), Tenant: req.tenant, Config: p.notes.config, FleetAt: ix.snapshot.At,
 		Request: *pick, Decision: picked,
 	}
 	if refusal != nil {
 		record.Refusal = decision.Refusal{Code: refusal.Code, Param: refusal.Param}
 	}
-	p.decisions.Add(&record, candidates)
+	p.notes.book.Add(&record, candidates)
 }
 
 // noteRefusal records a request that was refused before anything could be
@@ -36,7 +42,7 @@ func (p *Picker) noteRefusal(req *request, refusal *api.Error, now time.Time) {
 		return
 	}
 	record := decision.Record{
-		At: now, EnvoyID: shortID(req.envoyID), Config: p.version,
+		At: now, EnvoyID: shortID(req.envoyID), Config: p.notes.config,
 		Refusal: decision.Refusal{Code: refusal.Code, Param: strings.Clone(refusal.Param)},
 	}
 	if isHex(req.id, requestIDDigits) {
@@ -48,7 +54,7 @@ func (p *Picker) noteRefusal(req *request, refusal *api.Error, now time.Time) {
 	if isName(req.model) {
 		record.Request.Model = req.model
 	}
-	p.decisions.Refuse(&record)
+	p.notes.book.Refuse(&record)
 }
 
 // maxEnvoyIDBytes is more than Envoy's own ids have, which are UUIDs.
@@ -65,7 +71,7 @@ func shortID(envoyID string) string {
 // noteEvent adds what became of a request to its record.
 func (p *Picker) noteEvent(e peers.Event) {
 	now := p.now()
-	p.decisions.Update(e.Request, func(at time.Time, o *decision.Outcome) {
+	p.notes.book.Update(e.Request, func(at time.Time, o *decision.Outcome) {
 		if e.Instance != "" {
 			o.Instance = e.Instance
 		}
@@ -86,7 +92,7 @@ func (p *Picker) noteEvent(e peers.Event) {
 
 // noteWait adds for how long Envoy has held a request for its decision.
 func (p *Picker) noteWait(envoyID string, seconds float64) {
-	p.decisions.Update(envoyID, func(_ time.Time, o *decision.Outcome) {
+	p.notes.book.Update(envoyID, func(_ time.Time, o *decision.Outcome) {
 		o.Wait = time.Duration(seconds * float64(time.Second))
 	})
 }

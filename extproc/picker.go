@@ -17,7 +17,6 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/decision"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/peers"
 	"github.com/mrgc/mrgc/internal/routing"
@@ -82,8 +81,7 @@ type Picker struct {
 	outcomes     *outcomes
 	homes        *homes
 	shared       shared
-	decisions    decision.Book
-	version      string // of the configuration
+	notes        notes
 
 	latest atomic.Pointer[index] // of the last snapshot seen; nil before the first
 }
@@ -120,7 +118,7 @@ func New(cfg Config) (*Picker, error) {
 		inFlight:     NewInFlight(cfg.InFlightTimeout),
 		outcomes:     newOutcomes(),
 		homes:        newHomes(),
-		version:      cfg.ConfigVersion,
+		notes:        notes{config: cfg.ConfigVersion},
 	}
 	p.shared.epoch = peers.Epoch{Began: cfg.Now().UnixNano(), ID: rand.Uint64()} //nolint:gosec // tells processes apart; no secret
 	for model, policy := range cfg.Policies {
@@ -197,7 +195,7 @@ func (p *Picker) Process(stream grpc.BidiStreamingServer[extprocv3.ProcessingReq
 func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*extprocv3.ProcessingResponse, string) {
 	start := p.now()
 	req := readHeaders(headers.GetHeaders().GetHeaders())
-	picked, refusal := p.decide(&req, start)
+	decision, refusal := p.decide(&req, start)
 	wipe(headers.GetHeaders().GetHeaders())
 	clear(req.bearer)
 	p.metrics.duration.Observe(p.now().Sub(start).Seconds())
@@ -209,18 +207,18 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 			slog.String("code", refusal.Code), slog.String("param", refusal.Param), slog.String("request_id", req.envoyID))
 		return refuse(refusal), ""
 	}
-	p.metrics.picks.WithLabelValues(string(picked.Reason)).Inc()
-	if picked.Gate != routing.GateNone {
-		p.metrics.affinity.WithLabelValues(string(picked.Gate)).Inc()
+	p.metrics.picks.WithLabelValues(string(decision.Reason)).Inc()
+	if decision.Gate != routing.GateNone {
+		p.metrics.affinity.WithLabelValues(string(decision.Gate)).Inc()
 	}
-	first := picked.Instances[0].ID
+	first := decision.Instances[0].ID
 	if req.affinity != "" && p.homes.set(req.affinity, first) {
 		p.shared.tellHome(req.affinity, first)
 	}
-	uncached := routing.UncachedTokens(req.size.Prompt, picked.Gate == routing.GateHome)
+	uncached := routing.UncachedTokens(req.size.Prompt, decision.Gate == routing.GateHome)
 	p.inFlight.Add(req.envoyID, first, uncached, start)
 	p.shared.changed.raise()
-	return steer(picked.Destination(), uncached), req.envoyID
+	return steer(decision.Destination(), uncached), req.envoyID
 }
 
 // decide checks a request, cheapest and least revealing first, and picks.
@@ -256,17 +254,17 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	if req.affinity != "" {
 		pick.Home = p.homes.of(req.affinity, candidates)
 	}
-	picked := routing.Pick(pick, candidates)
+	decision := routing.Pick(pick, candidates)
 	var refusal *api.Error
 	switch {
-	case len(picked.Instances) > 0:
-	case picked.Reason == routing.ReasonNoRecipientReady:
+	case len(decision.Instances) > 0:
+	case decision.Reason == routing.ReasonNoRecipientReady:
 		refusal = errNotReady()
 	default:
 		refusal = errStaleRecipients() // keys of nobody, or of another model's instances
 	}
-	p.noteDecision(req, &pick, candidates, picked, refusal, ix, now)
-	return picked, refusal
+	p.noteDecision(req, &pick, candidates, decision, refusal, ix, now)
+	return decision, refusal
 }
 
 // InFlight is how many requests this picker has sent to an instance and not

@@ -49,11 +49,16 @@ func (a *Admins) Explain(ctx context.Context, id string) ([]Explanation, error) 
 		"(--admin, repeat), or by weight while no router answered:\n%w", clean(id), errors.Join(failed...))
 }
 
-// Print writes an explanation for people.
-func (e *Explanation) Print(w io.Writer) error {
-	for i := range e.Decisions {
-		if err := e.print(w, &e.Decisions[i]); err != nil {
-			return err
+// PrintExplanations writes them for people, one after the other.
+func PrintExplanations(w io.Writer, found []Explanation) error {
+	between := ""
+	for i := range found {
+		for j := range found[i].Decisions {
+			fmt.Fprint(w, between)
+			if err := found[i].print(w, &found[i].Decisions[j]); err != nil {
+				return err
+			}
+			between = "\n"
 		}
 	}
 	return nil

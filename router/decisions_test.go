@@ -51,7 +51,7 @@ var _ = Describe("An operator", func() {
 		Expect(got.Record.Outcome.End).To(Equal(decision.EndServed))
 
 		var text bytes.Buffer
-		Expect(found[0].Print(&text)).To(Succeed())
+		Expect(operator.PrintExplanations(&text, found)).To(Succeed())
 		Expect(text.String()).To(And(ContainSubstring("picked "+served), ContainSubstring("served after"), ContainSubstring(" at "+served),
 			ContainSubstring("Envoy waited"), ContainSubstring("policy gate-then-load")))
 		Expect(text.String()).NotTo(ContainSubstring(string(r.key.EdgeToken())))

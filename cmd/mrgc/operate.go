@@ -136,14 +136,7 @@ decisions only.`,
 			if err != nil {
 				return err
 			}
-			return a.print(cmd.OutOrStdout(), found, func(w io.Writer) error {
-				for i := range found {
-					if err := found[i].Print(w); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+			return a.print(cmd.OutOrStdout(), found, func(w io.Writer) error { return operator.PrintExplanations(w, found) })
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
