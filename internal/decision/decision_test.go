@@ -76,9 +76,13 @@ func read(trace string) ([]decision.Record, error) {
 	}
 }
 
-// fill gives every field of a value that a policy may read something of its own.
+// fill gives every field of a value something of its own.
 func fill(v reflect.Value, n *int64) {
 	*n++
+	if at, is := v.Addr().Interface().(*time.Time); is {
+		*at = now().Add(time.Duration(*n))
+		return
+	}
 	switch v.Kind() {
 	case reflect.Struct:
 		for i := range v.NumField() {
@@ -119,23 +123,10 @@ var _ = Describe("A trace", func() {
 	It("has everything that a pick depends on", func() {
 		var r decision.Record
 		var n int64
-		fill(reflect.ValueOf(&r.Request).Elem(), &n)
-		var c routing.Candidate
-		c.Instance = &fleet.Instance{}
-		for _, part := range []any{&c.Ready, &c.Report, &c.InFlight, &c.InFlightTokens, &c.SentTokens, &c.SinceReady, &c.ErrorRate} {
-			fill(reflect.ValueOf(part).Elem(), &n)
-		}
-		Expect(reflect.TypeFor[routing.Candidate]().NumField()).To(Equal(8), "fill the new field here, and write it")
-		in := c.Instance
-		in.ID, in.Region, in.Zone, in.Models, in.KeyIDs = "i", "r", "z", []string{"m"}, []string{"k"}
-		in.Draining, in.HeartbeatAt = true, now()
-		in.Health = fleet.Health{Enclave: true, Engine: true, Reason: "why"}
-		fill(reflect.ValueOf(&in.Load).Elem(), &n)
-		r.At, r.EnvoyID, r.Tenant, r.Config, r.FleetAt = now(), "e", "t", "c", now()
-		r.Candidates = []routing.Candidate{c}
-		r.Decision = routing.Decision{Reason: "reason", Gate: "gate", Instances: []*fleet.Instance{in}}
-		r.Refusal = decision.Refusal{Code: "code", Param: "param"}
-		fill(reflect.ValueOf(&r.Outcome).Elem(), &n)
+		fill(reflect.ValueOf(&r).Elem(), &n)
+		in := r.Candidates[0].Instance
+		r.Decision.Instances[0] = in
+		in.Address, in.RegisteredAt, in.Version = "", time.Time{}, 0 // of no use to a pick
 		Expect(read(trace(r))).To(Equal([]decision.Record{r}))
 	})
 
