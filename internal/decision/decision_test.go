@@ -2,6 +2,7 @@ package decision_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -66,7 +67,7 @@ func read(trace string) ([]decision.Record, error) {
 	reader := decision.NewReader(strings.NewReader(trace))
 	for {
 		r, err := reader.Next()
-		if err == io.EOF {
+		if errors.Is(err, io.EOF) {
 			return all, nil
 		}
 		if err != nil {
