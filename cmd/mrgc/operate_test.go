@@ -17,6 +17,7 @@ import (
 	"github.com/mrgc/mrgc/internal/decision"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/operator"
 )
 
 // decided is a decision between two instances, the first of which is idle.
@@ -68,6 +69,15 @@ func admin() string {
 	DeferCleanup(server.Close)
 	return server.URL
 }
+
+// Routers that whoever runs the tests has in the environment are not asked.
+var _ = BeforeEach(func() {
+	for _, entry := range os.Environ() {
+		if name, _, _ := strings.Cut(entry, "="); strings.HasPrefix(name, operator.EnvPrefix) {
+			GinkgoT().Setenv(name, "")
+		}
+	}
+})
 
 var _ = Describe("mrgc explain", func() {
 	It("says in a table who was picked, who came next and why, and who could not serve", func() {
