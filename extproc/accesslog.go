@@ -57,6 +57,7 @@ func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
 	case accesslogdatav3.AccessLogType_NotSet, accesslogdatav3.AccessLogType_DownstreamEnd:
 		if waited, known := waitOf(common); known {
 			p.metrics.wait.Observe(waited)
+			p.noteWait(e.Request, waited)
 		}
 		e.Kind = outcomeOf(entry)
 	default:
@@ -75,6 +76,7 @@ func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
 // request is from then on; the one before has failed it, or is not there for
 // Envoy, which is as bad.
 func (p *Picker) apply(e peers.Event) (wasInFlight bool) {
+	p.noteEvent(e)
 	if e.Kind == peers.Moved {
 		from := p.inFlight.Move(e.Request, e.Instance)
 		if from != "" && from != e.Instance {

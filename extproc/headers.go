@@ -31,6 +31,8 @@ type request struct {
 
 	sealed bool   // has the content type of a sealed request, once
 	fault  string // the first Mrgc header that is missing, malformed or repeated
+
+	decided bool // whether it could be picked for has been decided, and is on record
 }
 
 // field is a header as it came: its last value, and how often it was there.

@@ -47,6 +47,9 @@ type Config struct {
 	// Report gives an instance's last load report; it does not block. Default:
 	// that of its heartbeat, which is stale.
 	Report func(*fleet.Instance) routing.Report
+	// ConfigVersion names the configuration that the picker was made from, in
+	// its decision records.
+	ConfigVersion string
 	// InFlightTimeout is after what time a request counts as ended although
 	// nobody said so. Default: [DefaultInFlightTimeout].
 	InFlightTimeout time.Duration
@@ -80,6 +83,7 @@ type Picker struct {
 	outcomes   *outcomes
 	homes      *homes
 	shared     shared
+	notes      notes
 
 	latest atomic.Pointer[index] // of the last snapshot seen; nil before the first
 }
@@ -116,6 +120,7 @@ func New(cfg Config) (*Picker, error) {
 		inFlight:   NewInFlight(cfg.InFlightTimeout),
 		outcomes:   newOutcomes(),
 		homes:      newHomes(),
+		notes:      notes{config: cfg.ConfigVersion},
 	}
 	p.shared.epoch = peers.Epoch{Began: cfg.Now().UnixNano(), ID: rand.Uint64()} //nolint:gosec // tells processes apart; no secret
 	for model, policy := range cfg.Policies {
@@ -198,6 +203,7 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 	p.metrics.duration.Observe(p.now().Sub(start).Seconds())
 
 	if refusal != nil {
+		p.noteRefusal(&req, refusal, start)
 		p.metrics.picks.WithLabelValues(refusal.Code).Inc()
 		p.log.LogAttrs(ctx, slog.LevelDebug, "request refused",
 			slog.String("code", refusal.Code), slog.String("param", refusal.Param), slog.String("request_id", req.envoyID))
@@ -262,13 +268,16 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		pick.Home = p.homes.of(req.affinity, candidates)
 	}
 	decision := routing.Pick(pick, candidates)
-	if len(decision.Instances) > 0 {
-		return decision, nil
+	var refusal *api.Error
+	switch {
+	case len(decision.Instances) > 0:
+	case decision.Reason == routing.ReasonNoRecipientReady:
+		refusal = errNotReady()
+	default:
+		refusal = errStaleRecipients() // keys of nobody, or of another model's instances
 	}
-	if decision.Reason == routing.ReasonNoRecipientReady {
-		return none, errNotReady()
-	}
-	return none, errStaleRecipients() // keys of nobody, or of another model's instances
+	p.noteDecision(req, &pick, candidates, decision, refusal, ix, now)
+	return decision, refusal
 }
 
 // allowed are the picker's regions that a tenant's data may be in.

@@ -151,14 +151,19 @@ func (r *Router) heard(instanceID string) {
 	}
 }
 
-// weight is an instance's score, by its newest load report as long as that is
-// fresh, else by its heartbeat.
+// weight is an instance's score.
 func (r *Router) weight(in *fleet.Instance) uint32 {
-	load := in.Load
-	if reported := r.reported(in); reported.Age == routing.AgeFresh {
-		load = reported.Load
-	}
+	load, _ := r.scored(in)
 	return uint32(routing.Score(in.Health, load)) //nolint:gosec // 0 to 100
+}
+
+// scored is the load by which an instance's score goes, and what it is of: its
+// newest load report as long as that is fresh, else its heartbeat.
+func (r *Router) scored(in *fleet.Instance) (load fleet.Load, of string) {
+	if reported := r.reported(in); reported.Age == routing.AgeFresh {
+		return reported.Load, "report"
+	}
+	return in.Load, "heartbeat"
 }
 
 // Report gives the newest load report of an instance of the router's region

@@ -66,6 +66,8 @@ type Config struct {
 	// host with several addresses is several routers, looked up again and again;
 	// this router may be among them. Default: it is the only one.
 	Peers []string
+	// ConfigVersion names the configuration in decision records.
+	ConfigVersion string
 
 	Store    fleet.Store
 	Identity *identity.Source
@@ -151,6 +153,8 @@ func New(config Config) (*Router, error) {
 		Report:   r.reported,
 		Logger:   r.log,
 		Metrics:  r.metrics,
+
+		ConfigVersion: config.ConfigVersion,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("router: %w", err)
@@ -314,8 +318,9 @@ func (r *Router) serveAdmin(ctx context.Context, l net.Listener) error {
 	}, l, false)
 }
 
-// adminHandler is the operator's: package xds's pages, the instances' load, the
-// other routers, metrics, and a readiness that includes the recipients.
+// adminHandler is the operator's: package xds's pages, the instances' load and
+// scores, the other routers, decisions, metrics, and a readiness that includes the
+// recipients.
 func (r *Router) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	xdsAdmin := r.xds.Admin()
@@ -328,6 +333,9 @@ func (r *Router) adminHandler() http.Handler {
 	})
 	mux.HandleFunc("GET /load", r.loads.serveLoad)
 	mux.HandleFunc("GET /peers", r.peers.serve)
+	mux.HandleFunc("GET /scores", r.serveScores)
+	mux.HandleFunc("GET /decisions", r.serveTrace)
+	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))
 	mux.Handle("/", xdsAdmin)
 	return mux

@@ -54,14 +54,14 @@ func New(config Config) (*Server, error) {
 	}
 	config = config.withDefaults()
 	s := &Server{
-		config:   config,
-		served:   config.served(),
-		feed:     &feed{next: make(chan struct{})},
-		stages:   map[fleet.Region]*lockedStage{},
-		roster:   newRoster(),
-		rendered: map[fleet.Region]rendered{},
+		config:     config,
+		served:     config.served(),
+		feed:       &feed{next: make(chan struct{})},
+		stages:     map[fleet.Region]*lockedStage{},
+		roster:     newRoster(),
+		rendered:   map[fleet.Region]rendered{},
 		admissions: map[fleet.Region]admission{},
-		wake:     make(chan struct{}, 1), rescored: make(chan struct{}, 1),
+		wake:       make(chan struct{}, 1), rescored: make(chan struct{}, 1),
 	}
 	for region := range s.served {
 		s.stages[region] = &lockedStage{stage: newStage(config.TrialTimeout)}

@@ -126,7 +126,8 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 		Restrictions:      cluster.Restrictions(),
 		Policies:          cluster.Policies(),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
-		Peers: o.peers,
+		Peers:         o.peers,
+		ConfigVersion: cluster.Version(),
 		XDS: xds.Config{
 			Region: region, SpillTo: map[fleet.Region][]fleet.Region{region: cluster.Regions[i].SpillTo},
 			TenantAddress: tenantAddress, HealthAddress: healthAddress,

@@ -7,6 +7,7 @@ import (
 
 	"github.com/mrgc/mrgc/engine/sim/batching"
 	"github.com/mrgc/mrgc/internal/parts"
+	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/local"
 )
 
@@ -49,6 +50,7 @@ Ctrl-C stops everything.`,
 	f.StringToStringVar(&options.Sim.Fail, "sim-fail", nil, "sim: INSTANCE=SHARE, the share of requests that an instance's engine fails at once, like use1-0=0.5")
 	f.StringVar(&options.StateDir, "state-dir", ".mrgc", "directory for logs, state and the env file")
 	f.StringVar(&options.ToolsDir, "tools-dir", ".tools", "directory for fetched parts")
+	complete(cmd, "policy", routing.PolicyNames()...)
 	f.BoolVar(&options.AskOnce, "ask", true, "send one sealed request when all is healthy")
 	return cmd
 }

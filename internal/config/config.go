@@ -15,6 +15,9 @@
 package config
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -36,6 +39,17 @@ type Config struct {
 	Picker    Picker    `yaml:"picker"`
 	Fleet     Fleet     `yaml:"fleet"`
 	Listeners Listeners `yaml:"listeners"`
+}
+
+// Version names the configuration by its content: two that say the same, in
+// whatever words, have the same.
+func (c *Config) Version() string {
+	content, err := json.Marshal(c)
+	if err != nil {
+		panic(err) // a field that JSON cannot say, whatever its value
+	}
+	sum := sha256.Sum256(content)
+	return hex.EncodeToString(sum[:6])
 }
 
 // Restrictions are what the configuration says of tenants.

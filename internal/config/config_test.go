@@ -43,6 +43,18 @@ var _ = Describe("A configuration", func() {
 		}))
 	})
 
+	It("has a version that is its content's, whatever the words", func() {
+		version := func(text string) string {
+			c, err := config.Parse("mrgc.yaml", []byte(text))
+			Expect(err).NotTo(HaveOccurred())
+			return c.Version()
+		}
+		Expect(version(minimal)).To(MatchRegexp(`^[0-9a-f]{12}$`))
+		Expect(version("# other words\n" + minimal + "picker: {message_timeout: 0.05s}\n")).To(Equal(version(minimal)))
+		Expect(version(minimal + "picker: {message_timeout: 60ms}\n")).NotTo(Equal(version(minimal)))
+		Expect(version(strings.Replace(minimal, "{name: m}", "{name: m, policy: score}", 1))).NotTo(Equal(version(minimal)))
+	})
+
 	It("has the defaults where the file says null", func() {
 		want, err := config.Parse("mrgc.yaml", []byte(minimal))
 		Expect(err).NotTo(HaveOccurred())

@@ -73,7 +73,9 @@ type Work struct {
 }
 
 // Plus is both together.
-func (w Work) Plus(o Work) Work { return Work{w.Requests + o.Requests, w.Tokens + o.Tokens, w.Sent + o.Sent} }
+func (w Work) Plus(o Work) Work {
+	return Work{w.Requests + o.Requests, w.Tokens + o.Tokens, w.Sent + o.Sent}
+}
 
 // Count is what the sender has in flight on an instance.
 type Count struct {

@@ -1,6 +1,8 @@
 package routing
 
 import (
+	"fmt"
+	"slices"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -59,6 +61,24 @@ const (
 	// larger of the two counts.
 	AgeFresh
 )
+
+var ageNames = [...]string{"missing", "stale", "fresh"}
+
+// String is the age's name, which ParseAge reads.
+func (a Age) String() string {
+	if int(a) < len(ageNames) {
+		return ageNames[a]
+	}
+	return fmt.Sprintf("age(%d)", uint8(a))
+}
+
+// ParseAge reads an age's name.
+func ParseAge(name string) (Age, error) {
+	if i := slices.Index(ageNames[:], name); i >= 0 {
+		return Age(i), nil
+	}
+	return 0, fmt.Errorf("age of a report %q: want fresh, stale or missing", name)
+}
 
 const (
 	// SlowStart is how long an instance that has become ready is spared. Its load

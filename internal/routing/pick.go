@@ -105,13 +105,7 @@ func Pick(req Request, candidates []Candidate) Decision {
 	if len(able) == 0 {
 		return Decision{Reason: reason}
 	}
-	req.weigh(able, candidates)
-	demote(able, ProbeShare)
-	slices.SortFunc(able, ranked.compare)
-	d := Decision{
-		Reason: ReasonPicked,
-		Gate:   req.apply(foremost(able)),
-	}
+	d := Decision{Reason: ReasonPicked, Gate: req.order(able, candidates)}
 	d.Instances = make([]*fleet.Instance, len(able))
 	for i := range able {
 		d.Instances[i] = able[i].instance
@@ -122,29 +116,49 @@ func Pick(req Request, candidates []Candidate) Decision {
 	return d
 }
 
+// order puts those that can serve in the order in which to try them.
+func (req *Request) order(able []ranked, candidates []Candidate) Gate {
+	req.weigh(able, candidates)
+	demote(able, ProbeShare)
+	slices.SortFunc(able, ranked.compare)
+	return req.apply(foremost(able))
+}
+
 // able appends the candidates that can serve the request to dst. Without any,
 // the reason is that of the candidate that came closest.
 func (req *Request) able(dst []ranked, candidates []Candidate) ([]ranked, Reason) {
 	reason := ReasonRecipientsUnknown
 	for i := range candidates {
-		c := &candidates[i]
-		if !holdsAny(c.Instance, req.Recipients) {
-			continue
+		rule, distance := req.rule(&candidates[i])
+		switch {
+		case rule == RuleNone:
+			dst = append(dst, ranked{at: i, instance: candidates[i].Instance, distance: distance})
+			reason = ReasonNoRecipientReady
+		case rule == RuleReady || rule == RuleRegion:
+			reason = ReasonNoRecipientReady
+		case rule == RuleModel && reason == ReasonRecipientsUnknown:
+			reason = ReasonModelNotServed
 		}
-		if !slices.Contains(c.Instance.Models, req.Model) {
-			if reason == ReasonRecipientsUnknown {
-				reason = ReasonModelNotServed
-			}
-			continue
-		}
-		reason = ReasonNoRecipientReady
-		distance := slices.Index(req.Regions, c.Instance.Region)
-		if !c.Ready || distance < 0 {
-			continue
-		}
-		dst = append(dst, ranked{at: i, instance: c.Instance, distance: distance})
 	}
 	return dst, reason
+}
+
+// rule says what keeps a candidate from serving the request, and where its
+// region stands in the order of preference.
+func (req *Request) rule(c *Candidate) (Rule, int) {
+	switch {
+	case !holdsAny(c.Instance, req.Recipients):
+		return RuleKey, -1
+	case !slices.Contains(c.Instance.Models, req.Model):
+		return RuleModel, -1
+	case !c.Ready:
+		return RuleReady, -1
+	}
+	distance := slices.Index(req.Regions, c.Instance.Region)
+	if distance < 0 {
+		return RuleRegion, -1
+	}
+	return RuleNone, distance
 }
 
 func holdsAny(in *fleet.Instance, recipients []string) bool {

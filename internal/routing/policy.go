@@ -1,6 +1,9 @@
 package routing
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // Policy is how a model's requests are ordered among the instances of a region
 // that can serve them. The zero value is the default.
@@ -54,3 +57,6 @@ func (p *Policy) UnmarshalText(name []byte) error {
 	}
 	return err
 }
+
+// PolicyNames are the names that ParsePolicy reads.
+func PolicyNames() []string { return slices.Clone(policyNames[:]) }

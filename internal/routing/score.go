@@ -39,16 +39,31 @@ const (
 //
 // A score is no judgement of readiness: an idle instance with a dead enclave
 // has 90 points. Filter first.
-func Score(h fleet.Health, l fleet.Load) int {
-	return score(h, l, count(l.Running)+count(l.Queued))
+func Score(h fleet.Health, l fleet.Load) int { return TermsOf(h, l).Score() }
+
+// Terms are the points of which a score is made.
+type Terms struct {
+	Queue   float64 `json:"queue"`   // of 50
+	Latency float64 `json:"latency"` // of 30
+	Health  float64 `json:"health"`  // of 20
 }
 
+// TermsOf gives the points of an instance, as [Score] adds them up.
+func TermsOf(h fleet.Health, l fleet.Load) Terms {
+	return terms(h, l, count(l.Running)+count(l.Queued))
+}
+
+// Score is the sum.
+func (t Terms) Score() int { return int(math.Round(t.Queue + t.Latency + t.Health)) }
+
 // score is the score of an instance that has so many requests.
-func score(h fleet.Health, l fleet.Load, requests float64) int {
+func score(h fleet.Health, l fleet.Load, requests float64) int { return terms(h, l, requests).Score() }
+
+func terms(h fleet.Health, l fleet.Load, requests float64) Terms {
 	depth := requests / max(count(l.Slots), 1)
 	queue := 1 - min(depth/QueueFull, 1)
 	latency := 1 - min(max(l.Latency.Seconds(), 0)/LatencyFull.Seconds(), 1)
-	return int(math.Round(queueWeight*queue + latencyWeight*latency + healthWeight*health(h)))
+	return Terms{queueWeight * queue, latencyWeight * latency, healthWeight * health(h)}
 }
 
 func health(h fleet.Health) float64 {
