@@ -237,7 +237,7 @@ func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
 	config.NextProtos = []string{"h2"}
 	server := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(config)),
-		grpc.StreamInterceptor(r.admit),
+		grpc.StreamInterceptor(r.admitStream),
 		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
 		// Package envoy's pings come every second.
 		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
@@ -255,8 +255,8 @@ func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// admit keeps Envoys and routers to what is each one's own.
-func (r *Router) admit(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+// admitStream keeps Envoys and routers to what is each one's own.
+func (r *Router) admitStream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	who, err := callerOf(stream.Context())
 	if err != nil || r.isEnvoy(who) == isRouter(info.FullMethod) {
 		return status.Error(codes.PermissionDenied, "this service is not for "+who.String())

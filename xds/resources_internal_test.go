@@ -8,6 +8,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // TestRenderOfWhatHasChanged holds a rendering that reuses the one before to the
@@ -17,6 +18,11 @@ func TestRenderOfWhatHasChanged(t *testing.T) {
 		Region: "use1", Models: []string{"a", "b", "c"},
 		TenantAddress: netip.MustParseAddrPort("127.0.0.1:443"), HealthAddress: netip.MustParseAddrPort("127.0.0.1:8080"),
 	}.withDefaults()
+	regions := []fleet.Region{"use1", "use2"}
+	admitted, err := newAdmission(config, "use1", regions, &tenant.Set{})
+	if err != nil {
+		t.Fatal(err)
+	}
 	rapid.Check(t, func(t *rapid.T) {
 		var before rendered
 		for range rapid.IntRange(1, 5).Draw(t, "publications") {
@@ -31,7 +37,7 @@ func TestRenderOfWhatHasChanged(t *testing.T) {
 					weight:  rapid.SampledFrom([]uint32{10, 20}).Draw(t, "weight"),
 				})
 			}
-			p := newPlan(config, "use1", []fleet.Region{"use1", "use2"}, usable, certificate{chain: []byte("-"), key: []byte("-")})
+			p := newPlan(config, "use1", regions, usable, admitted, certificate{chain: []byte("-"), key: []byte("-")})
 			again, err := render(p, before)
 			if err != nil {
 				t.Fatal(err)
