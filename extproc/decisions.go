@@ -28,6 +28,9 @@ func (p *Picker) noteDecision(req *request, pick *routing.Request, candidates []
 		At: now, EnvoyID: shortID(req.envoyID), Tenant: req.tenant, Config: p.notes.config, FleetAt: ix.snapshot.At,
 		Request: *pick, Decision: picked,
 	}
+	if len(pick.Split) == 0 {
+		record.Request.Conversation = "" // nothing is chosen by it
+	}
 	if refusal != nil {
 		record.Refusal = decision.Refusal{Code: refusal.Code, Param: refusal.Param}
 	}

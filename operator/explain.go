@@ -163,6 +163,8 @@ func placed(d *decision.Explained, i int) string {
 			return before.Instance + " fails, and is tried first to see whether it still does"
 		}
 		return "fails"
+	case routing.CriterionVersion:
+		return "of another version of the model"
 	case routing.CriterionRegion:
 		return "further away"
 	case routing.CriterionGate:
@@ -202,6 +204,8 @@ func excluded(p *decision.Place) string {
 		return "does not serve the model"
 	case routing.RuleRegion:
 		return "the request may not go to its region"
+	case routing.RuleVersion:
+		return "its version of the model gets no requests"
 	case routing.RuleReady:
 		switch {
 		case p.Draining:

@@ -63,8 +63,8 @@ type Config struct {
 	ConcurrentRequests int           // default 64; more are told to go elsewhere
 	EngineSlots        int           // requests that the engine runs at once; 0: not known
 
-	// ModelVersions are the versions of Instance.Models, for load reports; a
-	// model that is not among them has none.
+	// ModelVersions are the versions of Instance.Models, for the store and load
+	// reports; a model that is not among them has none.
 	ModelVersions map[string]string
 	// ReadGPU reads the instance's GPUs. It is called up to ten times a second,
 	// never twice at once; nil: there is none to see.

@@ -96,8 +96,20 @@ func (p *Parent) report(ctx context.Context, seen observation, whole bool) error
 		}
 	}
 	instance := p.config.Instance
+	instance.Versions = p.versions()
 	instance.Health, instance.Load, instance.KeyIDs = seen.health, seen.load, seen.keyIDs
 	return p.config.Store.Register(ctx, instance)
+}
+
+// versions are those that are known of the instance's models.
+func (p *Parent) versions() map[string]string {
+	known := map[string]string{}
+	for _, model := range p.config.Instance.Models {
+		if v := p.config.ModelVersions[model]; v != "" {
+			known[model] = v
+		}
+	}
+	return known
 }
 
 // probe asks enclave and guard how they are.

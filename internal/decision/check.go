@@ -3,6 +3,7 @@ package decision
 import (
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
@@ -24,9 +25,12 @@ func (l *line) record() (Record, error) {
 		At: l.At, EnvoyID: l.EnvoyID, Tenant: l.Tenant, Config: l.Config, FleetAt: l.FleetAt,
 		Request: routing.Request{
 			ID: l.Request.ID, Model: l.Request.Model, Recipients: l.Request.Recipients, Regions: l.Request.Regions,
-			Policy: policy, Home: l.Request.Home, PromptTokens: l.Request.PromptTokens, Sequence: l.Request.Sequence,
+			Conversation: l.Request.Conversation, Policy: policy, Home: l.Request.Home, PromptTokens: l.Request.PromptTokens, Sequence: l.Request.Sequence,
 		},
-		Decision: routing.Decision{Reason: l.Decision.Reason, Gate: l.Decision.Gate},
+		Decision: routing.Decision{Reason: l.Decision.Reason, Gate: l.Decision.Gate, Version: l.Decision.Version},
+	}
+	for _, v := range l.Request.Split {
+		r.Request.Split = append(r.Request.Split, routing.Version(v))
 	}
 	byID := map[string]*fleet.Instance{}
 	for i := range l.Candidates {
@@ -59,12 +63,15 @@ func (l *line) record() (Record, error) {
 // check keeps a line to its limits.
 func (l *line) check() error {
 	texts := []string{
-		l.EnvoyID, l.Tenant, l.Config, l.Request.ID, l.Request.Model, l.Request.Home,
+		l.EnvoyID, l.Tenant, l.Config, l.Request.ID, l.Request.Model, l.Request.Home, l.Request.Conversation, l.Decision.Version,
 		string(l.Decision.Reason), string(l.Decision.Gate),
 	}
 	texts = append(texts, l.Request.Recipients...)
 	for _, region := range l.Request.Regions {
 		texts = append(texts, string(region))
+	}
+	for _, v := range l.Request.Split {
+		texts = append(texts, v.Name)
 	}
 	if l.Refusal != nil {
 		texts = append(texts, l.Refusal.Code, l.Refusal.Param)
@@ -80,6 +87,8 @@ func (l *line) check() error {
 		return fmt.Errorf("request.recipients: %d, at most %d", len(l.Request.Recipients), maxCandidates)
 	case len(l.Request.Regions) > maxRegions:
 		return fmt.Errorf("request.regions: %d, at most %d", len(l.Request.Regions), maxRegions)
+	case len(l.Request.Split) > maxVersions:
+		return fmt.Errorf("request.split: %d, at most %d", len(l.Request.Split), maxVersions)
 	case len(l.Candidates) > maxCandidates:
 		return fmt.Errorf("candidates: %d, at most %d", len(l.Candidates), maxCandidates)
 	case l.Decision.Reason == "" && l.Refusal == nil:
@@ -102,10 +111,14 @@ func (o *lineOption) candidate() (routing.Candidate, error) {
 	switch {
 	case in.ID == "":
 		return routing.Candidate{}, errors.New("instance.id is empty")
-	case len(in.Models) > maxNames || len(in.Keys) > maxNames:
-		return routing.Candidate{}, fmt.Errorf("%d models and %d keys, at most %d each", len(in.Models), len(in.Keys), maxNames)
+	case len(in.Models) > maxNames || len(in.Versions) > maxNames || len(in.Keys) > maxNames:
+		return routing.Candidate{}, fmt.Errorf("%d models, %d versions and %d keys, at most %d each", len(in.Models), len(in.Versions), len(in.Keys), maxNames)
 	}
-	if err := checkTexts(append(append([]string{in.ID, string(in.Region), in.Zone, in.Reason}, in.Models...), in.Keys...)); err != nil {
+	texts := slices.Concat([]string{in.ID, string(in.Region), in.Zone, in.Reason}, in.Models, in.Keys)
+	for model, version := range in.Versions {
+		texts = append(texts, model, version)
+	}
+	if err := checkTexts(texts); err != nil {
 		return routing.Candidate{}, err
 	}
 	age, err := routing.ParseAge(o.Report.Age)
@@ -114,7 +127,7 @@ func (o *lineOption) candidate() (routing.Candidate, error) {
 	}
 	return routing.Candidate{
 		Instance: &fleet.Instance{
-			ID: in.ID, Region: in.Region, Zone: in.Zone, Models: in.Models, KeyIDs: in.Keys, Draining: in.Draining,
+			ID: in.ID, Region: in.Region, Zone: in.Zone, Models: in.Models, Versions: in.Versions, KeyIDs: in.Keys, Draining: in.Draining,
 			Health:      fleet.Health{Enclave: in.Enclave, Engine: in.Engine, Reason: in.Reason},
 			HeartbeatAt: in.HeartbeatAt, Load: fleet.Load(in.Load),
 		},

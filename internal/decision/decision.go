@@ -7,8 +7,8 @@
 // records in a [Book]; [Write] makes a trace of them, one JSON object a line,
 // and [NewReader] reads it.
 //
-// A record has no token and nothing of a prompt but its declared size. Neither
-// does it have the key of the conversation.
+// A record has no token and nothing of a prompt but its declared size. The opaque
+// key of the conversation is in it where a split chooses a version by it.
 package decision
 
 import (

@@ -21,6 +21,7 @@ const (
 
 	maxCandidates = 64 // as many as a request has recipients
 	maxRegions    = 16
+	maxVersions   = 8   // of a model
 	maxNames      = 256 // models or keys of an instance
 	maxTextBytes  = 256
 )
@@ -49,10 +50,17 @@ type lineRequest struct {
 	Model        string         `json:"model,omitempty"`
 	Recipients   []string       `json:"recipients,omitempty"`
 	Regions      []fleet.Region `json:"regions,omitempty"`
+	Split        []lineVersion  `json:"split,omitempty"`
+	Conversation string         `json:"conversation,omitempty"` // its opaque key
 	Policy       string         `json:"policy"`
 	Home         string         `json:"home,omitempty"`
 	PromptTokens int            `json:"prompt_tokens,omitempty"`
 	Sequence     uint64         `json:"sequence,omitempty"`
+}
+
+type lineVersion struct {
+	Name   string `json:"name"`
+	Weight int    `json:"weight"` // per mille
 }
 
 type lineOption struct {
@@ -67,17 +75,18 @@ type lineOption struct {
 }
 
 type lineInstance struct {
-	ID          string       `json:"id"`
-	Region      fleet.Region `json:"region"`
-	Zone        string       `json:"zone,omitempty"`
-	Models      []string     `json:"models"`
-	Keys        []string     `json:"keys"`
-	Draining    bool         `json:"draining,omitempty"`
-	Enclave     bool         `json:"enclave_healthy"`
-	Engine      bool         `json:"engine_healthy"`
-	Reason      string       `json:"reason,omitempty"`
-	HeartbeatAt time.Time    `json:"heartbeat_at,omitzero"`
-	Load        lineLoad     `json:"load"`
+	ID          string            `json:"id"`
+	Region      fleet.Region      `json:"region"`
+	Zone        string            `json:"zone,omitempty"`
+	Models      []string          `json:"models"`
+	Versions    map[string]string `json:"versions,omitempty"`
+	Keys        []string          `json:"keys"`
+	Draining    bool              `json:"draining,omitempty"`
+	Enclave     bool              `json:"enclave_healthy"`
+	Engine      bool              `json:"engine_healthy"`
+	Reason      string            `json:"reason,omitempty"`
+	HeartbeatAt time.Time         `json:"heartbeat_at,omitzero"`
+	Load        lineLoad          `json:"load"`
 }
 
 type lineLoad struct {
@@ -97,9 +106,10 @@ type lineReport struct {
 }
 
 type lineDecision struct {
-	Order  []string       `json:"order,omitempty"` // ids, best first
-	Reason routing.Reason `json:"reason"`
-	Gate   routing.Gate   `json:"gate,omitempty"`
+	Order   []string       `json:"order,omitempty"` // ids, best first
+	Reason  routing.Reason `json:"reason"`
+	Gate    routing.Gate   `json:"gate,omitempty"`
+	Version string         `json:"version,omitempty"`
 }
 
 type lineOutcome struct {
@@ -126,9 +136,12 @@ func lineOf(r *Record) line {
 		Version: formatVersion, At: r.At, EnvoyID: r.EnvoyID, Tenant: r.Tenant, Config: r.Config, FleetAt: r.FleetAt,
 		Request: lineRequest{
 			ID: r.Request.ID, Model: r.Request.Model, Recipients: r.Request.Recipients, Regions: r.Request.Regions,
-			Policy: r.Request.Policy.String(), Home: r.Request.Home, PromptTokens: r.Request.PromptTokens, Sequence: r.Request.Sequence,
+			Conversation: r.Request.Conversation, Policy: r.Request.Policy.String(), Home: r.Request.Home, PromptTokens: r.Request.PromptTokens, Sequence: r.Request.Sequence,
 		},
-		Decision: lineDecision{Order: idsOf(r.Decision), Reason: r.Decision.Reason, Gate: r.Decision.Gate},
+		Decision: lineDecision{Order: idsOf(r.Decision), Reason: r.Decision.Reason, Gate: r.Decision.Gate, Version: r.Decision.Version},
+	}
+	for _, v := range r.Request.Split {
+		l.Request.Split = append(l.Request.Split, lineVersion(v))
 	}
 	for i := range r.Candidates {
 		l.Candidates = append(l.Candidates, optionOf(&r.Candidates[i]))
@@ -147,7 +160,7 @@ func optionOf(c *routing.Candidate) lineOption {
 	in := c.Instance
 	return lineOption{
 		Instance: lineInstance{
-			ID: in.ID, Region: in.Region, Zone: in.Zone, Models: in.Models, Keys: in.KeyIDs, Draining: in.Draining,
+			ID: in.ID, Region: in.Region, Zone: in.Zone, Models: in.Models, Versions: in.Versions, Keys: in.KeyIDs, Draining: in.Draining,
 			Enclave: in.Health.Enclave, Engine: in.Health.Engine, Reason: in.Health.Reason,
 			HeartbeatAt: in.HeartbeatAt, Load: lineLoad(in.Load),
 		},

@@ -39,6 +39,9 @@ type Instance struct {
 	Zone    string // availability zone, "use1-az1"
 	Address string // parent's address as IP:port, what Envoy dials
 	Models  []string
+	// Versions are those of Models, by name: 1 to 128 of A-Z, a-z, 0-9 and ._+-. A
+	// model without is of no version that is known.
+	Versions map[string]string
 	// KeyIDs are the key ids (8 bytes in hex) of the sealed-request recipients
 	// that the instance's enclave holds. They change with every enclave start.
 	KeyIDs []string

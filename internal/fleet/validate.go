@@ -2,6 +2,7 @@ package fleet
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"regexp"
 	"slices"
@@ -12,6 +13,7 @@ var (
 	// path and a metric's label alike.
 	label     = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 	modelName = regexp.MustCompile(`^[A-Za-z0-9._/:-]{1,128}$`)
+	version   = regexp.MustCompile(`^[A-Za-z0-9._+-]{1,128}$`)
 	keyID     = regexp.MustCompile(`^[0-9a-f]{16}$`)
 )
 
@@ -38,6 +40,14 @@ func (in *Instance) Validate() error {
 		}
 		if slices.Contains(in.Models[:i], model) {
 			return fmt.Errorf("instance %s: models[%d]: %q is listed twice", in.ID, i, model)
+		}
+	}
+	for _, model := range slices.Sorted(maps.Keys(in.Versions)) {
+		if !slices.Contains(in.Models, model) {
+			return fmt.Errorf("instance %s: versions: %q is none of its models", in.ID, model)
+		}
+		if err := ValidateVersion(in.Versions[model]); err != nil {
+			return fmt.Errorf("instance %s: versions of %s: %w", in.ID, model, err)
 		}
 	}
 	for i, kid := range in.KeyIDs {
@@ -80,6 +90,14 @@ func ValidateID(id string) error {
 func ValidateModel(name string) error {
 	if !modelName.MatchString(name) {
 		return fmt.Errorf("model %q: want 1 to 128 of A-Z, a-z, 0-9 and ._/:-", name)
+	}
+	return nil
+}
+
+// ValidateVersion checks the name of a model's version.
+func ValidateVersion(name string) error {
+	if !version.MatchString(name) {
+		return fmt.Errorf("version %q: want 1 to 128 of A-Z, a-z, 0-9 and ._+-", name)
 	}
 	return nil
 }

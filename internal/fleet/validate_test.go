@@ -31,6 +31,7 @@ var _ = Describe("Validation of an instance", func() {
 		Entry("the longest names", func(in *fleet.Instance) {
 			in.ID, in.Models = strings.Repeat("i", 63), []string{strings.Repeat("m", 128)}
 		}),
+		Entry("a version", func(in *fleet.Instance) { in.Versions = map[string]string{"other": "2026-11.2+q4_K"} }),
 		Entry("IPv6", func(in *fleet.Instance) { in.Address = "[2001:db8::1]:8080" }),
 		Entry("any reason", func(in *fleet.Instance) { in.Health.Reason = "engine:\n" + strings.Repeat("x", 1<<16) }),
 	)
@@ -67,6 +68,12 @@ var _ = Describe("Validation of an instance", func() {
 			`instance i-0abc: models[1]: model "": want 1 to 128 of A-Z, a-z, 0-9 and ._/:-`),
 		Entry("a model twice", func(in *fleet.Instance) { in.Models[1] = in.Models[0] },
 			`instance i-0abc: models[1]: "org/Model_1.5:8b" is listed twice`),
+		Entry("a version of a model that is not served", func(in *fleet.Instance) { in.Versions = map[string]string{"third": "1"} },
+			`instance i-0abc: versions: "third" is none of its models`),
+		Entry("an empty version", func(in *fleet.Instance) { in.Versions = map[string]string{"other": ""} },
+			`instance i-0abc: versions of other: version "": want 1 to 128 of A-Z, a-z, 0-9 and ._+-`),
+		Entry("a version with a line's end", func(in *fleet.Instance) { in.Versions = map[string]string{"other": "1\n"} },
+			`instance i-0abc: versions of other: version "1\n": want 1 to 128 of A-Z, a-z, 0-9 and ._+-`),
 		Entry("a key id in capitals", func(in *fleet.Instance) { in.KeyIDs[0] = "00112233445566AA" },
 			`instance i-0abc: key ids[0]: "00112233445566AA": want 16 lower-case hex digits`),
 		Entry("a short key id", func(in *fleet.Instance) { in.KeyIDs[0] = "00112233445566a" },

@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"math"
 	"slices"
 	"strings"
@@ -16,11 +17,12 @@ type Rule string
 // Rules, in the order in which they are looked at: the first that holds is the
 // candidate's.
 const (
-	RuleNone   Rule = ""                     // it may serve
-	RuleKey    Rule = "no_recipient_key"     // it holds no key of the recipients'
-	RuleModel  Rule = "model_not_served"     // it does not serve the model
-	RuleReady  Rule = "not_ready"            // it takes no new requests
-	RuleRegion Rule = "region_not_permitted" // the request may not go to its region
+	RuleNone    Rule = ""                     // it may serve
+	RuleKey     Rule = "no_recipient_key"     // it holds no key of the recipients'
+	RuleModel   Rule = "model_not_served"     // it does not serve the model
+	RuleReady   Rule = "not_ready"            // it takes no new requests
+	RuleRegion  Rule = "region_not_permitted" // the request may not go to its region
+	RuleVersion Rule = "version_withdrawn"    // its version of the model gets no requests
 )
 
 // Criterion says by what one instance comes after another. It is stable like
@@ -31,6 +33,7 @@ type Criterion string
 const (
 	CriterionNone     Criterion = ""         // it is first, or cannot serve
 	CriterionStanding Criterion = "standing" // it fails and the other does not, or the other is probed
+	CriterionVersion  Criterion = "version"  // the split prefers the other's version for this request
 	CriterionRegion   Criterion = "region"   // the other's region is preferred
 	CriterionGate     Criterion = "gate"     // the other is the conversation's home, and not saturated
 	CriterionDraw     Criterion = "draw"     // the other was drawn, or its turn has come
@@ -83,8 +86,9 @@ func Explain(req Request, candidates []Candidate) (Decision, []Place) {
 		}
 		places = append(places, place)
 	}
+	order := req.Split.order(nil, hashOf(cmp.Or(req.Conversation, req.ID)))
 	for i := range candidates {
-		if rule, _ := req.rule(&candidates[i]); rule != RuleNone {
+		if rule, _, _ := req.rule(&candidates[i], order); rule != RuleNone {
 			places = append(places, Place{Instance: candidates[i].Instance, Rule: rule})
 		}
 	}
@@ -97,6 +101,8 @@ func (req *Request) after(before, r ranked) Criterion {
 	switch {
 	case before.standing != r.standing:
 		return CriterionStanding
+	case before.version != r.version:
+		return CriterionVersion
 	case before.distance != r.distance:
 		return CriterionRegion
 	case req.Policy == PolicyRoundRobin:

@@ -40,6 +40,7 @@ const (
 	forProbe     uint64 = 0x9e3779b97f4a7c15
 	forSlowStart uint64 = 0xbf58476d1ce4e5b9
 	forOffer     uint64 = 0x94d049bb133111eb
+	forVersion   uint64 = 0xd6e8feb86659fd93
 )
 
 // fraction turns a hash into an even number from 0 to just below 1.

@@ -16,17 +16,22 @@ type Offer struct {
 	Regions []fleet.Region
 	// Seed is drawn anew for each answer, so that clients do not herd.
 	Seed uint64
+	// Split is the model's.
+	Split Split
 }
 
 // Candidates chooses up to N instances to seal requests to, best first, among
-// those that are ready and serve the model:
+// those that are ready and serve the model in a version that gets requests:
 //
-//   - those of the nearest region, drawn at random, one whose first token is
+//   - of the nearest region, one of each version that it has, so that the picker can
+//     keep to the split, the versions drawn by their weights;
+//   - others of that region, drawn at random, one whose first token is
 //     predicted in half the time twice as likely, and at least one of another zone than the first
 //     where there is one;
 //   - as the last, one of another region, for when the local ones have gone: of
-//     the first in the order of preference that has any. An only recipient is
-//     local.
+//     the first in the order of preference that has any, or of a version that the
+//     nearest has not. An only recipient is local, and no version gives way to
+//     another region.
 //
 // What the nearest region lacks the others make up for, and the other way
 // round.
@@ -43,13 +48,16 @@ func Candidates(o Offer, candidates []Candidate) []*fleet.Instance {
 	local := foremost(drawn)
 	away := drawn[len(local):]
 	n := min(o.N, len(local))
-	if n == o.N && n > 1 && len(away) > 0 && away[0].standing == sound {
+	if n == o.N && n > max(1, versions(local)) && len(away) > 0 && away[0].standing == sound {
 		n-- // a place for another region
 	}
-	if failed := luckiest(away, local[0].distance); o.N > 2 && n > 1 && failed >= 0 && away[failed].key < local[n-1].key {
+	taken := cover(local, n)
+	if failed := luckiest(away, local[0].distance); o.N > 2 && n > 1 && failed >= 0 && away[failed].key < local[n-1].key &&
+		(taken < n || away[failed].drawn == local[n-1].drawn) {
 		local[n-1], away[failed] = away[failed], local[n-1]
 	}
-	otherZone(local, n)
+	otherZone(local, n, taken == n)
+	lacking(local, away)
 	out := make([]*fleet.Instance, 0, min(o.N, len(drawn)))
 	for _, r := range local[:n] {
 		out = append(out, r.instance)
@@ -65,11 +73,14 @@ func Candidates(o Offer, candidates []Candidate) []*fleet.Instance {
 // exponentially distributed key whose rate is its weight, and the lowest win.
 func (o *Offer) draw(candidates []Candidate) []ranked {
 	var able []ranked
+	var buf [maxVersions]string
+	order := o.Split.order(buf[:0], hash(mix(o.Seed)))
 	for i := range candidates {
 		in := candidates[i].Instance
 		distance := slices.Index(o.Regions, in.Region)
-		if candidates[i].Ready && distance >= 0 && slices.Contains(in.Models, o.Model) {
-			able = append(able, ranked{at: i, instance: in, distance: distance})
+		version := o.Split.rank(order, in, o.Model)
+		if candidates[i].Ready && distance >= 0 && version >= 0 && slices.Contains(in.Models, o.Model) {
+			able = append(able, ranked{at: i, instance: in, distance: distance, drawn: version})
 		}
 	}
 	load := Request{Policy: PolicyGateThenLoad}
@@ -97,14 +108,31 @@ func luckiest(rs []ranked, distance int) int {
 }
 
 // otherZone makes sure that the first n are of two zones, where there are two:
-// the last of them gives way to the next of another zone.
-func otherZone(rs []ranked, n int) {
+// the last of them gives way to the next of another zone, which is of the same
+// version if that has no other.
+func otherZone(rs []ranked, n int, sameVersion bool) {
 	if n < 2 {
 		return
 	}
-	zone := rs[0].instance.Zone
-	other := slices.IndexFunc(rs, func(r ranked) bool { return r.instance.Zone != zone })
+	elsewhere := func(r ranked) bool { return r.instance.Zone != rs[0].instance.Zone }
+	if slices.ContainsFunc(rs[:n], elsewhere) {
+		return
+	}
+	other := slices.IndexFunc(rs, func(r ranked) bool {
+		return elsewhere(r) && (!sameVersion || r.drawn == rs[n-1].drawn)
+	})
 	if other >= n {
 		rs[n-1], rs[other] = rs[other], rs[n-1]
+	}
+}
+
+// lacking moves the first that does not fail and is of a version that the nearest
+// region lacks to the head of those further away.
+func lacking(local, away []ranked) {
+	for i := range away {
+		if away[i].standing == sound && !versionIn(local, away[i].drawn) {
+			toFront(away, i)
+			return
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package routing
 
 import (
+	"cmp"
 	"slices"
 	"strings"
 
@@ -15,6 +16,11 @@ type Request struct {
 	// Regions are those that may serve the request: the picker's own first, then
 	// the ones to spill to, in order of preference. No other is used.
 	Regions []fleet.Region
+
+	// Split is the model's, and Conversation what its version is chosen by; the ID if
+	// that is empty.
+	Split        Split
+	Conversation string
 
 	Policy Policy // the model's
 	// Home is the ID of the instance that the conversation's last request went to;
@@ -32,13 +38,16 @@ type Request struct {
 // programs may compare it.
 type Reason string
 
-// Reasons. The first two come with instances, the others without.
+// Reasons. The first three come with instances, the others without.
 const (
 	// ReasonPicked: a recipient in the picker's own region serves.
 	ReasonPicked Reason = "picked"
 	// ReasonSpilled: none in the picker's own region is ready or does not fail,
 	// one elsewhere is.
 	ReasonSpilled Reason = "spilled"
+	// ReasonOtherVersion: no recipient of the version that the split chose is ready
+	// or does not fail, one of another version is, in whatever region.
+	ReasonOtherVersion Reason = "other_version"
 	// ReasonRecipientsUnknown: no candidate holds any of the recipients' keys.
 	ReasonRecipientsUnknown Reason = "recipients_unknown"
 	// ReasonModelNotServed: those that hold a key do not serve the model.
@@ -46,6 +55,9 @@ const (
 	// ReasonNoRecipientReady: those that hold a key and serve the model are not
 	// ready, or are in regions that the request may not use.
 	ReasonNoRecipientReady Reason = "no_recipient_ready"
+	// ReasonVersionWithdrawn: what is ready is of versions that get no requests;
+	// the client is to ask for other recipients.
+	ReasonVersionWithdrawn Reason = "version_withdrawn"
 )
 
 // Gate says what became of a request's home. It is stable like [Reason].
@@ -64,6 +76,8 @@ type Decision struct {
 	Instances []*fleet.Instance
 	Reason    Reason
 	Gate      Gate
+	// Version is that of the first of them; empty without a split.
+	Version string
 }
 
 // Destination lists the instances' addresses in the form of the Gateway API
@@ -86,12 +100,14 @@ func (d Decision) Destination() string {
 }
 
 // Pick orders the candidates that can serve a request: those that hold a key
-// of one of its recipients, serve its model, are ready, and are in one of its
-// regions.
+// of one of its recipients, serve its model in a version that gets requests, are
+// ready, and are in one of its regions.
 //
 // Those that fail come last, unless all do; of a small share of the requests,
-// [ProbeShare], a failing one is the first. Then an instance of a preferred
-// region comes before any of the next one. Among the first of a region the
+// [ProbeShare], a failing one is the first. Then instances of the version that the
+// split chooses come before those of others, which are for retries and for when
+// there is none. Then an instance of a preferred region comes before any of the
+// next one. Among the first of a region the
 // request's policy decides; what follows is in the order of load, for retries.
 // Where several are equally good, a hash of request and instance spreads
 // requests over them evenly, and two pickers with the same view do not send
@@ -110,8 +126,14 @@ func Pick(req Request, candidates []Candidate) Decision {
 	for i := range able {
 		d.Instances[i] = able[i].instance
 	}
-	if able[0].distance > 0 {
+	switch {
+	case able[0].version > 0:
+		d.Reason = ReasonOtherVersion
+	case able[0].distance > 0:
 		d.Reason = ReasonSpilled
+	}
+	if len(req.Split) > 0 {
+		d.Version = able[0].instance.Versions[req.Model]
 	}
 	return d
 }
@@ -128,13 +150,16 @@ func (req *Request) order(able []ranked, candidates []Candidate) Gate {
 // the reason is that of the candidate that came closest.
 func (req *Request) able(dst []ranked, candidates []Candidate) ([]ranked, Reason) {
 	reason := ReasonRecipientsUnknown
+	var buf [maxVersions]string
+	order := req.Split.order(buf[:0], hashOf(cmp.Or(req.Conversation, req.ID)))
 	for i := range candidates {
-		rule, distance := req.rule(&candidates[i])
+		rule, distance, version := req.rule(&candidates[i], order)
 		switch {
 		case rule == RuleNone:
-			dst = append(dst, ranked{at: i, instance: candidates[i].Instance, distance: distance})
-			reason = ReasonNoRecipientReady
-		case rule == RuleReady || rule == RuleRegion:
+			dst = append(dst, ranked{at: i, instance: candidates[i].Instance, distance: distance, version: version})
+		case rule == RuleVersion:
+			reason = ReasonVersionWithdrawn
+		case (rule == RuleReady || rule == RuleRegion) && reason != ReasonVersionWithdrawn:
 			reason = ReasonNoRecipientReady
 		case rule == RuleModel && reason == ReasonRecipientsUnknown:
 			reason = ReasonModelNotServed
@@ -144,21 +169,23 @@ func (req *Request) able(dst []ranked, candidates []Candidate) ([]ranked, Reason
 }
 
 // rule says what keeps a candidate from serving the request, and where its
-// region stands in the order of preference.
-func (req *Request) rule(c *Candidate) (Rule, int) {
+// region stands in the order of preference, and its version in the split's.
+func (req *Request) rule(c *Candidate, order []string) (_ Rule, distance, version int) {
 	switch {
 	case !holdsAny(c.Instance, req.Recipients):
-		return RuleKey, -1
+		return RuleKey, -1, -1
 	case !slices.Contains(c.Instance.Models, req.Model):
-		return RuleModel, -1
+		return RuleModel, -1, -1
 	case !c.Ready:
-		return RuleReady, -1
+		return RuleReady, -1, -1
 	}
-	distance := slices.Index(req.Regions, c.Instance.Region)
-	if distance < 0 {
-		return RuleRegion, -1
+	if distance = slices.Index(req.Regions, c.Instance.Region); distance < 0 {
+		return RuleRegion, -1, -1
 	}
-	return RuleNone, distance
+	if version = req.Split.rank(order, c.Instance, req.Model); version < 0 {
+		return RuleVersion, -1, -1
+	}
+	return RuleNone, distance, version
 }
 
 func holdsAny(in *fleet.Instance, recipients []string) bool {
@@ -170,18 +197,22 @@ func holdsAny(in *fleet.Instance, recipients []string) bool {
 	return false
 }
 
-// foremost are the instances among which the policy decides: those as near and
-// in as good a standing as the first that is no probe.
+// foremost are the instances among which the policy decides: those of the version,
+// as near and in as good a standing as the first that is no probe.
 func foremost(sorted []ranked) []ranked {
 	from := 0
 	for from < len(sorted)-1 && sorted[from].standing == probed {
 		from++
 	}
 	to := from + 1
-	for to < len(sorted) && sorted[to].standing == sorted[from].standing && sorted[to].distance == sorted[from].distance {
+	for to < len(sorted) && sorted[to].alike(&sorted[from]) {
 		to++
 	}
 	return sorted[from:to]
+}
+
+func (r *ranked) alike(o *ranked) bool {
+	return r.standing == o.standing && r.version == o.version && r.distance == o.distance
 }
 
 // apply moves the policy's choice among the foremost, which are in the order of

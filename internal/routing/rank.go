@@ -22,6 +22,8 @@ type ranked struct {
 	at       int // its index among the candidates
 	instance *fleet.Instance
 	distance int // index of its region in the order of preference
+	version  int // place of its version in the order that the split has for the request
+	drawn    int // the same in the order drawn for an offer, which sorts by nothing of it
 	standing standing
 	fails    bool
 
@@ -69,7 +71,7 @@ func (req *Request) weigh(able []ranked, candidates []Candidate) {
 }
 
 // demote gives everyone a standing. A share of the failing are probed, no further
-// away than the request would go without it.
+// away than the request would go without it, and of the version that it is for.
 func demote(able []ranked, probes float64) {
 	nearest := math.MaxInt
 	for i := range able {
@@ -82,7 +84,7 @@ func demote(able []ranked, probes float64) {
 		switch {
 		case !r.fails || nearest == math.MaxInt:
 			r.standing = sound
-		case r.distance <= nearest && fraction(r.tie, forProbe) < probes:
+		case r.version == 0 && r.distance <= nearest && fraction(r.tie, forProbe) < probes:
 			r.standing = probed
 		default:
 			r.standing = failing
@@ -95,6 +97,7 @@ func demote(able []ranked, probes float64) {
 func (r ranked) compare(o ranked) int {
 	return cmp.Or(
 		cmp.Compare(r.standing, o.standing),
+		cmp.Compare(r.version, o.version),
 		cmp.Compare(r.distance, o.distance),
 		cmp.Compare(r.key, o.key),
 		cmp.Compare(o.score, r.score),

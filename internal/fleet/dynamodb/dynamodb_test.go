@@ -72,7 +72,7 @@ var _ = Describe("An item", func() {
 		cfg.Clock = func() time.Time { return time.Unix(1, 5) }
 		in := fleet.Instance{
 			ID: "a", Region: "use1", Zone: "use1-az1", Address: "127.0.0.1:8080", Models: []string{"m"},
-			KeyIDs: []string{"00112233445566aa"}, Health: fleet.Health{Engine: true, Reason: "why"},
+			Versions: map[string]string{"m": "v2"}, KeyIDs: []string{"00112233445566aa"}, Health: fleet.Health{Engine: true, Reason: "why"},
 			Load: fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: time.Millisecond},
 		}
 		Expect(open(ctx, cfg).Register(ctx, in)).To(Succeed())
@@ -80,11 +80,19 @@ var _ = Describe("An item", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(got.Item).To(Equal(map[string]types.AttributeValue{
 			"instance_id": s("a"), "region": s("use1"), "zone": s("use1-az1"), "address": s("127.0.0.1:8080"),
-			"models": list(s("m")), "key_ids": list(s("00112233445566aa")), "draining": yes(false),
+			"models": list(s("m")), "versions": &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{"m": s("v2")}}, "key_ids": list(s("00112233445566aa")), "draining": yes(false),
 			"enclave_ok": yes(false), "engine_ok": yes(true), "health_reason": s("why"),
 			"running_requests": n("1"), "queued_requests": n("2"), "slots": n("3"), "latency_ns": n("1000000"),
 			"registered_at_unix_ns": n("1000000005"), "heartbeat_at_unix_ns": n("1000000005"), "version": n("1"),
 		}))
+	})
+
+	It("may lack the versions, as one of before there were any does", func(ctx SpecContext) {
+		cfg := createTable(ctx)
+		store := open(ctx, cfg)
+		Expect(store.Register(ctx, instance("a"))).To(Succeed())
+		change(ctx, cfg, "a", "versions", nil)
+		Expect(storetest.Instances(ctx, store)).To(HaveExactElements(HaveField("Versions", BeEmpty())))
 	})
 
 	It("may have attributes that this version does not know, and keeps them", func(ctx SpecContext) {
@@ -131,6 +139,8 @@ var _ = Describe("An item", func() {
 		Entry("text for a boolean", "draining", s("false"), "attribute draining: want a boolean"),
 		Entry("a set for a list", "models", &types.AttributeValueMemberSS{Value: []string{"m"}}, "attribute models: want a list of strings"),
 		Entry("a list of numbers", "key_ids", list(n("1")), "attribute key_ids: want a list of strings"),
+		Entry("a list for a map", "versions", list(s("v2")), "attribute versions: want a map of strings"),
+		Entry("a map of numbers", "versions", &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{"m": n("2")}}, "attribute versions: want a map of strings"),
 		Entry("what no instance may register", "address", s("parent.example:80"), "want IP:port"),
 	)
 })

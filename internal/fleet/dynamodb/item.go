@@ -23,6 +23,7 @@ func encodeRegistration(in fleet.Instance, now time.Time) item {
 	set[attrZone] = text(in.Zone)
 	set[attrAddress] = text(in.Address)
 	set[attrModels] = texts(in.Models)
+	set[attrVersions] = textMap(in.Versions)
 	set[attrKeyIDs] = texts(in.KeyIDs)
 	set[attrRegisteredAt] = number(now.UnixNano())
 	return set
@@ -52,6 +53,7 @@ func decode(from item) (*fleet.Instance, error) {
 		Zone:     d.text(attrZone),
 		Address:  d.text(attrAddress),
 		Models:   d.texts(attrModels),
+		Versions: d.textMap(attrVersions),
 		KeyIDs:   d.texts(attrKeyIDs),
 		Draining: d.boolean(attrDraining),
 		Health: fleet.Health{
@@ -87,6 +89,14 @@ func texts(list []string) types.AttributeValue {
 		values[i] = text(s)
 	}
 	return &types.AttributeValueMemberL{Value: values}
+}
+
+func textMap(of map[string]string) types.AttributeValue {
+	values := make(item, len(of))
+	for name, s := range of {
+		values[name] = text(s)
+	}
+	return &types.AttributeValueMemberM{Value: values}
 }
 
 // decoder reads attributes and remembers the first error.
@@ -146,4 +156,29 @@ func (d *decoder) texts(name string) []string {
 		list = append(list, s.Value)
 	}
 	return list
+}
+
+// textMap is nil for an empty map, and for one that is not there.
+func (d *decoder) textMap(name string) map[string]string {
+	if _, there := d.item[name]; !there {
+		return nil
+	}
+	value, ok := d.item[name].(*types.AttributeValueMemberM)
+	if !ok {
+		d.fail(name, "a map of strings")
+		return nil
+	}
+	var of map[string]string
+	for key, element := range value.Value {
+		s, ok := element.(*types.AttributeValueMemberS)
+		if !ok {
+			d.fail(name, "a map of strings")
+			return nil
+		}
+		if of == nil {
+			of = make(map[string]string, len(value.Value))
+		}
+		of[key] = s.Value
+	}
+	return of
 }

@@ -25,6 +25,7 @@ const (
 	attrZone     = "zone"        // S, may be empty
 	attrAddress  = "address"     // S, IP:port
 	attrModels   = "models"      // L of S
+	attrVersions = "versions"    // M of S, by model; absent in items of before there were any
 	attrKeyIDs   = "key_ids"     // L of S, 16 hex digits each
 	attrDraining = "draining"    // BOOL
 

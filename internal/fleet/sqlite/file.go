@@ -16,7 +16,7 @@ import (
 
 const (
 	applicationID = 0x4d524743 // "MRGC": which program's file it is
-	schemaVersion = 1
+	schemaVersion = 2
 
 	schemaSQL = `
 CREATE TABLE instances (
@@ -25,6 +25,7 @@ CREATE TABLE instances (
 	zone             TEXT NOT NULL,
 	address          TEXT NOT NULL,
 	models           TEXT NOT NULL, -- JSON array
+	versions         TEXT NOT NULL, -- JSON object, by model
 	key_ids          TEXT NOT NULL, -- JSON array
 	draining         INTEGER NOT NULL,
 	enclave_ok       INTEGER NOT NULL,
@@ -171,7 +172,7 @@ func check(ctx context.Context, db *sql.DB) error {
 		return fmt.Errorf("written by a newer mrgc (schema %d, this one knows %d): use that mrgc, or move the file away",
 			version, schemaVersion)
 	case version < schemaVersion:
-		return fmt.Errorf("damaged: schema %d, want %d: move the file away, instances register again", version, schemaVersion)
+		return fmt.Errorf("damaged, or written by an older mrgc: schema %d, want %d: move the file away, instances register again", version, schemaVersion)
 	}
 	return nil
 }

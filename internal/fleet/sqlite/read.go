@@ -11,7 +11,7 @@ import (
 )
 
 const snapshotSQL = `
-SELECT id, region, zone, address, models, key_ids, draining, enclave_ok, engine_ok, reason,
+SELECT id, region, zone, address, models, versions, key_ids, draining, enclave_ok, engine_ok, reason,
 	running, queued, slots, latency_ns, registered_at_ns, heartbeat_at_ns, version
 FROM instances`
 
@@ -44,10 +44,10 @@ func readSnapshot(ctx context.Context, from queryer, at time.Time) (*fleet.Snaps
 func scanInstance(rows *sql.Rows) (*fleet.Instance, error) {
 	var (
 		in                         fleet.Instance
-		models, keyIDs             []byte
+		models, versions, keyIDs   []byte
 		latency, registered, heard int64
 	)
-	err := rows.Scan(&in.ID, &in.Region, &in.Zone, &in.Address, &models, &keyIDs, &in.Draining,
+	err := rows.Scan(&in.ID, &in.Region, &in.Zone, &in.Address, &models, &versions, &keyIDs, &in.Draining,
 		&in.Health.Enclave, &in.Health.Engine, &in.Health.Reason,
 		&in.Load.Running, &in.Load.Queued, &in.Load.Slots, &latency, &registered, &heard, &in.Version)
 	if err != nil {
@@ -55,6 +55,9 @@ func scanInstance(rows *sql.Rows) (*fleet.Instance, error) {
 	}
 	if err := json.Unmarshal(models, &in.Models); err != nil {
 		return nil, fmt.Errorf("instance %s: models: %w", in.ID, err)
+	}
+	if err := json.Unmarshal(versions, &in.Versions); err != nil {
+		return nil, fmt.Errorf("instance %s: versions: %w", in.ID, err)
 	}
 	if err := json.Unmarshal(keyIDs, &in.KeyIDs); err != nil {
 		return nil, fmt.Errorf("instance %s: key ids: %w", in.ID, err)

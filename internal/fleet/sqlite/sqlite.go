@@ -114,14 +114,14 @@ func (s *Store) current(ctx context.Context) (*file, error) {
 }
 
 const registerSQL = `
-INSERT INTO instances (id, region, zone, address, models, key_ids, draining,
+INSERT INTO instances (id, region, zone, address, models, versions, key_ids, draining,
 	enclave_ok, engine_ok, reason, running, queued, slots, latency_ns,
 	registered_at_ns, heartbeat_at_ns, version)
-VALUES (:id, :region, :zone, :address, :models, :key_ids, :draining,
+VALUES (:id, :region, :zone, :address, :models, :versions, :key_ids, :draining,
 	:enclave_ok, :engine_ok, :reason, :running, :queued, :slots, :latency_ns, :now, :now, 1)
 ON CONFLICT (id) DO UPDATE SET
 	region = excluded.region, zone = excluded.zone, address = excluded.address,
-	models = excluded.models, key_ids = excluded.key_ids,
+	models = excluded.models, versions = excluded.versions, key_ids = excluded.key_ids,
 	enclave_ok = excluded.enclave_ok, engine_ok = excluded.engine_ok, reason = excluded.reason,
 	running = excluded.running, queued = excluded.queued, slots = excluded.slots,
 	latency_ns = excluded.latency_ns, registered_at_ns = excluded.registered_at_ns,
@@ -136,13 +136,17 @@ func (s *Store) Register(ctx context.Context, in fleet.Instance) error {
 	if err != nil {
 		return fmt.Errorf("register instance %s: models: %w", in.ID, err)
 	}
+	versions, err := json.Marshal(in.Versions)
+	if err != nil {
+		return fmt.Errorf("register instance %s: versions: %w", in.ID, err)
+	}
 	keyIDs, err := json.Marshal(in.KeyIDs)
 	if err != nil {
 		return fmt.Errorf("register instance %s: key ids: %w", in.ID, err)
 	}
 	args := append(healthAndLoad(in.Health, in.Load),
 		sql.Named("id", in.ID), sql.Named("region", string(in.Region)), sql.Named("zone", in.Zone),
-		sql.Named("address", in.Address), sql.Named("models", string(models)),
+		sql.Named("address", in.Address), sql.Named("models", string(models)), sql.Named("versions", string(versions)),
 		sql.Named("key_ids", string(keyIDs)), sql.Named("draining", in.Draining),
 		sql.Named("now", s.clock().UnixNano()))
 	if _, err := s.write(ctx, registerSQL, args...); err != nil {

@@ -73,16 +73,16 @@ var _ = Describe("The file", func() {
 		}, "not a fleet store: name another path"),
 		Entry("empty", func(path string) { writeFile(path, "") }, "or an empty one"),
 		Entry("another program's database", func(path string) {
-			execSQL(path, "PRAGMA user_version = 1", "CREATE TABLE instances (id TEXT)")
+			execSQL(path, "PRAGMA user_version = 2", "CREATE TABLE instances (id TEXT)")
 		}, "another program's SQLite file"),
 		Entry("of a newer version", func(path string) {
 			closeStore(path)
-			execSQL(path, "PRAGMA user_version = 2")
-		}, "newer mrgc (schema 2, this one knows 1)"),
+			execSQL(path, "PRAGMA user_version = 3")
+		}, "newer mrgc (schema 3, this one knows 2)"),
 		Entry("of no version", func(path string) {
 			closeStore(path)
 			execSQL(path, "PRAGMA user_version = 0")
-		}, "damaged: schema 0"),
+		}, "damaged, or written by an older mrgc: schema 0"),
 		Entry("open to others", func(path string) {
 			closeStore(path)
 			Expect(os.Chmod(path, 0o640)).To(Succeed())
