@@ -42,6 +42,9 @@ type Config struct {
 	// Policies are those of the models that have another than the default,
 	// [routing.PolicyGateThenLoad].
 	Policies map[string]routing.Policy
+	// Split gives how a model's requests are divided between its versions now; it
+	// does not block. Default: no model's are.
+	Split func(model string) routing.Split
 	// Report gives an instance's last load report; it does not block. Default:
 	// that of its heartbeat, which is stale.
 	Report func(*fleet.Instance) routing.Report
@@ -72,6 +75,7 @@ type Picker struct {
 	now          func() time.Time
 	log          *slog.Logger
 	metrics      *metrics
+	split        func(string) routing.Split
 	report       func(*fleet.Instance) routing.Report // nil: heartbeats
 	models       map[string]*modelState               // those with a policy of their own; never written to
 	inFlight     *InFlight
@@ -99,6 +103,9 @@ func New(cfg Config) (*Picker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Split == nil {
+		cfg.Split = func(string) routing.Split { return nil }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -109,6 +116,7 @@ func New(cfg Config) (*Picker, error) {
 		authenticate: cfg.Authenticate,
 		now:          cfg.Now,
 		log:          cfg.Logger,
+		split:        cfg.Split,
 		report:       cfg.Report,
 		models:       make(map[string]*modelState, len(cfg.Policies)),
 		inFlight:     NewInFlight(cfg.InFlightTimeout),
@@ -239,6 +247,8 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		Recipients:   req.recipients,
 		Regions:      p.regions,
 		PromptTokens: req.size.Prompt,
+		Split:        p.split(req.model),
+		Conversation: req.affinity,
 	}
 	if model := p.models[req.model]; model != nil {
 		pick.Policy, pick.Sequence = model.policy, model.requests.Add(1)
@@ -255,7 +265,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	if decision.Reason == routing.ReasonNoRecipientReady {
 		return none, errNotReady()
 	}
-	return none, errStaleRecipients() // keys of nobody, or of another model's instances
+	return none, errStaleRecipients() // keys of nobody, of another model's instances, or of a version that gets no requests
 }
 
 // InFlight is how many requests this picker has sent to an instance and not

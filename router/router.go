@@ -85,7 +85,8 @@ type Router struct {
 	log        *slog.Logger
 	started    time.Time
 	view       atomic.Pointer[fleet.Snapshot]
-	changed    chan struct{} // the view has
+	splits     atomic.Pointer[map[string]routing.Split] // nil until SetSplits
+	changed    chan struct{}                            // the view has
 	xds        *xds.Server
 	picker     *extproc.Picker
 	recipients *collector
@@ -141,6 +142,7 @@ func New(config Config) (*Router, error) {
 		StaleAfter:   config.StaleAfter,
 		Authenticate: config.EdgeTokens.Holds,
 		Policies:     config.Policies,
+		Split:        r.split,
 		Report:       r.reported,
 		Logger:       r.log,
 		Metrics:      r.metrics,

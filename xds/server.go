@@ -11,6 +11,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 // Server serves Envoys their configuration. Its methods are safe for
@@ -33,6 +34,7 @@ type Server struct {
 // input is what a publication is made from.
 type input struct {
 	snapshot *fleet.Snapshot
+	splits   map[string]routing.Split // by model
 	cert     certificate
 }
 
@@ -189,6 +191,7 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 	}
 	for region, allowed := range s.served {
 		p := newPlan(s.config, region, allowed, usable, in.cert)
+		p.split(in.splits, usable)
 		set, err := render(p)
 		if err != nil {
 			return nil, err

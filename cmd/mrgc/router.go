@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"sync"
 
 	"github.com/spf13/cobra"
 
@@ -79,6 +80,7 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	if err != nil {
 		return err
 	}
+	r.SetSplits(cluster.Splits())
 	var on router.Listeners
 	for _, port := range []struct {
 		address string
@@ -88,6 +90,13 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 			return err
 		}
 	}
+	following, stop := context.WithCancel(ctx)
+	var followed sync.WaitGroup
+	followed.Go(func() {
+		config.Follow(following, o.config, log, func(cluster *config.Config) { r.SetSplits(cluster.Splits()) })
+	})
+	defer followed.Wait()
+	defer stop()
 	log.Info("routing", "identity", self.ID(), "admin", o.admin)
 	return r.Run(ctx, on)
 }

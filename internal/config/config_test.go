@@ -68,6 +68,11 @@ var _ = Describe("A configuration", func() {
 			func(c *config.Config) any { return c.Policies() }, map[string]routing.Policy{"m": routing.PolicyLeastInFlight}),
 		Entry("the default policy, by its name", "name: m", "name: m, policy: gate-then-load",
 			func(c *config.Config) any { return c.Models[0] }, config.Model{Name: "m"}),
+		Entry("versions and their weights", "name: m", "name: m, versions: [{name: \"1\", weight: 1000}, {name: v2}]",
+			func(c *config.Config) any { return c.Splits() },
+			map[string]routing.Split{"m": {{Name: "1", Weight: 1000}, {Name: "v2"}}}),
+		Entry("no versions", "name: m", "name: m, versions: []",
+			func(c *config.Config) any { return c.Splits() }, map[string]routing.Split{}),
 		Entry("a digest that looks like a number", "models:", "tenants: [{name: acme, edge_token_sha256: ["+strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)+
 			"], enclave_token_sha256: ["+strings.Repeat("ab", 32)+"]}]\nmodels:",
 			func(c *config.Config) any { return c.Tenants[0].EdgeTokenSHA256[0].String() }, strings.Repeat("1", 40)+"e"+strings.Repeat("2", 23)),
