@@ -125,8 +125,10 @@ func (l recipientList) find(kid seal.KeyID) *seal.Recipient {
 }
 
 // choose gives n recipients to seal to: the first ones, as the server's order is
-// a hint about load, and in the place of the last but one that of home, unless
-// home is nil or among them. (The last is often one of another region.) A list
+// a hint about load, and home, unless that is nil or among them. It comes on top of
+// three, as each of those may be the only one of its kind: of a version, or of
+// another region, as the last often is. Where there is no room, or fewer are wanted,
+// home takes the place of the last but one. A list
 // that is short, as one is that an instance gives in the routers' place, is
 // filled up with earlier ones: else all requests would be for that instance.
 func (l recipientList) choose(n int, home *seal.Recipient) []*seal.Recipient {
@@ -138,7 +140,7 @@ func (l recipientList) choose(n int, home *seal.Recipient) []*seal.Recipient {
 		return first
 	}
 	others := first
-	if len(first) == n {
+	if len(first) == n && (n < api.Offered || n == seal.MaxRecipients) {
 		others = slices.Delete(slices.Clone(first), max(n-2, 0), max(n-1, 1))
 	}
 	return append([]*seal.Recipient{home}, others...)

@@ -110,7 +110,7 @@ var _ = Describe("Recipients", func() {
 		Eventually(func() string {
 			expectReply(t.ask(ctx))
 			return last()
-		}).WithTimeout(10 * time.Second).Should(Equal(kids(first, listed[0], listed[2])))
+		}).WithTimeout(10 * time.Second).Should(Equal(kids(first, listed[0], listed[1], listed[2])))
 
 		By("another conversation going by the list alone")
 		_, err := t.send(ctx, http.MethodPost, "/chat/completions", strings.NewReader(strings.Replace(chat, prompt, "hello", 1)))

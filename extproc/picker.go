@@ -44,6 +44,9 @@ type Config struct {
 	// Policies are those of the models that have another than the default,
 	// [routing.PolicyGateThenLoad].
 	Policies map[string]routing.Policy
+	// Split gives how a model's requests are divided between its versions now; it
+	// does not block. Default: no model's are.
+	Split func(model string) routing.Split
 	// Report gives an instance's last load report; it does not block. Default:
 	// that of its heartbeat, which is stale.
 	Report func(*fleet.Instance) routing.Report
@@ -77,6 +80,7 @@ type Picker struct {
 	now        func() time.Time
 	log        *slog.Logger
 	metrics    *metrics
+	split      func(string) routing.Split
 	report     func(*fleet.Instance) routing.Report // nil: heartbeats
 	models     map[string]*modelState               // those with a policy of their own; never written to
 	inFlight   *InFlight
@@ -105,6 +109,9 @@ func New(cfg Config) (*Picker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Split == nil {
+		cfg.Split = func(string) routing.Split { return nil }
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -115,6 +122,7 @@ func New(cfg Config) (*Picker, error) {
 		admit:      cfg.Admit,
 		now:        cfg.Now,
 		log:        cfg.Logger,
+		split:      cfg.Split,
 		report:     cfg.Report,
 		models:     make(map[string]*modelState, len(cfg.Policies)),
 		inFlight:   NewInFlight(cfg.InFlightTimeout),
@@ -258,6 +266,8 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		Recipients:   req.recipients,
 		Regions:      p.allowed(rules),
 		PromptTokens: req.size.Prompt,
+		Split:        p.split(req.model),
+		Conversation: req.affinity,
 	}
 	if model := p.models[req.model]; model != nil {
 		pick.Policy, pick.Sequence = model.policy, model.requests.Add(1)
@@ -274,7 +284,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	case decision.Reason == routing.ReasonNoRecipientReady:
 		refusal = errNotReady()
 	default:
-		refusal = errStaleRecipients() // keys of nobody, or of another model's instances
+		refusal = errStaleRecipients() // keys of nobody, of another model's instances, or of a version that gets no requests
 	}
 	p.noteDecision(req, &pick, candidates, decision, refusal, ix, now)
 	return decision, refusal

@@ -41,6 +41,7 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 	offer := routing.Offer{
 		Model: model, N: n,
 		Regions: regions,
+		Split:   r.split(model),
 		Seed:    rand.Uint64(), //nolint:gosec // tenants must not herd; there is no secret in it
 	}
 	for _, in := range routing.Candidates(offer, r.picker.Candidates()) {

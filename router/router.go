@@ -90,8 +90,9 @@ type Router struct {
 	log        *slog.Logger
 	started    time.Time
 	view       atomic.Pointer[fleet.Snapshot]
-	tenants    atomic.Pointer[tenant.Set] // with the restrictions; nil before the first list
-	changed    chan struct{}              // the view has
+	splits     atomic.Pointer[map[string]routing.Split] // nil until SetSplits
+	tenants    atomic.Pointer[tenant.Set]               // with the restrictions; nil before the first list
+	changed    chan struct{}                            // the view has
 	xds        *xds.Server
 	picker     *extproc.Picker
 	recipients *collector
@@ -150,6 +151,7 @@ func New(config Config) (*Router, error) {
 			return r.tenants.Load().AdmitToEdge(name, bearer, now)
 		},
 		Policies: config.Policies,
+		Split:    r.split,
 		Report:   r.reported,
 		Logger:   r.log,
 		Metrics:  r.metrics,

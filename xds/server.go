@@ -12,6 +12,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/tenant"
 )
 
@@ -43,6 +44,7 @@ type Server struct {
 type input struct {
 	snapshot *fleet.Snapshot
 	tenants  *tenant.Set
+	splits   map[string]routing.Split // by model
 	cert     certificate
 }
 
@@ -250,6 +252,7 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 			s.admissions[region] = made
 		}
 		p := newPlan(s.config, region, regions, usable, s.admissions[region], in.cert)
+		p.split(in.splits, usable)
 		fresh, err := render(p, s.rendered[region])
 		if err != nil {
 			return nil, err

@@ -36,7 +36,7 @@ func run(runs, days int) error {
 		return err
 	}
 	r := result.Result{
-		Name: "canary", Title: "A canary's judge, in virtual time", Command: "go run ./bench/canary",
+		Name: "canary", Title: "A canary's judge, in virtual time", Command: "make bench-canary",
 		Figures: []result.Figure{
 			{Name: "first tokens 20 % later, found out within 5 minutes", Value: 100 * inTime, Unit: "% of runs", Goal: "≥ 95"},
 			{Name: "first tokens 20 % later, until the verdict", Value: minutes.P50, Unit: "min", Goal: "≤ 5", Spread: &minutes},

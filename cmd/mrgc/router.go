@@ -89,6 +89,7 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	if err != nil {
 		return err
 	}
+	r.SetSplits(cluster.Splits())
 	following, stop := context.WithCancel(ctx)
 	var followed sync.WaitGroup
 	followed.Go(func() { tenants.Run(following) })
@@ -103,6 +104,13 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 			return err
 		}
 	}
+	following, stop := context.WithCancel(ctx)
+	var followed sync.WaitGroup
+	followed.Go(func() {
+		config.Follow(following, o.config, log, func(cluster *config.Config) { r.SetSplits(cluster.Splits()) })
+	})
+	defer followed.Wait()
+	defer stop()
 	log.Info("routing", "identity", self.ID(), "admin", o.admin)
 	return r.Run(ctx, on)
 }

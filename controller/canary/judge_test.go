@@ -95,16 +95,16 @@ var _ = Describe("A canary", func() {
 	DescribeTable("that is no worse is left alone",
 		func(change func(*world)) {
 			w := healthy()
-			w.rate = 2
+			w.rate = 1
 			change(&w)
-			const days = 50
+			const days = 40
 			worse := 0
 			for seed := range uint64(days) {
 				if verdict, _ := w.judge(1000+seed, 24*time.Hour); verdict.Worse {
 					worse++
 				}
 			}
-			// At most 1 % of days may be: of 50, three or more once in 70 times.
+			// At most 1 % of days may be: of 40, three or more once in 130 times.
 			Expect(worse).To(BeNumerically("<", 3))
 		},
 		Entry("alike", func(*world) {}),

@@ -70,6 +70,24 @@ func (c *Config) Policies() map[string]routing.Policy {
 	return policies
 }
 
+// Splits are how the requests of models that have versions are divided, by name.
+func (c *Config) Splits() map[string]routing.Split {
+	splits := map[string]routing.Split{}
+	for _, m := range c.Models {
+		if s := m.split(); len(s) > 0 {
+			splits[m.Name] = s
+		}
+	}
+	return splits
+}
+
+func (m *Model) split() (s routing.Split) {
+	for _, v := range m.Versions {
+		s = append(s, routing.Version{Name: v.Name, Weight: v.Weight})
+	}
+	return s
+}
+
 // Region is one region of the cluster.
 type Region struct {
 	// Name in the cluster: 1 to 63 of a-z, 0-9 and '-', no '-' at either end.
@@ -92,6 +110,20 @@ type Model struct {
 	// score, least-in-flight, power-of-two or round-robin, which
 	// internal/routing explains. Default gate-then-load.
 	Policy routing.Policy `yaml:"policy"`
+	// Versions divide its requests, at most 8. A version that is not listed, and an
+	// instance that names none, gets no request. Default: none, and all instances
+	// are alike.
+	Versions []Version `yaml:"versions"`
+}
+
+// Version is a version of a model, and its share of the model's requests.
+type Version struct {
+	// Name as instances register it: 1 to 128 of A-Z, a-z, 0-9 and ._+-. Required,
+	// unique within the model.
+	Name string `yaml:"name"`
+	// Weight is its share per mille: 0 to 1000, of all versions together 1000. With 0
+	// it gets no request, even if nothing else is ready. Default 0.
+	Weight int `yaml:"weight"`
 }
 
 // Tenant restricts a tenant of the signed list (package tenant), which alone says

@@ -85,6 +85,11 @@ var _ = Describe("A configuration", func() {
 			func(c *config.Config) any { return c.Restrictions() }, []tenant.Restriction{{Name: "acme", Blocked: true}}),
 		Entry("what is left to a tenant, and what is not", "models:", "tenants: [{name: acme, models: [], regions: [use1]}]\nmodels:",
 			func(c *config.Config) any { return c.Restrictions() }, []tenant.Restriction{{Name: "acme", Models: tenant.Names{}, Regions: tenant.Names{"use1"}}}),
+		Entry("versions and their weights", "name: m", "name: m, versions: [{name: \"1\", weight: 1000}, {name: v2}]",
+			func(c *config.Config) any { return c.Splits() },
+			map[string]routing.Split{"m": {{Name: "1", Weight: 1000}, {Name: "v2"}}}),
+		Entry("no versions", "name: m", "name: m, versions: []",
+			func(c *config.Config) any { return c.Splits() }, map[string]routing.Split{}),
 		Entry("a duration of two units", "models:", "limits: {response_idle_timeout: 1m30s}\nmodels:",
 			func(c *config.Config) any { return c.Limits.ResponseIdleTimeout }, 90*time.Second),
 	)

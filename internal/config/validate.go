@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
 )
 
 var (
@@ -96,6 +97,28 @@ func (v *validator) models(models []Model) {
 			v.checkErr(fleet.ValidateModel(model.Name), path+".name")
 			v.unique(names, model.Name, i, "models", path+".name")
 		}
+		v.versions(model, path+".versions")
+	}
+}
+
+func (v *validator) versions(model Model, path string) {
+	names := unique{}
+	before := len(v.faults)
+	for i, version := range model.Versions {
+		item := fmt.Sprintf("%s[%d]", path, i)
+		names.add(version.Name, i)
+		if v.required(version.Name != "", item+".name") {
+			v.checkErr(fleet.ValidateVersion(version.Name), item+".name")
+			v.unique(names, version.Name, i, path, item+".name")
+		}
+		v.check(between(version.Weight, 0, routing.SplitTotal), item+".weight", "%d: want 0 to %d", version.Weight, routing.SplitTotal)
+		if v.broken.at(item + ".weight") {
+			return // what the others add up to says nothing
+		}
+	}
+	if len(v.faults) == before {
+		split := model.split()
+		v.checkErr(split.Validate(), path)
 	}
 }
 

@@ -315,7 +315,7 @@ var _ = Describe("An offer of several versions", func() {
 					got++
 				}
 			}
-			Expect(float64(got)/requests).To(BeNumerically("~", float64(v2)/routing.SplitTotal, 0.01))
+			Expect(float64(got) / requests).To(BeNumerically("~", float64(v2)/routing.SplitTotal, 0.01))
 		},
 		Entry("5 %, one of twenty", 50, 20, 1, false),
 		Entry("5 %, one of two", 50, 2, 1, false),

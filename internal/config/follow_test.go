@@ -1,0 +1,59 @@
+package config_test
+
+import (
+	"context"
+	"log/slog"
+	"os"
+	"path/filepath"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+	"github.com/onsi/gomega/gleak"
+
+	"github.com/mrgc/mrgc/internal/config"
+)
+
+var _ = Describe("A file that is followed", func() {
+	var (
+		path  string
+		log   *gbytes.Buffer
+		taken chan string // the first version of the first model
+	)
+	versioned := func(weights string) string { return minimal[:len(minimal)-2] + ", versions: [" + weights + "]}\n" }
+	write := func(text string) {
+		GinkgoHelper()
+		draft := filepath.Join(filepath.Dir(path), "draft")
+		Expect(os.WriteFile(draft, []byte(text), 0o600)).To(Succeed())
+		Expect(os.Rename(draft, path)).To(Succeed())
+	}
+	BeforeEach(func() {
+		DeferCleanup(func(before []gleak.Goroutine) { Eventually(gleak.Goroutines).ShouldNot(gleak.HaveLeaked(before)) }, gleak.Goroutines())
+		path, log, taken = filepath.Join(GinkgoT().TempDir(), "mrgc.yaml"), gbytes.NewBuffer(), make(chan string, 10)
+		write(versioned("{name: a, weight: 1000}"))
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			config.Follow(ctx, path, slog.New(slog.NewTextHandler(log, nil)), func(cfg *config.Config) { taken <- cfg.Models[0].Versions[0].Name })
+		}()
+		DeferCleanup(func() { cancel(); Eventually(ended).Should(BeClosed()) })
+		Eventually(taken).Should(Receive(Equal("a")))
+	})
+
+	It("is taken once for each content", func() {
+		write(versioned("{name: b, weight: 1000}"))
+		Eventually(taken).WithTimeout(25 * config.FollowInterval).Should(Receive(Equal("b")))
+		Consistently(taken, 3*config.FollowInterval).ShouldNot(Receive())
+	})
+
+	It("stays as it was when it is faulty or gone, and that is said once", func() {
+		write("models: []\n")
+		Eventually(log).WithTimeout(25 * config.FollowInterval).Should(gbytes.Say("refused; the one before stays"))
+		Consistently(log, 3*config.FollowInterval).ShouldNot(gbytes.Say("refused"))
+		Expect(os.Remove(path)).To(Succeed())
+		Consistently(taken, 3*config.FollowInterval).ShouldNot(Receive())
+		write(versioned("{name: c, weight: 1000}"))
+		Eventually(taken).WithTimeout(25 * config.FollowInterval).Should(Receive(Equal("c")))
+	})
+})

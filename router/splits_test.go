@@ -1,0 +1,128 @@
+package router_test
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/envoy/envoytest"
+	"github.com/mrgc/mrgc/internal/config"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
+)
+
+// startVersioned is besides Envoy, with two instances of versions v1 and v2, and
+// follows a configuration that gives v2 a weight.
+func startVersioned(v2 int) (r *besideEnvoy, set func(v2 int)) {
+	GinkgoHelper()
+	envoytest.Binary(GinkgoTB())
+	path := filepath.Join(GinkgoT().TempDir(), "mrgc.yaml")
+	set = func(v2 int) {
+		GinkgoHelper()
+		text := fmt.Sprintf("regions: [{name: use1, aws_region: us-east-1}]\nmodels: [{name: %s, versions: [{name: v1, weight: %d}, {name: v2, weight: %d}]}]\n",
+			model, routing.SplitTotal-v2, v2)
+		Expect(os.WriteFile(path+".draft", []byte(text), 0o600)).To(Succeed())
+		Expect(os.Rename(path+".draft", path)).To(Succeed())
+	}
+	set(v2)
+	r = &besideEnvoy{envoys: envoytest.NewCA(GinkgoTB())}
+	r.running = newRouterBesideEnvoy(r.envoys).start()
+	ctx, cancel := context.WithCancel(context.Background())
+	var followed sync.WaitGroup
+	followed.Go(func() {
+		config.Follow(ctx, path, slog.New(slog.NewTextHandler(r.log, nil)), func(cfg *config.Config) { r.router.SetSplits(cfg.Splits()) })
+	})
+	DeferCleanup(followed.Wait)
+	DeferCleanup(cancel)
+	instances := r.startParents()
+	for i := range instances {
+		instances[i].Versions = map[string]string{model: fmt.Sprintf("v%d", i+1)}
+	}
+	Eventually(r.store.snapshots).Should(BeSent(fleet.NewSnapshot(time.Now(), instances)))
+	r.startEnvoy([]string{r.grpc}, []string{r.http})
+	return r, set
+}
+
+// endpoints are those that Envoys have been sent.
+func (r *besideEnvoy) endpoints() string { return r.adminPage("/weights").text }
+
+var _ = Describe("Versions through the real Envoy", func() {
+	It("share requests as the file says, and what is withdrawn gets none from then on; nothing is dropped", func(ctx SpecContext) {
+		r, set := startVersioned(500)
+		ctxTraffic, stop := context.WithCancel(ctx)
+		defer stop()
+		var failed atomic.Int64
+		var clients sync.WaitGroup
+		for range 4 {
+			clients.Go(func() {
+				for ctxTraffic.Err() == nil {
+					if err := r.ask(ctxTraffic); err != nil && ctxTraffic.Err() == nil {
+						failed.Add(1)
+					}
+				}
+			})
+		}
+		v1, v2 := r.parents[0], r.parents[1]
+		Eventually(v2.Served).WithTimeout(20 * time.Second).Should(BeNumerically(">", 200))
+		Expect(float64(v2.Served()) / float64(v1.Served()+v2.Served())).To(BeNumerically("~", 0.5, 0.15))
+
+		changed := time.Now()
+		set(0)
+		// What was picked before may still be on its way. From some moment on there is
+		// nothing more, while the other serves.
+		last := v2.Served()
+		Eventually(func() bool {
+			before, since := v2.Served(), v1.Served()
+			Eventually(v1.Served).WithTimeout(20 * time.Second).Should(BeNumerically(">", since+100))
+			if v2.Served() != before {
+				return false
+			}
+			last = before
+			return true
+		}).WithTimeout(30 * time.Second).Should(BeTrue())
+		AddReportEntry("withdrawn, and seen to be so, after", time.Since(changed).String())
+		since := v1.Served()
+		Eventually(v1.Served).WithTimeout(20 * time.Second).Should(BeNumerically(">", since+500))
+		Expect(v2.Served()).To(Equal(last))
+
+		set(1000)
+		Eventually(v2.Served).WithTimeout(20 * time.Second).Should(BeNumerically(">", last+100))
+		stop()
+		clients.Wait()
+		Expect(failed.Load()).To(BeZero())
+	})
+
+	It("stay withdrawn without a picker", func(ctx SpecContext) {
+		r, set := startVersioned(500)
+		Eventually(r.endpoints).Should(ContainSubstring("use1-1"))
+		set(0)
+		Eventually(r.endpoints).WithTimeout(10 * time.Second).ShouldNot(ContainSubstring("use1-1"))
+		// Once Envoy has it, requests that only the weights decide keep to it.
+		Eventually(func() error {
+			before := r.parents[1].Served()
+			for range 20 {
+				if err := r.ask(ctx); err != nil {
+					return err
+				}
+			}
+			if n := r.parents[1].Served() - before; n > 0 {
+				return fmt.Errorf("%d of 20 went to what is withdrawn", n)
+			}
+			return nil
+		}).WithTimeout(20 * time.Second).Should(Succeed())
+		r.stop()
+		before := r.parents[1].Served()
+		for range 50 {
+			Expect(r.ask(ctx)).To(Succeed())
+		}
+		Expect(r.parents[1].Served()).To(Equal(before))
+	})
+})
