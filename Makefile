@@ -73,6 +73,7 @@ bench-latency: parts ## what everything adds to an engine's latency, processor t
 	$(GO) run ./bench/report
 
 bench-routing: parts $(TOOLS)/peers/.done ## our policies and every peer that runs here, on the same traffic (ARGS="-seeds 3 -duration 20s"; hours by default)
+	$(GO) run ./bench/routing -virtual
 	$(GO) run ./bench/routing $(ARGS)
 	@$(MAKE) bench-routing-sealed
 	@$(MAKE) bench-picker ARGS=

@@ -119,11 +119,11 @@ func (b *book) bestPeer(scenario string) string {
 
 func (b *book) result() result.Result {
 	r := result.Result{
-		Name: "routing", Title: "Routing alone: our policies and the peers", Command: "make bench-routing",
+		Name: b.options.result, Title: "Routing alone: our policies and the peers", Command: command(),
 		Notes: []string{
 			fmt.Sprintf("%d engines of one profile, simulated, one of them %.0f× slower; %.1f requests/s for %v, arrivals and lengths from the Azure "+
-				"conversation trace; %d seeds; %d runs void (client more than %v late at p99, or machine over %.0f %% busy).",
-				engineCount, slowFactor, b.options.rate, b.options.duration, b.options.seeds, b.void, maxLag, 100*maxCPU),
+				"conversation trace; %d seeds, %d contenders at a time; %d runs void (client more than %v late at p99, or machine over %.0f %% busy).",
+				engineCount, slowFactor, b.options.rate, b.options.duration, b.options.seeds, b.options.together, b.void, maxLag, 100*maxCPU),
 			"TTFT is from when a request was due; medians over the seeds. Of the best peer: geometric mean of the p99s' ratios within seeds, with its 95 % interval.",
 		},
 	}

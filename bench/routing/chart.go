@@ -33,7 +33,7 @@ func chartRow(name string, ours bool, runs []measured) result.Row {
 
 // chart is the book's, with a panel for each scenario.
 func (b *book) chart() result.Chart {
-	c := result.Chart{Name: "routing-p99", Title: "Time to first token by contender, routing alone", Unit: "ms"}
+	c := result.Chart{Name: b.options.result + "-p99", Title: "Time to first token by contender, routing alone", Unit: "ms"}
 	for _, s := range b.names(func(e entry) string { return e.scenario }) {
 		panel := result.Panel{Title: s}
 		for _, name := range b.names(func(e entry) string { return e.contender }) {

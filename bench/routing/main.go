@@ -22,6 +22,7 @@ import (
 	"os/signal"
 	"regexp"
 	"slices"
+	"strings"
 	"syscall"
 	"time"
 
@@ -39,6 +40,7 @@ type options struct {
 	only     *regexp.Regexp
 	scene    *regexp.Regexp
 	virtual  bool
+	result   string // name of it
 	sealed   bool
 }
 
@@ -55,6 +57,7 @@ func main() {
 	flag.Float64Var(&o.rate, "rate", 0, "requests per second; 0: 85 % of what the best peer can take within -slo")
 	flag.DurationVar(&o.slo, "slo", time.Second, "time to first token that 99 % must keep")
 	flag.StringVar(&only, "only", "", "measure the contenders whose names match this regular expression")
+	flag.StringVar(&o.result, "result", "routing", "name of the result, for a part that is measured by itself")
 	flag.BoolVar(&o.sealed, "sealed", false, "measure our policies with everything real, sealed, at the rate of the last unsealed measurement")
 	flag.StringVar(&scene, "scenario", "", "measure the scenarios whose names match this regular expression")
 	flag.BoolVar(&o.virtual, "virtual", false, "simulate all in virtual time instead: a minute, on any machine")
@@ -153,5 +156,8 @@ func sustainable(ctx context.Context, o options, recording []arrival, field []co
 	}
 	return 0.85 * best, nil
 }
+
+// command is what was run, as a person types it.
+func command() string { return strings.Join(append([]string{"go run ./bench/routing"}, os.Args[1:]...), " ") }
 
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }

@@ -38,7 +38,7 @@ func runVirtual(ctx context.Context, o options, recording []arrival) error {
 	}
 	r := result.Result{
 		Name: "routing-virtual", Title: "Routing in virtual time: policies, and what offering few recipients costs",
-		Command: "go run ./bench/routing -virtual",
+		Command: command(),
 		Notes: []string{
 			fmt.Sprintf("The traffic and the engines of the table above, %.1f requests/s before four engines, without Envoy, network or clock; %d seeds of %v. "+
 				"The first three are ideals of what peers do. Ratios are geometric means within seeds, with their 95 %% intervals.", o.rate, o.seeds, o.duration),
