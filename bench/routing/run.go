@@ -65,23 +65,20 @@ type bout struct {
 	router    *rig.Running
 }
 
-func prepare(ctx context.Context, c contender, s scenario) (b *bout, err error) {
-	b = &bout{contender: c}
-	defer func() {
-		if err != nil {
-			err = errors.Join(fmt.Errorf("%s: %w", c.name, err), b.stop())
-		}
-	}()
+// start makes it ready for the traffic. Whatever comes of it, stop it.
+func (b *bout) start(ctx context.Context, s scenario) (err error) {
 	if b.dir, err = os.MkdirTemp("", "mrgc-routing-"); err != nil {
-		return b, err
+		return err
 	}
-	if b.engines, err = startEngines(ctx, b.dir, s); err != nil {
-		return b, fmt.Errorf("engines: %w", err)
+	engines, err := startEngines(ctx, b.dir, s)
+	if err != nil {
+		return fmt.Errorf("%s: engines: %w", b.contender.name, err)
 	}
-	if b.router, err = c.start(ctx, b.dir, b.engines); err != nil {
-		return b, err
+	b.engines = engines
+	if b.router, err = b.contender.start(ctx, b.dir, b.engines); err != nil {
+		return fmt.Errorf("%s: %w", b.contender.name, err)
 	}
-	return b, b.engines.reset()
+	return b.engines.reset()
 }
 
 func (b *bout) stop() error {
@@ -113,18 +110,19 @@ func (b *bout) run(ctx context.Context, s scenario, requests []request) (m measu
 // the same time: what disturbs one disturbs all. How much they disturb each other
 // shows in how late requests are sent and in how busy the machine is.
 func measure(ctx context.Context, contenders []contender, s scenario, requests []request) (all []measured, err error) {
-	var bouts []*bout
+	bouts := make([]*bout, len(contenders))
 	defer func() {
 		for _, b := range bouts {
 			err = errors.Join(err, b.stop())
 		}
 	}()
-	for _, c := range contenders {
-		b, err := prepare(ctx, c, s)
-		if err != nil {
-			return nil, err
-		}
-		bouts = append(bouts, b)
+	var starting errgroup.Group
+	for i, c := range contenders {
+		bouts[i] = &bout{contender: c}
+		starting.Go(func() error { return bouts[i].start(ctx, s) })
+	}
+	if err := starting.Wait(); err != nil {
+		return nil, err
 	}
 	busyBefore, totalBefore, err := rig.MachineTime()
 	if err != nil {
