@@ -90,11 +90,6 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 		return err
 	}
 	r.SetSplits(cluster.Splits())
-	following, stop := context.WithCancel(ctx)
-	var followed sync.WaitGroup
-	followed.Go(func() { tenants.Run(following) })
-	defer followed.Wait()
-	defer stop()
 	var on router.Listeners
 	for _, port := range []struct {
 		address string
@@ -106,6 +101,7 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	}
 	following, stop := context.WithCancel(ctx)
 	var followed sync.WaitGroup
+	followed.Go(func() { tenants.Run(following) })
 	followed.Go(func() {
 		config.Follow(following, o.config, log, func(cluster *config.Config) { r.SetSplits(cluster.Splits()) })
 	})

@@ -49,5 +49,6 @@
 // nothing cached: [Config.WarmUp] passes them over.
 //
 // The package is pure: it reads no clock, draws no random numbers, does no I/O and
-// starts no goroutine. A Judge keeps a few hundred numbers, however long it runs.
+// starts no goroutine. What a Judge keeps is bounded by the number of sizes, however
+// long it runs.
 package canary
