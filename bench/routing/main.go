@@ -158,6 +158,8 @@ func sustainable(ctx context.Context, o options, recording []arrival, field []co
 }
 
 // command is what was run, as a person types it.
-func command() string { return strings.Join(append([]string{"go run ./bench/routing"}, os.Args[1:]...), " ") }
+func command() string {
+	return strings.Join(append([]string{"go run ./bench/routing"}, os.Args[1:]...), " ")
+}
 
 func say(format string, args ...any) { fmt.Fprintf(os.Stderr, format+"\n", args...) }
