@@ -24,7 +24,7 @@ var _ = Describe("Help", func() {
 			Expect(got.stdout).To(ContainSubstring(text))
 		}
 	},
-		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "config", "tenants", "parts", "router", "engine"),
+		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "config", "tenants", "canary", "parts", "router", "engine"),
 		Entry(nil, "up", "--regions", "--instances", "--routers", "--engine ", "--model ", "--engine-url", "--model-name", "--port",
 			"--policy", "--sim-profile", "h100-llama-8b or a100-llama-8b", "--sim-slots", "--sim-kv-blocks", "--sim-slow", "--sim-fail", "--state-dir", "--tools-dir", "--ask"),
 		Entry(nil, "connect", "--listen", "--endpoint", "--ca", "--releases", "--min-version", "--require-mode", "--allow-region",
@@ -33,6 +33,8 @@ var _ = Describe("Help", func() {
 		Entry(nil, "config check", "check [FILE]"),
 		Entry(nil, "tenants", "new", "export"),
 		Entry(nil, "tenants new", "NAME", "standard error"),
+		Entry(nil, "canary", "set", "status", "promote", "abort", "--config", "--output"),
+		Entry(nil, "canary set", "MODEL VERSION WEIGHT"),
 		Entry(nil, "parts", "fetch"),
 		Entry(nil, "parts fetch", "--tools-dir"),
 		Entry(nil, "router", "--config", "--store", "--identity", "--grpc-listen", "--http-listen", "--admin-listen",
@@ -58,6 +60,7 @@ var _ = Describe("A command", func() {
 		Entry("engine serve: one place to listen", "engine serve --model-name x --socket x --listen x", "none of the others can be"),
 		Entry("engine guard: an engine and an identity", "engine guard", `required flag(s) "identity", "upstream" not set`),
 		Entry("tenants new: a name", "tenants new", "accepts 1 arg(s), received 0"),
+		Entry("canary set: three things", "canary set m 2", "accepts 3 arg(s), received 2"),
 		Entry("config check: one file", "config check a b", "accepts at most 1 arg(s), received 2"),
 		Entry("up: no arguments", "up use1", `unknown command "use1"`),
 		Entry("up: a profile that exists", "up --engine sim --sim-profile v100", "there are h100-llama-8b and a100-llama-8b"),
