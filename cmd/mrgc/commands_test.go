@@ -20,7 +20,7 @@ var _ = Describe("Help", func() {
 			Expect(got.stdout).To(ContainSubstring(text))
 		}
 	},
-		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "status", "explain", "replay", "config", "tenants", "parts", "completion", "router", "engine"),
+		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "status", "explain", "replay", "config", "tenants", "canary", "parts", "completion", "router", "engine"),
 		Entry(nil, "up", "--regions", "--instances", "--routers", "--engine ", "--model ", "--engine-url", "--model-name", "--port",
 			"--policy", "--sim-profile", "h100-llama-8b or a100-llama-8b", "--sim-slots", "--sim-kv-blocks", "--sim-slow", "--sim-fail", "--state-dir", "--tools-dir", "--ask"),
 		Entry(nil, "connect", "--listen", "--endpoint", "--ca", "--releases", "--min-version", "--require-mode", "--allow-region",
@@ -35,6 +35,8 @@ var _ = Describe("Help", func() {
 		Entry(nil, "tenants revoke", "NAME", "--old-keys"),
 		Entry(nil, "tenants sign", "--key", "--out", "--valid"),
 		Entry(nil, "tenants list", "--output", "--signed", "--verify-key"),
+		Entry(nil, "canary", "set", "status", "promote", "abort", "--config", "--output"),
+		Entry(nil, "canary set", "MODEL VERSION WEIGHT"),
 		Entry(nil, "parts", "fetch"),
 		Entry(nil, "parts fetch", "--tools-dir"),
 		Entry(nil, "router", "--config", "--store", "--identity", "--grpc-listen", "--http-listen", "--admin-listen",
@@ -65,6 +67,7 @@ var _ = Describe("A command", func() {
 		Entry("explain: one request", "explain", "accepts 1 arg(s), received 0"),
 		Entry("status: no arguments", "status use1", `unknown command "use1"`),
 		Entry("status: a router to ask", "status --admin=localhost:1", "want http://host:port"),
+		Entry("canary set: three things", "canary set m 2", "accepts 3 arg(s), received 2"),
 		Entry("config check: one file", "config check a b", "accepts at most 1 arg(s), received 2"),
 		Entry("up: no arguments", "up use1", `unknown command "use1"`),
 		Entry("up: a profile that exists", "up --engine sim --sim-profile v100", "there are h100-llama-8b and a100-llama-8b"),

@@ -151,7 +151,10 @@ func (req *Request) order(able []ranked, candidates []Candidate) Gate {
 func (req *Request) able(dst []ranked, candidates []Candidate) ([]ranked, Reason) {
 	reason := ReasonRecipientsUnknown
 	var buf [maxVersions]string
-	order := req.Split.order(buf[:0], hashOf(cmp.Or(req.Conversation, req.ID)))
+	order := buf[:0]
+	if len(req.Split) > 0 {
+		order = req.Split.order(order, hashOf(cmp.Or(req.Conversation, req.ID)))
+	}
 	for i := range candidates {
 		rule, distance, version := req.rule(&candidates[i], order)
 		switch {

@@ -61,6 +61,41 @@ func (s Split) Validate() error {
 	return nil
 }
 
+// With gives a version another weight, and the others what that leaves, in
+// proportion to what they have. The only other one takes it whatever it had.
+func (s Split) With(name string, weight int) (Split, error) {
+	at := slices.IndexFunc(s, func(v Version) bool { return v.Name == name })
+	switch {
+	case at < 0:
+		return nil, fmt.Errorf("version %q is not listed", name)
+	case weight < 0 || weight > SplitTotal:
+		return nil, fmt.Errorf("version %q: weight %d: want 0 to %d", name, weight, SplitTotal)
+	}
+	out := slices.Clone(s)
+	out[at].Weight = weight
+	left, before := SplitTotal-weight, SplitTotal-s[at].Weight
+	switch {
+	case len(s) == 2:
+		out[1-at].Weight = left
+		return out, nil
+	case left > 0 && before == 0:
+		return nil, fmt.Errorf("no other version than %q has a weight, so that none can take the rest: give one of them a weight first", name)
+	}
+	seen, given := 0, 0
+	for i := range out {
+		if i == at || before == 0 {
+			continue
+		}
+		seen += s[i].Weight
+		upTo := (seen*left + before/2) / before
+		out[i].Weight, given = upTo-given, upTo
+		if out[i].Weight == 0 && s[i].Weight > 0 && left > 0 {
+			return nil, fmt.Errorf("version %q would be left with less than 1 per mille, and 0 withdraws it: set it to 0 first if that is meant", out[i].Name)
+		}
+	}
+	return out, nil
+}
+
 // Of is the version that the split chooses for a conversation, or for a request
 // by its id; empty if it does not divide.
 func (s Split) Of(key string) string {

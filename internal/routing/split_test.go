@@ -116,6 +116,49 @@ var _ = Describe("A split", func() {
 	})
 })
 
+var _ = Describe("A split with another weight for one version", func() {
+	three := routing.Split{{Name: "a", Weight: 600}, {Name: "b", Weight: 300}, {Name: "c", Weight: 100}}
+
+	DescribeTable("leaves the others their proportions", func(s routing.Split, name string, weight int, want ...int) {
+		got, err := s.With(name, weight)
+		Expect(err).NotTo(HaveOccurred())
+		for i := range want {
+			Expect(got[i].Weight).To(Equal(want[i]), "%v", got)
+		}
+	},
+		Entry("of three", three, "c", 400, 400, 200, 400),
+		Entry("all", three, "b", 1000, 0, 1000, 0),
+		Entry("nothing", three, "a", 0, 0, 750, 250),
+		Entry("of two, whatever the other had", split(0), "v2", 0, 1000, 0),
+		Entry("of two, back", split(1000), "v2", 0, 1000, 0),
+	)
+
+	DescribeTable("is refused", func(s routing.Split, name string, weight int, reason string) {
+		_, err := s.With(name, weight)
+		Expect(err).To(MatchError(ContainSubstring(reason)))
+	},
+		Entry("of none", three, "d", 1, "not listed"),
+		Entry("too much", three, "a", 1001, "want 0 to 1000"),
+		Entry("negative", three, "a", -1, "want 0 to 1000"),
+		Entry("nobody to take the rest", manyVersions(3), "0", 500, "none can take the rest"),
+		Entry("withdrawn by rounding", three, "a", 999, "withdraws it"),
+	)
+
+	It("adds up, and is what it was", func() {
+		rapid.Check(GinkgoT(), func(t *rapid.T) {
+			s := anySplit(t)
+			before := slices.Clone(s)
+			got, err := s.With(s[0].Name, rapid.IntRange(0, routing.SplitTotal).Draw(t, "weight"))
+			if err == nil && got.Validate() != nil {
+				t.Fatalf("%v of %v", got, s)
+			}
+			if !slices.Equal(s, before) {
+				t.Fatal("the split itself has changed")
+			}
+		})
+	})
+})
+
 func manyVersions(n int) (s routing.Split) {
 	for i := range n {
 		s = append(s, routing.Version{Name: fmt.Sprint(i)})
