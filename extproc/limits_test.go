@@ -156,7 +156,7 @@ var _ = Describe("A tenant's share", func() {
 		picked(h.ask(ctx, from("modest", "modest-0", size)))
 		refusal, retryAfter := waits(h.ask(ctx, from("greedy", "greedy-6", size)))
 		Expect(refusal).To(And(HaveField("Status", 429), HaveField("Code", "rate_limit_exceeded"), HaveField("Param", "share")))
-		Expect(retryAfter).To(Equal("3")) // 2.5 too many, in four slots of 4 s each, where nothing says how long they last
+		Expect(retryAfter).To(Equal("3")) // 2.75 too many, in four slots of 4 s each, where nothing says how long they last
 		picked(h.ask(ctx, from("modest", "modest-1", size)))
 		Expect(h.metrics()).To(HaveKeyWithValue("mrgc_tenant_refusals_total share use1 greedy", 1.0))
 

@@ -7,7 +7,7 @@ import (
 
 // queueShare is how many requests may wait at an engine, over its slots: so many
 // that a slot which becomes free finds another one at once, and no more.
-const queueShare = 1.0 / 8
+const queueShare = 1.0 / 16
 
 // Saturation is how much there is to do where a request would go.
 type Saturation struct {
