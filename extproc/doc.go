@@ -30,6 +30,9 @@
 // unready meanwhile. What else it remembers is where each conversation's last
 // request went, by its opaque affinity, and since when instances have been ready.
 //
+// It holds tenants to their limits, and to their shares while nothing is free
+// (package quota): who is over either is refused, and nobody waits here.
+//
 // Where a region has several pickers, each hears what the others have in flight:
 // [Picker.Tell] makes the messages of package peers, [Picker.Learn] takes them,
 // and whoever runs the picker carries them.

@@ -32,6 +32,7 @@ type request struct {
 	sealed bool   // has the content type of a sealed request, once
 	fault  string // the first Mrgc header that is missing, malformed or repeated
 
+	weight  int  // its tenant's; 0 until that is known
 	decided bool // whether it could be picked for has been decided, and is on record
 }
 

@@ -2,15 +2,17 @@ package extproc
 
 import (
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/peers"
 )
 
-// InFlight counts the requests that are in flight on each instance, and their
-// tokens. Each request counts once however often its end is reported, and for no longer than
-// a time-out, so that a lost report cannot make an instance look busy for ever.
+// InFlight counts the requests that are in flight on each instance and their
+// tokens, and what each tenant has in flight of each model. Each request counts
+// once however often its end is reported, and for no longer than a time-out, so
+// that a lost report cannot make an instance look busy for ever.
 //
 // It is safe for concurrent use. Time is an argument; it has no clock.
 type InFlight struct {
@@ -19,6 +21,8 @@ type InFlight struct {
 	mu       sync.Mutex // guards all below
 	requests map[string]*flight
 	counts   map[string]Work // by instance; none without requests
+	claims   map[owner]Claim // sums, of the last one's weight; none without tokens
+	models   map[string]int  // tokens of claims, by model; none without tokens
 	// The flights in order of their start: the oldest is at head, so that
 	// expiring looks at nothing that has not expired.
 	head, tail *flight
@@ -27,24 +31,33 @@ type InFlight struct {
 // Work is what is in flight on an instance.
 type Work = peers.Work
 
+// Claim is what a tenant has in flight of a model.
+type Claim = peers.Claim
+
+type owner struct{ model, tenant string }
+
 // flight is one request in flight.
 type flight struct {
 	request, instance string
 	tokens            int
+	claim             Claim
 	start             time.Time
 	older, newer      *flight
 }
 
 // NewInFlight makes an empty count whose requests are forgotten after timeout.
 func NewInFlight(timeout time.Duration) *InFlight {
-	return &InFlight{timeout: timeout, requests: make(map[string]*flight), counts: make(map[string]Work)}
+	return &InFlight{
+		timeout: timeout, requests: make(map[string]*flight), counts: make(map[string]Work),
+		claims: make(map[owner]Claim), models: make(map[string]int),
+	}
 }
 
 // Add counts a request on an instance from now on, with the tokens of its prompt
-// that the instance has to read. A request that is in flight
+// that the instance has to read, and its claim. A request that is in flight
 // already moves there. One without an id is not counted, as nobody could say
 // that it has ended. What has expired is forgotten on the way.
-func (f *InFlight) Add(requestID, instanceID string, tokens int, now time.Time) {
+func (f *InFlight) Add(requestID, instanceID string, tokens int, claim Claim, now time.Time) {
 	if requestID == "" {
 		return
 	}
@@ -54,7 +67,7 @@ func (f *InFlight) Add(requestID, instanceID string, tokens int, now time.Time) 
 	if old := f.requests[requestID]; old != nil {
 		f.remove(old)
 	}
-	added := &flight{request: requestID, instance: instanceID, tokens: tokens, start: now, older: f.tail}
+	added := &flight{request: requestID, instance: instanceID, tokens: tokens, claim: claim, start: now, older: f.tail}
 	if f.tail == nil {
 		f.head = added
 	} else {
@@ -63,6 +76,7 @@ func (f *InFlight) Add(requestID, instanceID string, tokens int, now time.Time) 
 	f.tail = added
 	f.requests[requestID] = added
 	f.put(added)
+	f.claim(claim, 1)
 }
 
 // Move counts a request that is in flight on another instance from now on, as
@@ -128,6 +142,21 @@ func (f *InFlight) SentSince(instanceID string, since time.Time) (tokens int) {
 	return tokens
 }
 
+// Claimed is how many tokens are in flight of a model: a tenant's, and those of
+// all tenants.
+func (f *InFlight) Claimed(model, tenant string) (own, all int) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.claims[owner{model, tenant}].Tokens, f.models[model]
+}
+
+// Claims are what all tenants have in flight. They are the caller's.
+func (f *InFlight) Claims() []Claim {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return slices.Collect(maps.Values(f.claims))
+}
+
 // All is what is in flight on every instance that has any. It is the caller's.
 func (f *InFlight) All() map[string]Work {
 	f.mu.Lock()
@@ -144,6 +173,7 @@ func (f *InFlight) expire(now time.Time) {
 func (f *InFlight) remove(r *flight) {
 	delete(f.requests, r.request)
 	f.take(r)
+	f.claim(r.claim, -1)
 	if r.older == nil {
 		f.head = r.newer
 	} else {
@@ -170,4 +200,21 @@ func (f *InFlight) take(r *flight) {
 		return
 	}
 	f.counts[r.instance] = Work{Requests: on.Requests - 1, Tokens: on.Tokens - r.tokens}
+}
+
+// claim adds a claim, or takes it back.
+func (f *InFlight) claim(c Claim, times int) {
+	of := owner{c.Model, c.Tenant}
+	sum := f.claims[of]
+	if times > 0 {
+		sum.Model, sum.Tenant, sum.Weight = c.Model, c.Tenant, c.Weight
+	}
+	sum.Tokens += times * c.Tokens
+	f.claims[of] = sum
+	if sum.Tokens == 0 {
+		delete(f.claims, of)
+	}
+	if f.models[c.Model] += times * c.Tokens; f.models[c.Model] == 0 {
+		delete(f.models, c.Model)
+	}
 }

@@ -18,21 +18,21 @@ var _ = Describe("InFlight", func() {
 
 	It("moves a request that is added again", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("r", "a", 5, epoch())
-		f.Add("r", "b", 7, epoch())
+		f.Add("r", "a", 5, extproc.Claim{}, epoch())
+		f.Add("r", "b", 7, extproc.Claim{}, epoch())
 		Expect(f.All()).To(Equal(map[string]extproc.Work{"b": {Requests: 1, Tokens: 7}}))
 	})
 
 	It("does not count a request that has no id", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("", "a", 5, epoch())
+		f.Add("", "a", 5, extproc.Claim{}, epoch())
 		Expect(f.On("a")).To(BeZero())
 	})
 
 	It("forgets what has expired when something is added", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("old", "a", 5, epoch())
-		f.Add("new", "a", 7, epoch().Add(timeout+1))
+		f.Add("old", "a", 5, extproc.Claim{}, epoch())
+		f.Add("new", "a", 7, extproc.Claim{}, epoch().Add(timeout+1))
 		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 7}))
 		f.Done("old")
 		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 7}))
@@ -44,6 +44,7 @@ var _ = Describe("InFlight", func() {
 			type flight struct {
 				instance string
 				tokens   int
+				claim    extproc.Claim
 				start    time.Time
 			}
 			twin := map[string]flight{}
@@ -53,13 +54,18 @@ var _ = Describe("InFlight", func() {
 			// Few names, so that requests are added and ended twice.
 			request := rapid.SampledFrom([]string{"1", "2", "3", "4", "5", "6"})
 			instance := rapid.SampledFrom([]string{"a", "b", "c"})
+			models, tenants := []string{"m", "n"}, []string{"x", "y"}
 			t.Repeat(map[string]func(*rapid.T){
 				"add": func(t *rapid.T) {
 					id, in := request.Draw(t, "request"), instance.Draw(t, "instance")
 					tokens := rapid.IntRange(0, 3).Draw(t, "tokens")
-					f.Add(id, in, tokens, now)
+					claim := extproc.Claim{
+						Model: rapid.SampledFrom(models).Draw(t, "model"), Tenant: rapid.SampledFrom(tenants).Draw(t, "tenant"),
+						Tokens: rapid.IntRange(0, 3).Draw(t, "claim"),
+					}
+					f.Add(id, in, tokens, claim, now)
 					expire()
-					twin[id] = flight{in, tokens, now}
+					twin[id] = flight{in, tokens, claim, now}
 				},
 				"move": func(t *rapid.T) {
 					id, in := request.Draw(t, "request"), instance.Draw(t, "instance")
@@ -68,7 +74,8 @@ var _ = Describe("InFlight", func() {
 						t.Fatalf("moved from %q, want %q", from, r.instance)
 					}
 					if ok {
-						twin[id] = flight{in, r.tokens, r.start}
+						r.instance = in
+						twin[id] = r
 					}
 				},
 				"done": func(t *rapid.T) {
@@ -107,6 +114,22 @@ var _ = Describe("InFlight", func() {
 							t.Fatalf("%s has been sent %d tokens of late, want %d", in, got, sent)
 						}
 					}
+					for _, model := range models {
+						for _, tenant := range tenants {
+							wantOwn, wantAll := 0, 0
+							for _, r := range twin {
+								if r.claim.Model == model {
+									wantAll += r.claim.Tokens
+									if r.claim.Tenant == tenant {
+										wantOwn += r.claim.Tokens
+									}
+								}
+							}
+							if own, all := f.Claimed(model, tenant); own != wantOwn || all != wantAll {
+								t.Fatalf("%s has %d of %d tokens of %s, want %d of %d", tenant, own, all, model, wantOwn, wantAll)
+							}
+						}
+					}
 				},
 			})
 		})
@@ -119,7 +142,7 @@ var _ = Describe("InFlight", func() {
 			all.Go(func() {
 				for i := range 500 {
 					id := fmt.Sprintf("%d-%d", worker, i)
-					f.Add(id, fmt.Sprintf("in-%d", i%3), i, epoch())
+					f.Add(id, fmt.Sprintf("in-%d", i%3), i, extproc.Claim{Model: "m", Tenant: "x", Tokens: i}, epoch())
 					f.On("in-0")
 					f.Expire(epoch())
 					f.Done(id)
@@ -129,5 +152,7 @@ var _ = Describe("InFlight", func() {
 		}
 		all.Wait()
 		Expect(f.All()).To(BeEmpty())
+		own, everybodys := f.Claimed("m", "x")
+		Expect([]int{own, everybodys}).To(Equal([]int{0, 0}))
 	})
 })

@@ -2,24 +2,50 @@ package extproc
 
 import (
 	"errors"
+	"sync"
 
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/quota"
 )
+
+// maxTenantLabels is how many tenants have a label of their own: those that were
+// refused first since the router began.
+const maxTenantLabels = 100
 
 // metrics is what a picker publishes.
 type metrics struct {
 	picks    *prometheus.CounterVec // by outcome: a routing.Reason that picks, or a refusal's code
 	affinity *prometheus.CounterVec // by outcome: a routing.Gate that is not none
+	refusals *prometheus.CounterVec // by tenant and quota.Reason; see refused
 	duration prometheus.Histogram   // of a decision, without gRPC
 	wait     prometheus.Histogram   // of Envoy for a decision
+
+	mu      sync.Mutex
+	tenants map[string]bool // guarded by mu: those with a label of their own
+}
+
+// refused counts a request that its tenant's limits or share refuse. The name is
+// that of a tenant on the list: no other makes a label.
+func (m *metrics) refused(tenant string, reason quota.Reason) {
+	m.mu.Lock()
+	if !m.tenants[tenant] {
+		if len(m.tenants) < maxTenantLabels {
+			m.tenants[tenant] = true
+		} else {
+			tenant = "other"
+		}
+	}
+	m.mu.Unlock()
+	m.refusals.WithLabelValues(tenant, string(reason)).Inc()
 }
 
 // newMetrics registers with reg, unless it is nil. Requests in flight are asked
 // for when somebody looks and not counted a second time.
 func newMetrics(reg prometheus.Registerer, region fleet.Region, perInstance func() map[string]figures) (*metrics, error) {
 	m := &metrics{
+		tenants: map[string]bool{},
 		picks: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "mrgc_picks_total",
 			Help: "Requests that the picker decided over, by outcome: picked, spilled, or the code of the refusal.",
@@ -28,6 +54,10 @@ func newMetrics(reg prometheus.Registerer, region fleet.Region, perInstance func
 			Name: "mrgc_affinity_picks_total",
 			Help: "Requests of conversations that the picker sent home, or released because their home is saturated, failing or gone.",
 		}, []string{"outcome"}),
+		refusals: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mrgc_tenant_refusals_total",
+			Help: "Requests that were refused because of their tenant's limits or share, by reason. Tenants beyond the first 100 are \"other\".",
+		}, []string{"tenant", "reason"}),
 		duration: prometheus.NewHistogram(prometheus.HistogramOpts{
 			Name:    "mrgc_pick_duration_seconds",
 			Help:    "Time that the picker took to decide over a request.",
@@ -46,6 +76,7 @@ func newMetrics(reg prometheus.Registerer, region fleet.Region, perInstance func
 	return m, errors.Join(
 		reg.Register(m.picks),
 		reg.Register(m.affinity),
+		reg.Register(m.refusals),
 		reg.Register(m.duration),
 		reg.Register(m.wait),
 		reg.Register(newInstanceCollector(perInstance)),

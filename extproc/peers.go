@@ -39,6 +39,7 @@ func (p *Picker) Tell(told *Told) *peers.Message {
 	m := &peers.Message{Epoch: s.epoch, Sequence: s.sequence}
 	m.Homes, told.homes = s.homes.since(told.homes, peers.MaxHomes)
 	m.Events, told.events = s.events.since(told.events, peers.MaxEvents)
+	m.Claims = peers.TopClaims(p.inFlight.Claims())
 	ix, now := p.index(), p.now()
 	for _, id := range slices.Sorted(maps.Keys(p.inFlight.All())) {
 		in := ix.get(id)
@@ -64,6 +65,11 @@ func (p *Picker) Learn(address string, m *peers.Message) (fromAnother bool) {
 	m.InFlight = slices.DeleteFunc(m.InFlight, func(c peers.Count) bool { return !ix.has(c.Instance) })
 	if !s.views.Put(address, m, now) {
 		return true
+	}
+	for _, c := range m.Claims {
+		if ix != nil && ix.serves(c.Model) {
+			p.recent.Ask(c.Model, c.Tenant, c.Weight, now) // there, of late
+		}
 	}
 	for _, h := range m.Homes {
 		if ix.has(h.Instance) {

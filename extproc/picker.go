@@ -19,6 +19,7 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/peers"
+	"github.com/mrgc/mrgc/internal/quota"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/tenant"
 )
@@ -86,6 +87,8 @@ type Picker struct {
 	inFlight   *InFlight
 	outcomes   *outcomes
 	homes      *homes
+	limiter    *quota.Limiter
+	recent     quota.Recent
 	shared     shared
 	notes      notes
 
@@ -128,6 +131,7 @@ func New(cfg Config) (*Picker, error) {
 		inFlight:   NewInFlight(cfg.InFlightTimeout),
 		outcomes:   newOutcomes(),
 		homes:      newHomes(),
+		limiter:    quota.NewLimiter(),
 		notes:      notes{config: cfg.ConfigVersion},
 	}
 	p.shared.epoch = peers.Epoch{Began: cfg.Now().UnixNano(), ID: rand.Uint64()} //nolint:gosec // tells processes apart; no secret
@@ -226,7 +230,7 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 		p.shared.tellHome(req.affinity, first)
 	}
 	uncached := routing.UncachedTokens(req.size.Prompt, decision.Gate == routing.GateHome)
-	p.inFlight.Add(req.envoyID, first, uncached, start)
+	p.inFlight.Add(req.envoyID, first, uncached, req.claim(), start)
 	p.shared.changed.raise()
 	return steer(decision.Destination(), uncached), req.envoyID
 }
@@ -234,25 +238,11 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 // decide checks a request, cheapest and least revealing first, and picks.
 func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Error) {
 	var none routing.Decision
-	switch {
-	case !req.sealed:
-		return none, errNotSealed()
-	case req.fault != "":
-		return none, errInvalidHeader(req.fault)
-	case len(req.bearer) == 0:
-		return none, errInvalidAPIKey()
+	rules, refusal := p.rulesOf(req, now)
+	if refusal != nil {
+		return none, refusal
 	}
-	rules, err := p.admit(req.tenant, req.bearer, now)
-	switch {
-	case errors.Is(err, tenant.ErrNoList):
-		return none, errNoTenants()
-	case err != nil:
-		return none, errInvalidAPIKey()
-	case !rules.Models.Allow(req.model):
-		return none, errModelNotFound(req.model)
-	case !rules.Regions.Allow(string(p.regions[0])):
-		return none, errElsewhere(p.regions[0])
-	}
+	req.weight = rules.Share()
 	ix := p.index()
 	switch {
 	case ix == nil:
@@ -269,16 +259,19 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		Split:        p.split(req.model),
 		Conversation: req.affinity,
 	}
+	var buf [8]routing.Candidate // few requests have more recipients: no allocation
+	candidates := p.candidates(buf[:0], ix, req.recipients, now)
+	taken, refusal := p.limit(req, rules, pick, candidates, now)
+	if refusal != nil {
+		return none, refusal
+	}
 	if model := p.models[req.model]; model != nil {
 		pick.Policy, pick.Sequence = model.policy, model.requests.Add(1)
 	}
-	var buf [8]routing.Candidate // few requests have more recipients: no allocation
-	candidates := p.candidates(buf[:0], ix, req.recipients, now)
 	if req.affinity != "" {
 		pick.Home = p.homes.of(req.affinity, candidates)
 	}
 	decision := routing.Pick(pick, candidates)
-	var refusal *api.Error
 	switch {
 	case len(decision.Instances) > 0:
 	case decision.Reason == routing.ReasonNoRecipientReady:
@@ -286,8 +279,36 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	default:
 		refusal = errStaleRecipients() // keys of nobody, of another model's instances, or of a version that gets no requests
 	}
+	if refusal != nil {
+		p.limiter.GiveBack(taken)
+	}
 	p.noteDecision(req, &pick, candidates, decision, refusal, ix, now)
 	return decision, refusal
+}
+
+// rulesOf gives the rules of the tenant that a request is from, if it may make it
+// here.
+func (p *Picker) rulesOf(req *request, now time.Time) (*tenant.Tenant, *api.Error) {
+	switch {
+	case !req.sealed:
+		return nil, errNotSealed()
+	case req.fault != "":
+		return nil, errInvalidHeader(req.fault)
+	case len(req.bearer) == 0:
+		return nil, errInvalidAPIKey()
+	}
+	rules, err := p.admit(req.tenant, req.bearer, now)
+	switch {
+	case errors.Is(err, tenant.ErrNoList):
+		return nil, errNoTenants()
+	case err != nil:
+		return nil, errInvalidAPIKey()
+	case !rules.Models.Allow(req.model):
+		return nil, errModelNotFound(req.model)
+	case !rules.Regions.Allow(string(p.regions[0])):
+		return nil, errElsewhere(p.regions[0])
+	}
+	return rules, nil
 }
 
 // allowed are the picker's regions that a tenant's data may be in.

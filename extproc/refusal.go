@@ -18,6 +18,8 @@ const (
 	codeNotReady        = "no_instance_ready"
 	codeElsewhere       = "region_not_allowed"
 	codeNoTenants       = "tenants_expired"
+	codeLimited         = "rate_limit_exceeded"
+	codeTooLarge        = "request_too_large"
 )
 
 // retryAfter is what a client is asked to wait when nothing is ready: about the

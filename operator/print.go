@@ -77,9 +77,8 @@ func (s Status) Print(w io.Writer) error {
 	for _, in := range s.Instances {
 		cells := []string{in.Region, in.ID, in.state(), "-", "-", "-", "-", "-", "-", age(in.HeartbeatAgeSec), "-", fmt.Sprint(in.Weight)}
 		if sc := in.Score; sc != nil {
-			for i, term := range []float64{sc.Terms.Queue, sc.Terms.Latency, sc.Terms.Health} {
-				cells[4+i] = fmt.Sprintf("%.0f", term)
-			}
+			points := func(term float64) string { return fmt.Sprintf("%.0f", term) }
+			cells[4], cells[5], cells[6] = points(sc.Terms.Queue), points(sc.Terms.Latency), points(sc.Terms.Health)
 			cells[3], cells[7], cells[8], cells[10] = fmt.Sprint(sc.Score), fmt.Sprint(sc.InFlight), report(sc.Report, sc.ReportAgeSec), percent(sc.ErrorRate)
 		}
 		t.row(cells...)

@@ -30,7 +30,7 @@ func healthy() world {
 
 // judge plays the world until there is a verdict or time is over, and says when.
 func (w *world) judge(seed uint64, length time.Duration) (worse bool, at time.Duration, err error) {
-	random := rand.New(rand.NewPCG(seed, 1))
+	random := rand.New(rand.NewPCG(seed, 1)) //nolint:gosec // a simulation is no secret
 	epoch := time.Unix(0, 0)
 	judge, err := canary.New(canary.Config{Share: w.share}, epoch)
 	if err != nil {

@@ -65,7 +65,7 @@ func measureLoss(ctx context.Context, o options, r *result.Result) error {
 			requests := arrivals(lossRate, lossAfter+o.window, uint64(round), func(random *rand.Rand) rig.Request { //nolint:gosec // a few
 				return chat(random, 128+random.IntN(768), 1+min(int(16*random.ExpFloat64()), 64))
 			})
-			for _, i := range rand.Perm(len(fates)) {
+			for _, i := range rand.Perm(len(fates)) { //nolint:gosec // an order is no secret
 				a, err := c.suffer(ctx, fates[i], requests, probe, &pushes)
 				if err != nil {
 					return fmt.Errorf("router %s: %w", fates[i].name, err)
@@ -115,8 +115,10 @@ func (c *cluster) suffer(ctx context.Context, f fate, requests []rig.Request, pr
 func reportLoss(byFate []suffered, r *result.Result) {
 	table := result.Table{
 		Title: "The same traffic when the only router is lost under load",
-		Columns: []string{"router", "first token p50, ms", "p99, ms", "whole answer p99, ms", "failed",
-			"first token p99 over that with a router, pooled (p10–p90 of rounds)"},
+		Columns: []string{
+			"router", "first token p50, ms", "p99, ms", "whole answer p99, ms", "failed",
+			"first token p99 over that with a router, pooled (p10–p90 of rounds)",
+		},
 	}
 	lives := &byFate[0]
 	for i := range byFate {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"html"
 	"math"
+	"slices"
 	"strings"
 )
 
@@ -112,18 +113,17 @@ func (c Chart) extent() (rows []Row, low, high float64) {
 }
 
 func (c Chart) legend(b *strings.Builder) {
-	for _, p := range c.Panels {
-		for _, row := range p.Rows {
-			x := 20.0
-			for i, m := range row.Marks {
-				shape(b, i, x, 48, "peer", "#64748b")
-				fmt.Fprintf(b, `  <text class="soft" x="%.0f" y="52" fill="#64748b">%s</text>`+"\n", x+10, html.EscapeString(m.Name))
-				x += 30 + 8*float64(len(m.Name))
-			}
-			fmt.Fprintf(b, `  <text class="soft" x="%.0f" y="52" fill="#64748b">lines: 95 %% intervals</text>`+"\n", x)
-			return
-		}
+	first := slices.IndexFunc(c.Panels, func(p Panel) bool { return len(p.Rows) > 0 })
+	if first < 0 {
+		return
 	}
+	x := 20.0
+	for i, m := range c.Panels[first].Rows[0].Marks { // the same in every row
+		shape(b, i, x, 48, "peer", "#64748b")
+		fmt.Fprintf(b, `  <text class="soft" x="%.0f" y="52" fill="#64748b">%s</text>`+"\n", x+10, html.EscapeString(m.Name))
+		x += 30 + 8*float64(len(m.Name))
+	}
+	fmt.Fprintf(b, `  <text class="soft" x="%.0f" y="52" fill="#64748b">lines: 95 %% intervals</text>`+"\n", x)
 }
 
 // scale is a panel's, logarithmic.

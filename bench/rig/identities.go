@@ -12,12 +12,11 @@ import (
 	"github.com/mrgc/mrgc/standin/devca"
 )
 
-// Region is where everything of a benchmark stands, and Model what its engines
-// serve.
-const (
-	Region fleet.Region = "use1"
-	Model               = "sim"
-)
+// Region is where everything of a benchmark stands.
+const Region fleet.Region = "use1"
+
+// Model is what its engines serve.
+const Model = "sim"
 
 // InstanceID names an instance of a benchmark, KeyID its key.
 func InstanceID(i int) string { return fmt.Sprintf("%s-%d", Region, i) }

@@ -31,10 +31,14 @@ var _ = Describe("A sealed run", func() {
 
 		r := sealedRun{measured: measured{sent: 100}}
 		r.between(
-			meters{busy: 10, total: 100, queried: 1000, hit: 100, sent: 10, relayed: 1, tenant: client.Stats{Requests: 1},
-				programs: map[string]float64{"parent": 100, "engine": 5, "envoy": 7}},
-			meters{busy: 60, total: 200, queried: 3000, hit: 1100, sent: 110, relayed: 21, tenant: client.Stats{Requests: 101, Resealed: 5},
-				programs: map[string]float64{"parent": 350, "engine": 5000, "envoy": 57}},
+			meters{
+				busy: 10, total: 100, queried: 1000, hit: 100, sent: 10, relayed: 1, tenant: client.Stats{Requests: 1},
+				programs: map[string]float64{"parent": 100, "engine": 5, "envoy": 7},
+			},
+			meters{
+				busy: 60, total: 200, queried: 3000, hit: 1100, sent: 110, relayed: 21, tenant: client.Stats{Requests: 101, Resealed: 5},
+				programs: map[string]float64{"parent": 350, "engine": 5000, "envoy": 57},
+			},
 		)
 		Expect(r.machine).To(Equal(0.5))
 		Expect(r.hits).To(Equal(0.5))

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -71,6 +72,7 @@ func tenantsKeygenCommand() *cobra.Command {
 
 func tenantsAddCommand() *cobra.Command {
 	var models, regions []string
+	var limits tenant.Limits
 	var anotherKey bool
 	cmd := &cobra.Command{
 		Use:   "add NAME",
@@ -88,6 +90,7 @@ from it. It takes effect when the list is signed.`,
 				Name:          args[0],
 				EdgeTokens:    tenant.Digests{credential.DigestOf(key.EdgeToken())},
 				EnclaveTokens: tenant.Digests{credential.DigestOf(key.EnclaveToken())},
+				Limits:        limits,
 			}
 			if cmd.Flags().Changed("models") {
 				fresh.Models = models
@@ -106,9 +109,13 @@ from it. It takes effect when the list is signed.`,
 	f := cmd.Flags()
 	f.StringSliceVar(&models, "models", nil, "models that it may ask for (default all)")
 	f.StringSliceVar(&regions, "regions", nil, "regions that its data may not leave (default all)")
+	f.IntVar(&limits.RequestsPerSecond, "requests-per-second", 0, "requests that it may send per second, in each region (default any number)")
+	f.IntVar(&limits.TokensPerMinute, "tokens-per-minute", 0, "tokens, of prompts and the most that answers may have, that it may use per minute, in each region (default any number)")
+	f.IntVar(&limits.Weight, "weight", 0, "its share while nothing is free, beside that of others (default 1)")
 	f.BoolVar(&anotherKey, "another-key", false, "the tenant is there: give it one more API key, beside those that it has")
-	cmd.MarkFlagsMutuallyExclusive("another-key", "models")
-	cmd.MarkFlagsMutuallyExclusive("another-key", "regions")
+	for _, rule := range []string{"models", "regions", "requests-per-second", "tokens-per-minute", "weight"} {
+		cmd.MarkFlagsMutuallyExclusive("another-key", rule)
+	}
 	return cmd
 }
 
@@ -269,13 +276,14 @@ func writeTenants(w io.Writer, l *tenant.List, now time.Time) error {
 		fmt.Fprintf(w, "version %d, EXPIRED %s: sign it again\n", l.Version, l.ExpiresAt.Format(time.RFC3339))
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "TENANT\tSTATE\tKEYS\tMODELS\tREGIONS")
+	fmt.Fprintln(table, "TENANT\tSTATE\tKEYS\tMODELS\tREGIONS\tREQUESTS/S\tTOKENS/MIN\tWEIGHT")
 	for _, t := range l.Tenants {
 		state := "active"
 		if t.Revoked {
 			state = "revoked"
 		}
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\n", t.Name, state, len(t.EdgeTokens), namesText(t.Models), namesText(t.Regions))
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\n", t.Name, state, len(t.EdgeTokens), namesText(t.Models), namesText(t.Regions),
+			limitText(t.RequestsPerSecond), limitText(t.TokensPerMinute), t.Share())
 	}
 	return table.Flush()
 }
@@ -288,6 +296,13 @@ func namesText(n tenant.Names) string {
 		return "none"
 	}
 	return strings.Join(n, ",")
+}
+
+func limitText(limit int) string {
+	if limit == 0 {
+		return "any"
+	}
+	return strconv.Itoa(limit)
 }
 
 func listPath(cmd *cobra.Command) string { return cmd.Flag(listFlag).Value.String() }

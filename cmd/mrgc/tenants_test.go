@@ -105,7 +105,7 @@ var _ = Describe("mrgc tenants", func() {
 	})
 
 	It("lists tenants for people and for programs", func() {
-		add("acme", "--regions", "use1")
+		add("acme", "--regions", "use1", "--requests-per-second", "5", "--tokens-per-minute", "600000", "--weight", "3")
 		add("umbra", "--models", "")
 		tenants("revoke", "umbra")
 		Expect(tenants("list").stdout).To(HavePrefix("never signed\n"))
@@ -114,9 +114,9 @@ var _ = Describe("mrgc tenants", func() {
 		Expect(got.err).NotTo(HaveOccurred())
 		Expect(got.stdout).To(HavePrefix("version 1, expires "))
 		Expect(strings.Split(got.stdout, "\n")[1:]).To(Equal([]string{
-			"TENANT  STATE    KEYS  MODELS  REGIONS",
-			"acme    active   1     all     use1",
-			"umbra   revoked  1     none    all",
+			"TENANT  STATE    KEYS  MODELS  REGIONS  REQUESTS/S  TOKENS/MIN  WEIGHT",
+			"acme    active   1     all     use1     5           600000      3",
+			"umbra   revoked  1     none    all      any         any         1",
 			"",
 		}))
 		signed := tenants("list", "-o", "json", "--signed", filepath.Join(dir, "signed.json"), "--verify-key", filepath.Join(dir, "s.pub"))
@@ -125,6 +125,7 @@ var _ = Describe("mrgc tenants", func() {
 		Expect(json.Unmarshal([]byte(signed.stdout), &l)).To(Succeed())
 		Expect(l.Tenants).To(HaveLen(2))
 		Expect(l.Tenants[1].Models).To(Equal(tenant.Names{}), "none is not all")
+		Expect(l.Tenants[0].Limits).To(Equal(tenant.Limits{RequestsPerSecond: 5, TokensPerMinute: 600_000, Weight: 3}))
 
 		Expect(mrgc("tenants", "keygen", "--out", filepath.Join(dir, "other")).err).NotTo(HaveOccurred())
 		forged := tenants("list", "--signed", filepath.Join(dir, "signed.json"), "--verify-key", filepath.Join(dir, "other.pub"))
@@ -147,6 +148,8 @@ var _ = Describe("mrgc tenants", func() {
 		Entry("a name that is taken", "there already", "add", "acme"),
 		Entry("another key of nobody", "there is no tenant", "add", "umbra", "--another-key"),
 		Entry("rules with another key", "none of the others can be", "add", "acme", "--another-key", "--regions", "use1"),
+		Entry("a limit with another key", "none of the others can be", "add", "acme", "--another-key", "--weight", "2"),
+		Entry("a limit that is none", "requests_per_second is -1", "add", "umbra", "--requests-per-second", "-1"),
 		Entry("a region twice", "want a name, once", "add", "umbra", "--regions", "use1,use1"),
 		Entry("to revoke nobody", "there is no tenant", "revoke", "umbra"),
 		Entry("to sign with what verifies", "not PEM with a PRIVATE KEY", "sign", "--key", "DIR/s.pub"),

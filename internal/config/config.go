@@ -56,7 +56,7 @@ func (c *Config) Version() string {
 func (c *Config) Restrictions() []tenant.Restriction {
 	restrictions := make([]tenant.Restriction, len(c.Tenants))
 	for i, t := range c.Tenants {
-		restrictions[i] = tenant.Restriction{Name: t.Name, Blocked: t.Blocked, Models: t.Models, Regions: t.Regions}
+		restrictions[i] = tenant.Restriction{Name: t.Name, Blocked: t.Blocked, Models: t.Models, Regions: t.Regions, Limits: t.limits()}
 	}
 	return restrictions
 }
@@ -139,6 +139,16 @@ type Tenant struct {
 	// Regions are those of the signed ones where its data may still be; an empty
 	// list: none. Default: all of them. Each is one of the cluster's.
 	Regions []string `yaml:"regions"`
+	// RequestsPerSecond, TokensPerMinute and Weight are the most that holds of the
+	// signed ones ([tenant.Limits]): what is larger changes nothing. At least 1.
+	// Default: what is signed.
+	RequestsPerSecond int `yaml:"requests_per_second"`
+	TokensPerMinute   int `yaml:"tokens_per_minute"`
+	Weight            int `yaml:"weight"`
+}
+
+func (t *Tenant) limits() tenant.Limits {
+	return tenant.Limits{RequestsPerSecond: t.RequestsPerSecond, TokensPerMinute: t.TokensPerMinute, Weight: t.Weight}
 }
 
 // Limits bound what one request or connection may use.

@@ -140,6 +140,7 @@ func (v *validator) tenants(c *Config) {
 		}
 		v.restriction(models, tenant.Models, "model", path+".models")
 		v.restriction(regions, tenant.Regions, "region", path+".regions")
+		v.tenantLimits(&tenant, path)
 	}
 }
 
@@ -151,6 +152,17 @@ func (v *validator) restriction(known unique, names []string, what, path string)
 		_, exists := known[name]
 		v.check(exists, item, "no %s is named %q", what, name)
 		v.check(!exists || !slices.Contains(names[:i], name), item, "%q is listed twice", name)
+	}
+}
+
+// tenantLimits wants no 0, which would be no limit where one was meant.
+func (v *validator) tenantLimits(t *Tenant, path string) {
+	for _, limit := range []struct {
+		name  string
+		value int
+	}{{"requests_per_second", t.RequestsPerSecond}, {"tokens_per_minute", t.TokensPerMinute}, {"weight", t.Weight}} {
+		field := path + "." + limit.name
+		v.check(limit.value > 0 || !v.places.has("%s", field), field, "%d: want at least 1", limit.value)
 	}
 }
 

@@ -9,14 +9,16 @@ import (
 )
 
 const (
-	// Kept is how many decisions a book has room for, KeptRefusals how many
-	// requests that were refused before anything was decided. These are apart, so
-	// that strangers who are turned away push out nothing but each other.
+	// Kept is how many decisions a book has room for.
 	//
 	// A decision takes some 1 KiB with the three recipients that our clients seal
 	// to, and 12 KiB with the 64 that a request may have: 4 and 50 MiB for all. What
 	// the instances take that are in no snapshot any more comes on top.
-	Kept, KeptRefusals = 4096, 512
+	Kept = 4096
+	// KeptRefusals is how many requests there is room for that were refused before
+	// anything was decided. They are apart, so that strangers who are turned away
+	// push out nothing but each other.
+	KeptRefusals = 512
 
 	// maxFound is how many records one id may have: a client that is told to seal
 	// anew keeps a request's id, and Envoy's own is made by whoever sends it.

@@ -2,11 +2,11 @@
 // of them still believes of it: pure, with time as an argument.
 //
 // A router tells a [Message] again and again: what it has in flight on each
-// instance, all of it and in absolute numbers, under the epoch of its process and
-// a sequence that rises. A lost message costs nothing that the next does not
-// make good, and one that comes late or twice is known by its sequence.
-// [Views] holds the newest message of each router for a second. There is no
-// leader, nothing is stored, and nobody waits for anybody.
+// instance and for each tenant, all of it and in absolute numbers, under the epoch
+// of its process and a sequence that rises. A lost message costs nothing that the
+// next does not make good, and one that comes late or twice is known by its
+// sequence. [Views] holds the newest message of each router for a second. There is
+// no leader, nothing is stored, and nobody waits for anybody.
 //
 // A message also has what has changed since the last one and need not arrive:
 // where conversations went, which is a hint, and what Envoy said of requests
@@ -17,6 +17,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"slices"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -24,8 +25,9 @@ import (
 // Limits of a message. What does not fit is left out by the sender; what is
 // beyond them is no message.
 const (
-	MaxMessageBytes = 256 << 10
+	MaxMessageBytes = 384 << 10
 	MaxInstances    = 1024 // with requests in flight
+	MaxClaims       = 256
 	MaxHomes        = 256
 	MaxEvents       = 256
 
@@ -34,6 +36,7 @@ const (
 
 	maxRequests = 1 << 20 // on one instance
 	maxTokens   = 1 << 40
+	maxWeight   = 1 << 10
 )
 
 // Message is what one router tells another.
@@ -47,6 +50,9 @@ type Message struct {
 	// Homes and Events are news, oldest first.
 	Homes  []Home
 	Events []Event
+	// Claims has what each tenant has in flight of each model, by the sender's own
+	// picks alone, in order of model and tenant.
+	Claims []Claim
 }
 
 // Epoch names a router's process. Epochs of one router are ordered by when
@@ -82,6 +88,29 @@ type Count struct {
 	_                      struct{} `cbor:",toarray"`
 	Instance               string
 	Requests, Tokens, Sent int // as in Work
+}
+
+// Claim is what a tenant has in flight of a model.
+type Claim struct {
+	_             struct{} `cbor:",toarray"`
+	Model, Tenant string
+	Weight        int // the tenant's, which its share goes by
+	Tokens        int // of prompts, cached or not, and the most that the answers may have
+}
+
+func (c *Claim) compare(o *Claim) int {
+	return cmp.Or(cmp.Compare(c.Model, o.Model), cmp.Compare(c.Tenant, o.Tenant))
+}
+
+// TopClaims puts claims in a message's order. Of more than fit it keeps the
+// largest. It changes what it is given.
+func TopClaims(all []Claim) []Claim {
+	if len(all) > MaxClaims {
+		slices.SortFunc(all, func(a, b Claim) int { return cmp.Or(cmp.Compare(b.Tokens, a.Tokens), a.compare(&b)) })
+		all = all[:MaxClaims]
+	}
+	slices.SortFunc(all, func(a, b Claim) int { return a.compare(&b) })
+	return all
 }
 
 // Home says where a conversation's last request went.
@@ -175,6 +204,9 @@ func (m *Message) check() error {
 			return fmt.Errorf("peers: message of %d requests and %d tokens, %d of them new, on an instance", c.Requests, c.Tokens, c.Sent)
 		}
 	}
+	if err := m.checkClaims(); err != nil {
+		return err
+	}
 	for _, h := range m.Homes {
 		if !isName(h.Conversation) || !isID(h.Instance) {
 			return errors.New("peers: message with a home that names nothing")
@@ -183,6 +215,22 @@ func (m *Message) check() error {
 	for _, e := range m.Events {
 		if !isName(e.Request) || e.Instance != "" && !isID(e.Instance) || e.Kind >= kinds {
 			return errors.New("peers: message with an event that says nothing")
+		}
+	}
+	return nil
+}
+
+func (m *Message) checkClaims() error {
+	if len(m.Claims) > MaxClaims {
+		return fmt.Errorf("peers: message of %d claims, at most %d", len(m.Claims), MaxClaims)
+	}
+	for i := range m.Claims {
+		c := &m.Claims[i]
+		if !isName(c.Model) || !isID(c.Tenant) || i > 0 && m.Claims[i-1].compare(c) >= 0 {
+			return errors.New("peers: message's claims are not in order, each once")
+		}
+		if c.Weight < 1 || c.Weight > maxWeight || c.Tokens < 1 || c.Tokens > maxTokens {
+			return fmt.Errorf("peers: message of a claim of weight %d and %d tokens", c.Weight, c.Tokens)
 		}
 	}
 	return nil

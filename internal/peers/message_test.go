@@ -2,6 +2,7 @@ package peers_test
 
 import (
 	"bytes"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -19,6 +20,7 @@ func full() *peers.Message {
 		InFlight: []peers.Count{{Instance: "use1-0", Requests: 2, Tokens: 3000, Sent: 1000}, {Instance: "use1-1", Requests: 1}},
 		Homes:    []peers.Home{{Conversation: "k", Instance: "use1-0"}},
 		Events:   []peers.Event{{Request: "r", Instance: "use1-1", Kind: peers.Moved}, {Request: "s", Kind: peers.Failed}},
+		Claims:   []peers.Claim{{Model: "m", Tenant: "acme", Weight: 1, Tokens: 2000}, {Model: "m", Tenant: "umbra", Weight: 2, Tokens: 1}},
 	}
 }
 
@@ -40,11 +42,12 @@ var _ = Describe("A message", func() {
 		Expect(got.InFlight).To(BeEmpty())
 		Expect(got.Homes).To(BeEmpty())
 		Expect(got.Events).To(BeEmpty())
+		Expect(got.Claims).To(BeEmpty())
 	})
 
 	It("fits when it is as large as may be", func() {
 		m := full()
-		m.InFlight, m.Homes, m.Events = nil, nil, nil
+		m.InFlight, m.Homes, m.Events, m.Claims = nil, nil, nil, nil
 		id := func(i int) string {
 			return string(rune('a'+i/100)) + string(rune('a'+i/10%10)) + string(rune('a'+i%10)) + strings.Repeat("i", 61)
 		}
@@ -57,6 +60,20 @@ var _ = Describe("A message", func() {
 		for range peers.MaxEvents {
 			m.Events = append(m.Events, peers.Event{Request: strings.Repeat("r", peers.MaxNameBytes), Instance: id(0)})
 		}
+		for i := range peers.MaxClaims {
+			m.Claims = append(m.Claims, peers.Claim{Model: strings.Repeat("m", peers.MaxNameBytes), Tenant: id(i), Weight: 1000, Tokens: 1 << 40})
+		}
+		Expect(peers.Decode(encoded(m))).To(Equal(m))
+	})
+
+	It("has the largest claims of more than fit", func() {
+		var all []peers.Claim
+		for i := range peers.MaxClaims + 2 {
+			all = append(all, peers.Claim{Model: "m", Tenant: fmt.Sprintf("t-%04d", 9000-i), Weight: 1, Tokens: 1 + i/2})
+		}
+		m := full()
+		m.Claims = peers.TopClaims(all)
+		Expect(m.Claims).To(And(HaveLen(peers.MaxClaims), Not(ContainElement(HaveField("Tokens", 1)))))
 		Expect(peers.Decode(encoded(m))).To(Equal(m))
 	})
 
@@ -84,6 +101,14 @@ var _ = Describe("A message", func() {
 		Entry("with too many tokens", func(m *peers.Message) { m.InFlight[0].Tokens = 1<<40 + 1 }, "tokens"),
 		Entry("with more new tokens than tokens", func(m *peers.Message) { m.InFlight[0].Sent = 3001 }, "3001 of them new"),
 		Entry("with fewer than no new tokens", func(m *peers.Message) { m.InFlight[0].Sent = -1 }, "-1 of them new"),
+		Entry("with too many claims", func(m *peers.Message) { m.Claims = make([]peers.Claim, peers.MaxClaims+1) }, "257 claims"),
+		Entry("with a claim twice", func(m *peers.Message) { m.Claims[1] = m.Claims[0] }, "in order"),
+		Entry("with a claim to nothing", func(m *peers.Message) { m.Claims[0].Model = "" }, "in order"),
+		Entry("with a claim of nobody", func(m *peers.Message) { m.Claims[0].Tenant = "" }, "in order"),
+		Entry("with a claim of no weight", func(m *peers.Message) { m.Claims[0].Weight = 0 }, "weight 0"),
+		Entry("with a claim of too much weight", func(m *peers.Message) { m.Claims[0].Weight = 1025 }, "weight 1025"),
+		Entry("with a claim of no tokens", func(m *peers.Message) { m.Claims[0].Tokens = 0 }, "0 tokens"),
+		Entry("with a claim of too many tokens", func(m *peers.Message) { m.Claims[0].Tokens = 1<<40 + 1 }, "tokens"),
 		Entry("with a home of nobody", func(m *peers.Message) { m.Homes[0].Conversation = "" }, "home"),
 		Entry("with a home of too long a name", func(m *peers.Message) { m.Homes[0].Conversation = strings.Repeat("c", 257) }, "home"),
 		Entry("with a home nowhere", func(m *peers.Message) { m.Homes[0].Instance = "" }, "home"),

@@ -27,11 +27,13 @@ type view struct {
 	sequence uint64
 	heard    time.Time
 	inFlight map[string]Work
+	claims   []Claim        // in order
+	tokens   map[string]int // of claims, by model
 }
 
 func (v *view) expired(now time.Time) bool { return now.Sub(v.heard) >= ViewFor }
 
-// Put takes a message that was received from an address, and says whether it is
+// Put takes a message that was received from an address, to keep, and says whether it is
 // news: not when it has come before, or is older than one that has. A router that
 // was restarted with its clock set back is heard once its last view has expired.
 func (v *Views) Put(address string, m *Message, now time.Time) bool {
@@ -54,7 +56,11 @@ func (v *Views) Put(address string, m *Message, now time.Time) bool {
 	for _, c := range m.InFlight {
 		inFlight[c.Instance] = Work{c.Requests, c.Tokens, c.Sent}
 	}
-	v.routers[m.Epoch] = view{sequence: m.Sequence, heard: now, inFlight: inFlight}
+	tokens := make(map[string]int)
+	for _, c := range m.Claims {
+		tokens[c.Model] += c.Tokens
+	}
+	v.routers[m.Epoch] = view{sequence: m.Sequence, heard: now, inFlight: inFlight, claims: m.Claims, tokens: tokens}
 	return true
 }
 
@@ -92,6 +98,36 @@ func (v *Views) On(instanceID string, reported, now time.Time) (sum Work) {
 		sum = sum.Plus(work)
 	}
 	return sum
+}
+
+// Claimed is how many tokens the others have in flight of a model: a tenant's,
+// and those of all tenants.
+func (v *Views) Claimed(model, tenant string, now time.Time) (own, all int) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	of := Claim{Model: model, Tenant: tenant}
+	for _, view := range v.routers {
+		if view.expired(now) {
+			continue
+		}
+		all += view.tokens[model]
+		if i, found := slices.BinarySearchFunc(view.claims, &of, func(c Claim, of *Claim) int { return c.compare(of) }); found {
+			own += view.claims[i].Tokens
+		}
+	}
+	return own, all
+}
+
+// Heard is how many other routers are believed now.
+func (v *Views) Heard(now time.Time) (n int) {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for _, view := range v.routers {
+		if !view.expired(now) {
+			n++
+		}
+	}
+	return n
 }
 
 // Peer is a router that was heard at an address, for people to look at.

@@ -30,8 +30,23 @@ var _ = Describe("Views", func() {
 	It("adds routers up", func() {
 		Expect(v.Put("1", message(1, 1, 2), start())).To(BeTrue())
 		Expect(v.Put("2", message(2, 1, 3), start())).To(BeTrue())
+		Expect(v.Heard(start())).To(Equal(2))
 		Expect(v.On("a", start(), start())).To(Equal(peers.Work{Requests: 5, Tokens: 50}))
 		Expect(v.On("b", start(), start())).To(BeZero())
+	})
+
+	It("adds up what tenants have of a model", func() {
+		claims := func(m *peers.Message, of ...peers.Claim) *peers.Message { m.Claims = of; return m }
+		v.Put("1", claims(message(1, 1, 0), peers.Claim{Model: "m", Tenant: "acme", Tokens: 1}, peers.Claim{Model: "n", Tenant: "acme", Tokens: 2}), start())
+		v.Put("2", claims(message(2, 1, 0), peers.Claim{Model: "m", Tenant: "acme", Tokens: 4}, peers.Claim{Model: "m", Tenant: "umbra", Tokens: 8}), start().Add(time.Millisecond))
+		claimed := func(model, tenant string, now time.Time) []int {
+			own, all := v.Claimed(model, tenant, now)
+			return []int{own, all}
+		}
+		Expect(claimed("m", "acme", start())).To(Equal([]int{5, 13}))
+		Expect(claimed("m", "umbra", start())).To(Equal([]int{8, 13}))
+		Expect(claimed("n", "umbra", start())).To(Equal([]int{0, 2}))
+		Expect(claimed("m", "acme", start().Add(peers.ViewFor))).To(Equal([]int{4, 12}), "who was not heard for a second counts nothing")
 	})
 
 	It("takes for reported what a router had sent before the instance's report", func() {
@@ -45,7 +60,9 @@ var _ = Describe("Views", func() {
 	It("believes a router for a second", func() {
 		v.Put("1", message(1, 1, 2), start())
 		Expect(on(start().Add(peers.ViewFor - 1))).To(Equal(2))
+		Expect(v.Heard(start().Add(peers.ViewFor - 1))).To(Equal(1))
 		Expect(on(start().Add(peers.ViewFor))).To(BeZero())
+		Expect(v.Heard(start().Add(peers.ViewFor))).To(BeZero())
 		v.Put("1", message(1, 2, 2), start().Add(time.Minute))
 		Expect(on(start().Add(time.Minute))).To(Equal(2))
 	})
@@ -80,6 +97,7 @@ var _ = Describe("Views", func() {
 		v.Put("2", message(1, 2, 3), start())
 		Expect(on(start())).To(Equal(3))
 		Expect(v.All(start())).To(HaveLen(2))
+		Expect(v.Heard(start())).To(Equal(1))
 		v.Forget("1")
 		Expect(on(start())).To(Equal(3))
 		v.Forget("2")

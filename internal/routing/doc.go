@@ -10,7 +10,8 @@
 // [Candidates] chooses which instances a client is offered as recipients in the
 // first place. [Score] says how much an instance has to give, from 0 to 100; it
 // is published as the weight that Envoy balances by while no picker answers.
-// [Outcomes] keeps the share of an instance's requests that failed.
+// [Outcomes] keeps the share of an instance's requests that failed. [SaturationOf]
+// says whether there is anything free for a request at all.
 //
 // Three things hold under every policy.
 //

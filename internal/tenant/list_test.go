@@ -38,6 +38,19 @@ var _ = Describe("A signed list", func() {
 		Expect(l.Tenants).To(Equal([]tenant.Tenant{rules}))
 	})
 
+	It("has limits, and is one that programs which know none can read where there are none", func() {
+		limited := rules
+		limited.Limits = tenant.Limits{RequestsPerSecond: 1, TokensPerMinute: 2, Weight: 3}
+		l, err := tenant.Verify([]ed25519.PublicKey{signer.Public()}, signer.Sign(GinkgoTB(), limited))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(l.Tenants).To(Equal([]tenant.Tenant{limited}))
+
+		without, err := json.Marshal(rules)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(string(without)).NotTo(Or(ContainSubstring("per_"), ContainSubstring("weight")))
+		Expect(rules.Share()).To(Equal(1))
+	})
+
 	It("is DSSE: another implementation could verify it", func() {
 		var envelope struct {
 			PayloadType string
@@ -102,6 +115,9 @@ var _ = Describe("A list", func() {
 		Entry("without an enclave token", "0 enclave tokens", func(l *tenant.List) { l.Tenants[0].EnclaveTokens = nil }),
 		Entry("with a model without a name", "models[0]", func(l *tenant.List) { l.Tenants[0].Models = tenant.Names{""} }),
 		Entry("with a region twice", "regions[1]", func(l *tenant.List) { l.Tenants[0].Regions = tenant.Names{"use1", "use1"} }),
+		Entry("with requests that are too many", "requests_per_second is 1000001", func(l *tenant.List) { l.Tenants[0].RequestsPerSecond = 1_000_001 }),
+		Entry("with tokens that are too few", "tokens_per_minute is -1", func(l *tenant.List) { l.Tenants[0].TokensPerMinute = -1 }),
+		Entry("with a weight that is too large", "weight is 1001", func(l *tenant.List) { l.Tenants[0].Weight = 1001 }),
 		Entry("with a name that is too long", "models[0]", func(l *tenant.List) { l.Tenants[0].Models = tenant.Names{strings.Repeat("m", 129)} }),
 	)
 

@@ -53,6 +53,7 @@ type Tenant struct {
 	// not leave: neither its Envoy nor its instance is in another.
 	Models  Names `json:"models,omitzero"`
 	Regions Names `json:"regions,omitzero"`
+	Limits
 	// Revoked tenants are kept, so that a list says whom it no longer serves.
 	Revoked bool `json:"revoked,omitempty"`
 }
@@ -186,6 +187,7 @@ type Restriction struct {
 	Blocked bool
 	Models  Names
 	Regions Names
+	Limits  Limits // what is lower than signed holds
 }
 
 // Restrict gives the set in which a tenant may do only what both its signed
@@ -206,6 +208,7 @@ func (s *Set) Restrict(by []Restriction) *Set {
 		restricted.Revoked = signed.Revoked || r.Blocked
 		restricted.Models = signed.Models.And(r.Models)
 		restricted.Regions = signed.Regions.And(r.Regions)
+		restricted.Limits = signed.Limits.And(r.Limits)
 		out.tenants[r.Name] = &restricted
 	}
 	return &out
@@ -241,6 +244,9 @@ func (t *Tenant) check() error {
 				return fmt.Errorf("tenant %s: %s[%d] is %.64q: want a name, once", t.Name, what, i, name)
 			}
 		}
+	}
+	if err := t.Limits.Check(); err != nil {
+		return fmt.Errorf("tenant %s: %w", t.Name, err)
 	}
 	return nil
 }

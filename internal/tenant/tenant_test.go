@@ -89,6 +89,19 @@ var _ = Describe("A set", func() {
 		Expect(set.Active()).To(HaveExactElements(HaveField("Name", "umbra")))
 	})
 
+	DescribeTable("lets limits be lowered, and not raised", func(signed, by, want tenant.Limits) {
+		limited := acme
+		limited.Limits = signed
+		restricted := tenanttest.Keeper(GinkgoTB(), limited).Set().Restrict([]tenant.Restriction{{Name: "acme", Limits: by}})
+		Expect(restricted.Active()).To(HaveExactElements(HaveField("Limits", want)))
+	},
+		Entry("by nothing", tenant.Limits{RequestsPerSecond: 5, TokensPerMinute: 6, Weight: 7}, tenant.Limits{}, tenant.Limits{RequestsPerSecond: 5, TokensPerMinute: 6, Weight: 7}),
+		Entry("by less", tenant.Limits{RequestsPerSecond: 5, TokensPerMinute: 6, Weight: 7}, tenant.Limits{RequestsPerSecond: 4, TokensPerMinute: 3, Weight: 2}, tenant.Limits{RequestsPerSecond: 4, TokensPerMinute: 3, Weight: 2}),
+		Entry("by more", tenant.Limits{RequestsPerSecond: 5, TokensPerMinute: 6, Weight: 7}, tenant.Limits{RequestsPerSecond: 8, TokensPerMinute: 8, Weight: 8}, tenant.Limits{RequestsPerSecond: 5, TokensPerMinute: 6, Weight: 7}),
+		Entry("where there are none", tenant.Limits{}, tenant.Limits{RequestsPerSecond: 8, TokensPerMinute: 9}, tenant.Limits{RequestsPerSecond: 8, TokensPerMinute: 9}),
+		Entry("a weight that is not given is 1", tenant.Limits{}, tenant.Limits{Weight: 5}, tenant.Limits{Weight: 1}),
+	)
+
 	// Whatever somebody who cannot sign writes, nobody may do more than is signed.
 	It("is never more than what is signed, whatever restricts it", func() {
 		rapid.Check(GinkgoT(), func(t *rapid.T) {

@@ -1,0 +1,59 @@
+package e2e_test
+
+import (
+	"context"
+	"io"
+	"net/http"
+	"strconv"
+	"strings"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/api"
+)
+
+var _ = Describe("A tenant's limits", func() {
+	It("are told to its SDK by mrgc connect, and touch nobody else", func(ctx SpecContext) {
+		engine := newToldEngine()
+		c := startCluster("--regions", "use1", "--instances", "1", "--engine-url", engine.server.URL, "--model-name", "told", "--ask=false")
+		small := c.tenants("add", "small", "--tokens-per-minute", "1200")
+		c.signTenants()
+
+		ask := func(ctx context.Context, key, members string) (status int, refusal *api.Error, retryAfter string) {
+			GinkgoHelper()
+			body := `{"model":"told","messages":[{"role":"user","content":"hello"}]` + members + `}`
+			req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base()+"/v1/chat/completions", strings.NewReader(body))
+			Expect(err).NotTo(HaveOccurred())
+			req.Header.Set("Authorization", "Bearer "+key)
+			resp, err := http.DefaultClient.Do(req)
+			Expect(err).NotTo(HaveOccurred())
+			defer resp.Body.Close()
+			answer, err := io.ReadAll(resp.Body)
+			Expect(err).NotTo(HaveOccurred())
+			return resp.StatusCode, api.ParseError(resp.StatusCode, answer), resp.Header.Get("Retry-After")
+		}
+		// A short question without max_tokens is one of 64 and 1,024 tokens.
+		Eventually(ctx, func() int {
+			status, _, _ := ask(ctx, small, "")
+			return status
+		}, "20s").Should(Equal(http.StatusOK), "the list has arrived, and a minute's tokens are there")
+
+		status, refusal, retryAfter := ask(ctx, small, "")
+		Expect(status).To(Equal(http.StatusTooManyRequests))
+		Expect(refusal).To(And(HaveField("Type", api.TypeRateLimit), HaveField("Code", "rate_limit_exceeded"), HaveField("Param", "tokens_per_minute")))
+		seconds, err := strconv.Atoi(retryAfter)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(seconds).To(BeNumerically("~", 60, 50), "of two routers that divide the limit, or one that is alone yet")
+
+		status, refusal, retryAfter = ask(ctx, small, `,"max_tokens":2000`)
+		Expect(status).To(Equal(http.StatusRequestEntityTooLarge))
+		Expect(refusal.Code).To(Equal("request_too_large"))
+		Expect(retryAfter).To(BeEmpty())
+
+		for range 5 {
+			status, _, _ = ask(ctx, c.env()["OPENAI_API_KEY"], "")
+			Expect(status).To(Equal(http.StatusOK))
+		}
+	})
+})

@@ -1,0 +1,234 @@
+package extproc_test
+
+import (
+	"fmt"
+	"time"
+
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/extproc"
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/decision"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/peers"
+	rules "github.com/mrgc/mrgc/internal/tenant"
+)
+
+// limited admits everybody, some with limits.
+func limited(limits map[string]rules.Limits) func(*extproc.Config) {
+	return func(c *extproc.Config) {
+		c.Admit = func(name string, _ []byte, _ time.Time) (*rules.Tenant, error) {
+			return &rules.Tenant{Name: name, Limits: limits[name]}, nil
+		}
+	}
+}
+
+// from is a request of a tenant's, of a declared size.
+func from(name, id, size string) headers {
+	return toA(id).with("mrgc-tenant", name).with("mrgc-size", size)
+}
+
+// waits is an answer that is a refusal, and how many seconds it says to wait.
+func waits(answer *extprocv3.ProcessingResponse) (refusal *api.Error, retryAfter string) {
+	GinkgoHelper()
+	immediate := answer.GetImmediateResponse()
+	Expect(immediate).NotTo(BeNil())
+	return api.ParseError(int(immediate.GetStatus().GetCode()), immediate.GetBody()), setHeaders(immediate)["retry-after"]
+}
+
+// roomy is a picker whose instance is never busy.
+func roomy(change func(*extproc.Config)) *harness {
+	h := logged(change)
+	h.see(instance("use1-0", "use1", kidA, portA, func(in *fleet.Instance) { in.Load.Slots = 1000 }))
+	return h
+}
+
+var _ = Describe("A tenant's limits", func() {
+	It("are requests per second", func(ctx SpecContext) {
+		h := roomy(limited(map[string]rules.Limits{"acme": {RequestsPerSecond: 2}}))
+		picked(h.ask(ctx, from("acme", "1", "64/64")))
+		picked(h.ask(ctx, from("acme", "2", "64/64")))
+		refusal, retryAfter := waits(h.ask(ctx, from("acme", "3", "64/64")))
+		Expect(refusal).To(And(
+			HaveField("Status", 429), HaveField("Type", api.TypeRateLimit), HaveField("Code", "rate_limit_exceeded"), HaveField("Param", "requests_per_second"),
+		))
+		Expect(retryAfter).To(Equal("1"))
+		Expect(h.picker.InFlight("use1-0")).To(Equal(2))
+		for i := range 10 {
+			picked(h.ask(ctx, from("umbra", fmt.Sprint("other-", i), "64/64"))) // is another's
+		}
+		h.advance(500 * time.Millisecond)
+		picked(h.ask(ctx, from("acme", "4", "64/64")))
+		waits(h.ask(ctx, from("acme", "5", "64/64")))
+	})
+
+	It("are tokens per minute, by the sizes that requests declare", func(ctx SpecContext) {
+		h := roomy(limited(map[string]rules.Limits{"acme": {TokensPerMinute: 6000}}))
+		picked(h.ask(ctx, from("acme", "1", "1024/1024")))
+		picked(h.ask(ctx, from("acme", "2", "1024/1024")))
+		refusal, retryAfter := waits(h.ask(ctx, from("acme", "3", "1024/1024")))
+		Expect(refusal).To(And(HaveField("Status", 429), HaveField("Code", "rate_limit_exceeded"), HaveField("Param", "tokens_per_minute")))
+		Expect(retryAfter).To(Equal("2")) // 144 tokens are missing, at 100 a second
+		picked(h.ask(ctx, from("acme", "4", "512/512")))
+		h.advance(12 * time.Second)
+		picked(h.ask(ctx, from("acme", "5", "1024/64")))
+		picked(h.ask(ctx, from("umbra", "6", "1048576/1048576")))
+
+		By("one that no minute has enough for")
+		refusal, retryAfter = waits(h.ask(ctx, from("acme", "7", "4096/2048")))
+		Expect(refusal).To(And(HaveField("Status", 413), HaveField("Code", "request_too_large"), HaveField("Param", "tokens_per_minute")))
+		Expect(retryAfter).To(BeEmpty(), "waiting does not help")
+
+		By("one that does not say")
+		refusal, _ = waits(h.ask(ctx, from("acme", "8", "64/64").without("mrgc-size")))
+		Expect(refusal).To(And(HaveField("Status", 400), HaveField("Param", "Mrgc-Size")))
+		picked(h.ask(ctx, from("umbra", "9", "64/64").without("mrgc-size")))
+	})
+
+	It("are not used up by what nobody can serve", func(ctx SpecContext) {
+		h := roomy(limited(map[string]rules.Limits{"acme": {RequestsPerSecond: 1}}))
+		h.see(instance("use1-0", "use1", kidA, portA, draining))
+		for range 3 {
+			refusal, _ := waits(h.ask(ctx, from("acme", "1", "64/64")))
+			Expect(refusal.Code).To(Equal("no_instance_ready"))
+		}
+		h.see(instance("use1-0", "use1", kidA, portA))
+		picked(h.ask(ctx, from("acme", "1", "64/64")))
+		waits(h.ask(ctx, from("acme", "2", "64/64")))
+	})
+
+	It("are divided among the routers that hear each other", func(ctx SpecContext) {
+		p := twoPickers(ctx, limited(map[string]rules.Limits{"acme": {RequestsPerSecond: 4}}))
+		p.tell(p.a, p.b)
+		p.tell(p.b, p.a)
+		for _, h := range []*harness{p.a, p.b} {
+			picked(h.ask(ctx, from("acme", "1", "64/64")))
+			picked(h.ask(ctx, from("acme", "2", "64/64")))
+			waits(h.ask(ctx, from("acme", "3", "64/64")))
+		}
+		p.a.advance(2 * peers.ViewFor) // and nothing heard
+		for i := range 4 {
+			picked(p.a.ask(ctx, from("acme", fmt.Sprint("alone-", i), "64/64")))
+		}
+		waits(p.a.ask(ctx, from("acme", "4", "64/64")))
+	})
+
+	It("are seen in the record and the metrics, which name no more than a hundred tenants", func(ctx SpecContext) {
+		limits := map[string]rules.Limits{}
+		for i := range 101 {
+			limits[fmt.Sprintf("t-%d", i)] = rules.Limits{TokensPerMinute: 1}
+		}
+		h := roomy(limited(limits))
+		for i := range 101 {
+			for range 2 {
+				waits(h.ask(ctx, from(fmt.Sprintf("t-%d", i), fmt.Sprint(i), "64/64")))
+			}
+		}
+		record := h.picker.Decisions().Find("7")
+		Expect(record).To(HaveLen(2))
+		Expect(record[0].Refusal).To(Equal(decision.Refusal{Code: "request_too_large", Param: "tokens_per_minute"}))
+		Expect(record[0].Tenant).To(Equal("t-7"))
+		Expect(h.picker.Decisions().Last(1)).To(BeEmpty(), "a tenant that is refused pushes out no decision")
+		metrics := h.metrics()
+		Expect(metrics).To(HaveKeyWithValue("mrgc_tenant_refusals_total request_too_large use1 t-99", 2.0))
+		Expect(metrics).NotTo(HaveKey("mrgc_tenant_refusals_total request_too_large use1 t-100"))
+		Expect(metrics).To(HaveKeyWithValue("mrgc_tenant_refusals_total request_too_large use1 other", 2.0))
+		Expect(metrics).To(HaveKeyWithValue("mrgc_picks_total request_too_large use1", 202.0))
+	})
+})
+
+var _ = Describe("A tenant's share", func() {
+	const size = "512/512"
+	fourSlots := func(in *fleet.Instance) { portA(in); in.Load.Slots = 4 }
+	saturated := func(ctx SpecContext, limits map[string]rules.Limits) *harness {
+		h := logged(limited(limits))
+		h.see(instance("use1-0", "use1", kidA, fourSlots))
+		for i := range 6 {
+			picked(h.ask(ctx, from("greedy", fmt.Sprint("greedy-", i), size))) // is alone, and nobody's share is less
+		}
+		return h
+	}
+
+	It("is all that it gets while nothing is free, and it gets that", func(ctx SpecContext) {
+		h := saturated(ctx, nil)
+		picked(h.ask(ctx, from("modest", "modest-0", size)))
+		refusal, retryAfter := waits(h.ask(ctx, from("greedy", "greedy-6", size)))
+		Expect(refusal).To(And(HaveField("Status", 429), HaveField("Code", "rate_limit_exceeded"), HaveField("Param", "share")))
+		Expect(retryAfter).To(Equal("3")) // 2.75 too many, in four slots of 4 s each, where nothing says how long they last
+		picked(h.ask(ctx, from("modest", "modest-1", size)))
+		Expect(h.metrics()).To(HaveKeyWithValue("mrgc_tenant_refusals_total share use1 greedy", 1.0))
+
+		By("requests ending")
+		for i := range 4 {
+			h.log(ctx, ended(fmt.Sprint("greedy-", i), at(1)))
+		}
+		picked(h.ask(ctx, from("greedy", "greedy-6", size))) // 4 in flight, in four slots
+	})
+
+	It("is greater with a greater weight", func(ctx SpecContext) {
+		h := saturated(ctx, map[string]rules.Limits{"greedy": {Weight: 20}})
+		picked(h.ask(ctx, from("modest", "modest-0", size)))
+		refusal, _ := waits(h.ask(ctx, from("modest", "modest-1", size)))
+		Expect(refusal.Param).To(Equal("share"))
+	})
+
+	It("is of the model that it asks for", func(ctx SpecContext) {
+		h := logged(limited(nil))
+		h.see(instance("use1-0", "use1", kidA, fourSlots), instance("use1-1", "use1", kidB, portB, otherModel))
+		toB := func(id string) headers {
+			return from("greedy", id, size).with("mrgc-recipients", kidB).with("mrgc-model", "large")
+		}
+		for i := range 9 {
+			picked(h.ask(ctx, toB(fmt.Sprint("large-", i))))
+		}
+		for i := range 6 {
+			picked(h.ask(ctx, from("modest", fmt.Sprint("modest-", i), size)))
+		}
+		picked(h.ask(ctx, from("greedy", "greedy-0", size)))
+		waits(h.ask(ctx, from("modest", "modest-6", size)))
+	})
+
+	It("is everything again a minute after the last other one has asked", func(ctx SpecContext) {
+		h := saturated(ctx, nil)
+		picked(h.ask(ctx, from("modest", "modest-0", size)))
+		h.advance(59 * time.Second)
+		waits(h.ask(ctx, from("greedy", "greedy-6", size)))
+		h.advance(time.Second)
+		picked(h.ask(ctx, from("greedy", "greedy-6", size)))
+	})
+
+	It("is of what all routers of the region have in flight", func(ctx SpecContext) {
+		p := twoPickers(ctx, limited(nil))
+		for _, h := range []*harness{p.a, p.b} {
+			h.see(instance("use1-0", "use1", kidA, fourSlots))
+		}
+		for i := range 6 {
+			picked(p.a.ask(ctx, from("greedy", fmt.Sprint("greedy-", i), size)))
+		}
+		p.tell(p.a, p.b)
+		picked(p.b.ask(ctx, from("modest", "modest-0", size)))
+		picked(p.b.ask(ctx, from("modest", "modest-1", size))) // all of what b has, and little of what there is
+		picked(p.a.ask(ctx, from("greedy", "greedy-6", size))) // nobody has told a of another
+		p.tell(p.b, p.a)
+		refusal, _ := waits(p.a.ask(ctx, from("greedy", "greedy-7", size)))
+		Expect(refusal.Param).To(Equal("share"))
+		refusal, _ = waits(p.b.ask(ctx, from("greedy", "greedy-8", size)))
+		Expect(refusal.Param).To(Equal("share"), "the greedy one gains nothing by another router")
+		picked(p.b.ask(ctx, from("modest", "modest-2", size)))
+	})
+
+	It("takes nothing from a limit when it refuses", func(ctx SpecContext) {
+		h := saturated(ctx, map[string]rules.Limits{"greedy": {RequestsPerSecond: 7}})
+		picked(h.ask(ctx, from("modest", "modest-0", size)))
+		refusal, _ := waits(h.ask(ctx, from("greedy", "greedy-6", size)))
+		Expect(refusal.Param).To(Equal("share"))
+		for i := range 6 {
+			h.log(ctx, ended(fmt.Sprint("greedy-", i), at(1)))
+		}
+		picked(h.ask(ctx, from("greedy", "greedy-6", size)))
+		refusal, _ = waits(h.ask(ctx, from("greedy", "greedy-7", size)))
+		Expect(refusal.Param).To(Equal("requests_per_second"))
+	})
+})

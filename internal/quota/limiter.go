@@ -1,0 +1,158 @@
+package quota
+
+import (
+	"sync"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/tenant"
+)
+
+// What a tenant may save up while it asks for nothing: requests of one second,
+// and tokens of one minute. A single request may be larger than that where several
+// routers share a limit, and is then admitted when all before it is paid off.
+const (
+	requestBurst = time.Second
+	tokenBurst   = time.Minute
+)
+
+// MaxRouters is among how many a limit is divided at most.
+const MaxRouters = 64
+
+// Reason is why a tenant has to wait. It is stable: metrics and errors have it.
+type Reason string
+
+// Reasons.
+const (
+	ReasonNone     Reason = ""                    // it has not
+	ReasonRequests Reason = "requests_per_second" // more requests than its limit
+	ReasonTokens   Reason = "tokens_per_minute"   // more tokens than its limit
+	ReasonTooLarge Reason = "request_too_large"   // more tokens than a minute's: waiting does not help
+	ReasonShare    Reason = "share"               // nothing is free, and it has its share
+)
+
+// Verdict is what is said to a request.
+type Verdict struct {
+	Reason Reason // none: the request is admitted
+	// RetryAfter is in what time the same request would be admitted.
+	RetryAfter time.Duration
+}
+
+// Request is what is asked of a [Limiter].
+type Request struct {
+	Tenant string
+	Limits tenant.Limits
+	// Tokens are those of the prompt and the most that the answer may have: up to
+	// 2 Mi, which is as much as can be declared.
+	Tokens int
+	// Routers is how many share the limits, each of which admits an equal part;
+	// from 1 to [MaxRouters].
+	Routers int
+}
+
+// Limiter holds tenants to their limits, each by two token buckets. It is safe for
+// concurrent use. It keeps something of those tenants only that have asked for so
+// much lately that it still counts.
+type Limiter struct {
+	mu    sync.Mutex
+	debts map[string]debt // guarded by mu: by tenant
+	sweep int             // guarded by mu: how many debts there are when those paid off are dropped
+}
+
+// debt is a tenant's two buckets. Each is kept as the time at which it is full
+// again (the generic cell rate algorithm of ATM, ITU-T I.371): what is admitted
+// moves that on by as long as it takes to fill up again, and may do so while it is
+// no further away than the bucket is deep. It is exact but for fractions of a
+// nanosecond, and needs no clock.
+type debt struct{ requests, tokens time.Time }
+
+// minSweep spares small maps.
+const minSweep = 64
+
+// NewLimiter makes a limiter that has seen nobody ask.
+func NewLimiter() *Limiter {
+	return &Limiter{debts: map[string]debt{}, sweep: minSweep}
+}
+
+// Take admits a request and counts it, or refuses it.
+func (l *Limiter) Take(r Request, now time.Time) Verdict {
+	if r.tooLarge() {
+		return Verdict{Reason: ReasonTooLarge}
+	}
+	requests, tokens := r.costs()
+	if requests == 0 && tokens == 0 {
+		return Verdict{}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	d := l.debts[r.Tenant]
+	forRequests, forTokens := wait(d.requests, requests, requestBurst, now), wait(d.tokens, tokens, tokenBurst, now)
+	switch {
+	case forRequests > 0 && forRequests >= forTokens:
+		return Verdict{ReasonRequests, forRequests}
+	case forTokens > 0:
+		return Verdict{ReasonTokens, forTokens}
+	}
+	l.forget(now)
+	l.debts[r.Tenant] = debt{requests: later(d.requests, now).Add(requests), tokens: later(d.tokens, now).Add(tokens)}
+	return Verdict{}
+}
+
+// GiveBack takes back that a request was admitted, which nobody could serve.
+func (l *Limiter) GiveBack(r Request) {
+	requests, tokens := r.costs()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if d, ok := l.debts[r.Tenant]; ok {
+		l.debts[r.Tenant] = debt{requests: d.requests.Add(-requests), tokens: d.tokens.Add(-tokens)}
+	}
+}
+
+// forget drops what is paid off, which is as if it were not there: each time that
+// there is twice as much as was left the last time.
+func (l *Limiter) forget(now time.Time) {
+	if len(l.debts) < l.sweep {
+		return
+	}
+	for name, d := range l.debts {
+		if !d.requests.After(now) && !d.tokens.After(now) {
+			delete(l.debts, name)
+		}
+	}
+	l.sweep = max(2*len(l.debts), minSweep)
+}
+
+// tooLarge says whether a request is for more tokens than a minute has.
+func (r *Request) tooLarge() bool {
+	return r.Limits.TokensPerMinute > 0 && r.Tokens > r.Limits.TokensPerMinute
+}
+
+// costs are for how long a request uses up this router's part of the limits; 0
+// where there is none. Fractions of a nanosecond are left out, so that a burst of
+// exactly what may be saved up passes; of the limits that there may be that is
+// less than a thousandth.
+func (r *Request) costs() (requests, tokens time.Duration) {
+	routers := min(max(r.Routers, 1), MaxRouters)
+	return cost(1, r.Limits.RequestsPerSecond, time.Second, routers), cost(r.Tokens, r.Limits.TokensPerMinute, time.Minute, routers)
+}
+
+func cost(units, limit int, per time.Duration, routers int) time.Duration {
+	if limit <= 0 {
+		return 0
+	}
+	return time.Duration(units) * per * time.Duration(routers) / time.Duration(limit)
+}
+
+// wait is how long a bucket has to fill until what costs so much can be taken.
+func wait(full time.Time, cost, burst time.Duration, now time.Time) time.Duration {
+	if cost == 0 {
+		return 0
+	}
+	return max(later(full, now).Sub(now)+cost-max(cost, burst), 0)
+}
+
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}
