@@ -18,6 +18,7 @@ import (
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 	httpv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/upstreams/http/v3"
 	matcherv3 "github.com/envoyproxy/go-control-plane/envoy/type/matcher/v3"
+	typev3 "github.com/envoyproxy/go-control-plane/envoy/type/v3"
 	"google.golang.org/protobuf/encoding/protojson"
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
@@ -45,8 +46,8 @@ func Bootstrap(config Config) ([]byte, error) {
 		DynamicResources: dynamicResources(),
 		StaticResources: &bootstrapv3.Bootstrap_StaticResources{
 			Clusters: []*clusterv3.Cluster{
-				routerCluster(p, ClusterRouter, config.RouterGRPC, routerCheck(), config),
-				routerCluster(p, ClusterRouterHTTP, config.RouterHTTP, nil, config),
+				routerCluster(p, ClusterRouter, config.RouterGRPC, grpcCheck(), config),
+				routerCluster(p, ClusterRouterHTTP, config.RouterHTTP, httpCheck(), config),
 			},
 			Secrets: secrets(config),
 		},
@@ -150,15 +151,28 @@ func routerCluster(p *packer, name string, addresses []netip.AddrPort, check *co
 			KeepaliveProbes: wrapperspb.UInt32(3), KeepaliveTime: wrapperspb.UInt32(10), KeepaliveInterval: wrapperspb.UInt32(5),
 		}},
 	}
-	if check != nil && len(addresses) > 1 {
+	if len(addresses) > 1 {
 		cluster.HealthChecks = []*corev3.HealthCheck{check}
 	}
 	return cluster
 }
 
+func grpcCheck() *corev3.HealthCheck {
+	check := routerCheck()
+	check.HealthChecker = &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}}
+	return check
+}
+
+func httpCheck() *corev3.HealthCheck {
+	check := routerCheck()
+	check.HealthChecker = &corev3.HealthCheck_HttpHealthCheck_{HttpHealthCheck: &corev3.HealthCheck_HttpHealthCheck{
+		Host: "router", Path: "/healthz", CodecClientType: typev3.CodecClientType_HTTP2,
+	}}
+	return check
+}
+
 // routerCheck keeps out a router that hangs, at the cost of one small request a
 // second. The interval without traffic is set as well: its default is a minute.
-// Recipients can do without, as instances have them too.
 func routerCheck() *corev3.HealthCheck {
 	return &corev3.HealthCheck{
 		Timeout:            durationpb.New(time.Second),
@@ -166,7 +180,6 @@ func routerCheck() *corev3.HealthCheck {
 		NoTrafficInterval:  durationpb.New(time.Second),
 		UnhealthyThreshold: wrapperspb.UInt32(2),
 		HealthyThreshold:   wrapperspb.UInt32(1),
-		HealthChecker:      &corev3.HealthCheck_GrpcHealthCheck_{GrpcHealthCheck: &corev3.HealthCheck_GrpcHealthCheck{}},
 	}
 }
 

@@ -153,7 +153,7 @@ func toKeys() *routev3.Route_Route {
 		RetryPolicy: &routev3.RetryPolicy{
 			RetryOn:              "connect-failure,refused-stream,reset-before-request,reset,retriable-status-codes",
 			RetriableStatusCodes: []uint32{http.StatusServiceUnavailable},
-			NumRetries:           wrapperspb.UInt32(3),
+			NumRetries:           wrapperspb.UInt32(6),
 			PerTryTimeout:        durationpb.New(time.Second), // a router that hangs is as good as gone
 		},
 	}}
