@@ -127,6 +127,7 @@ func (b *book) result() result.Result {
 			"TTFT is from when a request was due; medians over the seeds. Of the best peer: geometric mean of the p99s' ratios within seeds, with its 95 % interval.",
 		},
 	}
+	r.Notes = append(r.Notes, b.counted())
 	r.Notes = append(r.Notes, b.absent...)
 	r.Figures = append(r.Figures, result.Figure{Name: rateFigure, Value: b.options.rate, Unit: "requests/s"})
 	for _, s := range b.names(func(e entry) string { return e.scenario }) {
@@ -145,6 +146,20 @@ func (b *book) result() result.Result {
 	}
 	r.Charts = []result.Chart{b.chart()}
 	return r
+}
+
+// counted says how many runs of a contender are left when the void ones are not
+// counted: a seed whose repetition was void, too, is missing.
+func (b *book) counted() string {
+	fewest, most := math.MaxInt, 0
+	for _, s := range b.names(func(e entry) string { return e.scenario }) {
+		for _, name := range b.names(func(e entry) string { return e.contender }) {
+			if n := len(b.of(s, name)); n > 0 {
+				fewest, most = min(fewest, n), max(most, n)
+			}
+		}
+	}
+	return fmt.Sprintf("Of %d seeds, %d to %d count for each contender: the others were void twice.", b.options.seeds, fewest, most)
 }
 
 func row(name string, runs, peer map[uint64]entry) []string {
