@@ -90,7 +90,7 @@ type world struct {
 func play(loads []load, seed uint64, warmUp, length time.Duration) (*world, error) {
 	w := &world{
 		loads: loads, figures: make([]figures, len(loads)), running: map[batching.ID]*request{},
-		random: rand.New(rand.NewPCG(seed, 1)), warmUp: warmUp,
+		random: rand.New(rand.NewPCG(seed, 1)), warmUp: warmUp, //nolint:gosec // a simulation is no secret
 	}
 	profile := batching.A100()
 	profile.MaxSequences = slots

@@ -143,8 +143,10 @@ func reportLoss(byFate []suffered, r *result.Result) {
 		case "stopped":
 			r.Figures = append(r.Figures,
 				result.Figure{Name: fmt.Sprintf("requests failed of %d when every picker hangs", len(s.all.first)+s.all.failed), Value: float64(s.all.failed), Goal: "0"},
-				result.Figure{Name: "added to the time to first token at p50 by pickers that hang (Envoy waits 50 ms)",
-					Value: result.Quantile(s.all.first, 0.5) - result.Quantile(lives.all.first, 0.5), Unit: "ms"})
+				result.Figure{
+					Name:  "added to the time to first token at p50 by pickers that hang (Envoy waits 50 ms)",
+					Value: result.Quantile(s.all.first, 0.5) - result.Quantile(lives.all.first, 0.5), Unit: "ms",
+				})
 		}
 	}
 	r.Tables = append(r.Tables, table)
@@ -169,8 +171,10 @@ func (c *cluster) count() (n counted, err error) {
 func (n *counted) report(r *result.Result) {
 	say("  %.0f score changes, %.0f rebuilds in %.0f s", n.changes, n.rebuilds, n.during)
 	r.Figures = append(r.Figures,
-		result.Figure{Name: fmt.Sprintf("rebuilds of Envoy's load balancer spared, of the %.0f that pushing each change of a score would have made", n.changes),
-			Value: 100 * (1 - n.rebuilds/n.changes), Unit: "%", Goal: "≥ 90"},
+		result.Figure{
+			Name:  fmt.Sprintf("rebuilds of Envoy's load balancer spared, of the %.0f that pushing each change of a score would have made", n.changes),
+			Value: 100 * (1 - n.rebuilds/n.changes), Unit: "%", Goal: "≥ 90",
+		},
 		result.Figure{Name: "rebuilds of Envoy's load balancer under load", Value: n.rebuilds / n.during, Unit: "per second"})
 	r.Notes = append(r.Notes, "Rebuilds are Envoy's update_success less update_no_rebuild of the model's cluster, changes the router's mrgc_score_changes_total, while the traffic above met a router that lives.")
 }

@@ -25,7 +25,7 @@ type Reason string
 const (
 	ReasonNone     Reason = ""                    // it has not
 	ReasonRequests Reason = "requests_per_second" // more requests than its limit
-	ReasonTokens   Reason = "tokens_per_minute"   // more tokens than its limit
+	ReasonTokens   Reason = "tokens_per_minute"   //nolint:gosec // more tokens than its limit: a name, no credential
 	ReasonTooLarge Reason = "request_too_large"   // more tokens than a minute's: waiting does not help
 	ReasonShare    Reason = "share"               // nothing is free, and it has its share
 )

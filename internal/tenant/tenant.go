@@ -208,7 +208,7 @@ func (s *Set) Restrict(by []Restriction) *Set {
 		restricted.Revoked = signed.Revoked || r.Blocked
 		restricted.Models = signed.Models.And(r.Models)
 		restricted.Regions = signed.Regions.And(r.Regions)
-		restricted.Limits = signed.Limits.And(r.Limits)
+		restricted.Limits = signed.And(r.Limits)
 		out.tenants[r.Name] = &restricted
 	}
 	return &out
@@ -245,7 +245,7 @@ func (t *Tenant) check() error {
 			}
 		}
 	}
-	if err := t.Limits.Check(); err != nil {
+	if err := t.Check(); err != nil {
 		return fmt.Errorf("tenant %s: %w", t.Name, err)
 	}
 	return nil
