@@ -144,12 +144,23 @@ var _ = Describe("Tenants' rules", func() {
 		Eventually(ctx, func() string { return home.insideOf(ctx, c, "use1-0") }, "20s", "5ms").Should(Equal("sealed invalid_api_key"))
 		AddReportEntry("tenants", "a tenant is refused "+atEdge.String()+" after `mrgc tenants revoke` began at the edge, and after "+since(began).String()+" in the enclave")
 
+		By("every router having seen it")
+		logs, err := filepath.Glob(filepath.Join(c.stateDir, "logs", "router-*.log"))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(logs).To(HaveLen(4), "two of each region")
+		logged := func(path string) string {
+			log, _ := os.ReadFile(path)
+			return string(log)
+		}
+		for _, path := range logs {
+			Eventually(logged, "20s").WithArguments(path).Should(ContainSubstring(`msg="list of tenants" version=3`))
+		}
+
 		By("the list before it coming back")
 		Expect(os.WriteFile(filepath.Join(c.stateDir, "tenants.signed.json"), before, 0o600)).To(Succeed())
-		Eventually(func() string {
-			log, _ := os.ReadFile(filepath.Join(c.stateDir, "logs", "router-use1.log"))
-			return string(log)
-		}, "20s").Should(ContainSubstring("an older list of tenants"))
+		for _, path := range logs {
+			Eventually(logged, "20s").WithArguments(path).Should(ContainSubstring("an older list of tenants"))
+		}
 		Expect(home.outcome(ctx)).To(Equal("invalid_api_key"))
 		Expect(home.insideOf(ctx, c, "use1-0")).To(Equal("sealed invalid_api_key"))
 		Expect(dev.outcome(ctx)).To(HavePrefix("127.0.0.1:"))
