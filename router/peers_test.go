@@ -345,7 +345,7 @@ var _ = Describe("Two routers through the real Envoy", func() {
 		Eventually(a.picks).WithTimeout(20 * time.Second).Should(BeNumerically(">", before+enough))
 		finish()
 		// The picks of the other one are all seen to end. Of those before, what the log
-		// had in the connection that was given up is lost: one or two flushes of 100 ms.
+		// had in the connection that was given up is lost.
 		Eventually(func() int { return b.work()[0] }).WithTimeout(5 * time.Second).Should(BeZero())
 		Eventually(func() int { return a.work()[0] }).WithTimeout(5 * time.Second).Should(BeNumerically("<=", a.picks()/4))
 	})

@@ -150,8 +150,11 @@ func accessLog(r *renderer, p plan) *accesslogv3.AccessLog {
 				LogName:             tenantListener,
 				GrpcService:         routerService(p),
 				TransportApiVersion: corev3.ApiVersion_V3,
-				BufferFlushInterval: durationpb.New(100 * time.Millisecond),
-				BufferSizeBytes:     wrapperspb.UInt32(16 << 10),
+				// Each entry goes at once: requests that have ended and still count are
+				// load that is not there, and a fast engine's tenants would be held to
+				// their shares by it. The interval has nothing left to do.
+				BufferSizeBytes:     wrapperspb.UInt32(0),
+				BufferFlushInterval: durationpb.New(time.Second),
 				// How long the request has waited for the picker.
 				FilterStateObjectsToLog: []string{extProcFilter},
 			},
