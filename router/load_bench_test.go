@@ -89,7 +89,7 @@ func (c *benchCluster) parent(ctx context.Context, b *testing.B, id string, idle
 	away := func(context.Context) (net.Conn, error) { return nil, net.ErrClosed }
 	service := must(instance.New(instance.Config{
 		Instance: in, Store: benchStore{}, Identity: c.source(parentID("use1", id)), DialEnclave: away, DialGuard: away,
-		EngineRelay: must(vsock.Listen("unix:" + filepath.Join(c.dir, id))), IdleReportInterval: idle,
+		EngineRelay: must(vsock.Listen("unix:" + filepath.Join(c.dir, id))), IdleReportInterval: idle, Tenants: tenanttest.Keeper(b),
 	}))
 	c.running.Go(func() {
 		if err := service.Run(ctx, listener); err != nil {
