@@ -165,7 +165,9 @@ func operationOf(path string) (seal.Operation, bool) {
 
 // RoundTrip answers a request of OpenAI's API. What the tenant did wrong, and
 // what the cluster refuses, is a response with an error in OpenAI's shape; an
-// error is returned only when no endpoint can be reached or ctx has ended.
+// error is returned only when no endpoint can be reached or ctx has ended. The
+// response's X-Request-Id is the id by which the cluster's operator finds what was
+// sent (`mrgc explain`), if anything was.
 func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	body := req.Body
 	if body == nil {
@@ -175,7 +177,7 @@ func (c *Client) RoundTrip(req *http.Request) (*http.Response, error) {
 	resp, err := c.do(req, body)
 	var refused *api.Error
 	if errors.As(err, &refused) {
-		return errorResponse(req, refused), nil
+		resp, err = errorResponse(req, refused, requestIDOf(err)), nil
 	}
 	return resp, err
 }
@@ -209,7 +211,30 @@ func (c *Client) do(req *http.Request, from io.Reader) (*http.Response, error) {
 	if refused != nil {
 		return nil, refused
 	}
-	return c.sealAndSend(req, &key, q)
+	resp, err := c.sealAndSend(req, &key, q)
+	if err != nil {
+		return nil, &sentError{requestID: q.id, error: err}
+	}
+	setRequestID(resp.Header, q.id)
+	return resp, nil
+}
+
+// sentError is what became of a request that was sealed.
+type sentError struct {
+	requestID string // empty: it was not
+	error
+}
+
+func (e *sentError) Unwrap() error { return e.error }
+
+// requestIDOf gives the id of the request that an error is about; empty if none
+// was sealed.
+func requestIDOf(err error) string {
+	var sent *sentError
+	if errors.As(err, &sent) {
+		return sent.requestID
+	}
+	return ""
 }
 
 // sealAndSend seals the request, and once more with new recipients when those
@@ -265,6 +290,7 @@ func (c *Client) send(req *http.Request, key *credential.Key, q *question, recip
 	if _, err := rand.Read(request.RequestID[:]); err != nil {
 		return nil, fmt.Errorf("client: draw a request id: %w", err)
 	}
+	q.id = request.RequestID.String()
 	sealed, err := seal.Seal(rand.Reader, request, recipients)
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)

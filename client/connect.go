@@ -30,6 +30,7 @@ func (c *Client) serve(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler) // the SDK has gone
 		}
 		c.config.Logger.Warn("no endpoint answered", "error", err)
+		setRequestID(w.Header(), requestIDOf(err))
 		api.Errorf(http.StatusBadGateway, "cluster_unreachable", "no region of the cluster can be reached: %v", err).Write(w)
 		return
 	}

@@ -17,6 +17,8 @@ type question struct {
 	size      string // in buckets
 	affinity  string // may be empty
 	body      []byte // the JSON, as it came; the caller's to clear
+
+	id string // under which it was sealed last; empty before
 }
 
 // readQuestion reads a request's JSON as far as routing needs it. Whether it is

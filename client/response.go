@@ -28,10 +28,19 @@ func response(req *http.Request, status int, contentType string, body io.ReadClo
 	}
 }
 
-func errorResponse(req *http.Request, e *api.Error) *http.Response {
+func errorResponse(req *http.Request, e *api.Error, requestID string) *http.Response {
 	resp := response(req, e.Status, "application/json", io.NopCloser(bytes.NewReader(e.Body())))
+	setRequestID(resp.Header, requestID)
 	setRetryAfter(resp, e.RetryAfter)
 	return resp
+}
+
+// setRequestID names what was sent to the cluster where OpenAI's SDKs look for it:
+// they show the header as _request_id, and in their errors.
+func setRequestID(h http.Header, id string) {
+	if id != "" {
+		h.Set("X-Request-Id", id)
+	}
 }
 
 func setRetryAfter(resp *http.Response, after time.Duration) {

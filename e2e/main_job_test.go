@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 
@@ -22,6 +23,18 @@ import (
 	"github.com/onsi/gomega/gexec"
 	"golang.org/x/sync/errgroup"
 )
+
+// explainable is how openai_sdk.py says a request's id.
+var explainable = regexp.MustCompile(`(?m)^explain (\w+) (\S+)$`)
+
+// explain is what the operator sees of a request.
+func (c *cluster) explain(ctx context.Context, id string) string {
+	GinkgoHelper()
+	command := exec.CommandContext(ctx, "bash", "-c", `source "$1" && exec "$2" explain "$3"`, "bash", c.envFile(), filepath.Join(root(), "bin", "mrgc"), id)
+	output, err := command.CombinedOutput()
+	Expect(err).NotTo(HaveOccurred(), string(output))
+	return string(output)
+}
 
 // The specs share one cluster, in its default size, and the last one stops it.
 var _ = Describe("make up", Ordered, func() {
@@ -38,6 +51,15 @@ var _ = Describe("make up", Ordered, func() {
 		Eventually(session, "5m").Should(gexec.Exit())
 		Expect(session.ExitCode()).To(BeZero(), "%s", session.Err.Contents())
 		Expect(session.Out).To(gbytes.Say("all checks passed"))
+
+		By("finding its requests by the ids that it shows")
+		ids := explainable.FindAllStringSubmatch(string(session.Out.Contents()), -1)
+		Expect(ids).To(HaveLen(3))
+		for _, found := range ids {
+			of, id := found[1], found[2]
+			Eventually(ctx, func() string { return c.explain(ctx, id) }, "10s").Should(And(
+				ContainSubstring("request   "+id+" of dev for "+c.env()["MRGC_MODEL"]), ContainSubstring("served after")), of)
+		}
 	})
 
 	It("answers the Go client's example", func(ctx SpecContext) {

@@ -121,4 +121,18 @@ stranger = client.with_options(api_key="mrgc-dev-" + "A" * 43)
 refused("another key", 401, "invalid_api_key", lambda: stranger.chat.completions.create(model=MODEL, messages=say("x")))
 refused("no key of ours", 401, "invalid_api_key", lambda: client.with_options(api_key="sk-other").models.list())
 
+# By these ids the operator finds what the tenant has sent: the spec runs `mrgc explain` with each.
+answer = client.chat.completions.create(model=MODEL, messages=say("Say hello."), max_tokens=1)
+stream = client.chat.completions.create(model=MODEL, messages=say("Say hello."), max_tokens=1, stream=True)
+for event in stream:
+    pass
+try:
+    client.chat.completions.create(model=MODEL, messages=say("x"), extra_body={"cache_prompt": True})
+except openai.BadRequestError as error:
+    failed = error
+ids = {"answer": answer._request_id, "stream": stream.response.headers.get("x-request-id"), "error": failed.request_id}
+check("each says its request's id", all(ids.values()) and len(set(ids.values())) == len(ids), ids)
+for of, request_id in ids.items():
+    print("explain", of, request_id, flush=True)
+
 print("all checks passed")
