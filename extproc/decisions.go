@@ -10,22 +10,16 @@ import (
 	"github.com/mrgc/mrgc/internal/routing"
 )
 
-// notes are the picker's records.
-type notes struct {
-	book   decision.Book
-	config string // version of the configuration
-}
-
 // Decisions are the picker's last ones.
-func (p *Picker) Decisions() *decision.Book { return &p.notes.book }
+func (p *Picker) Decisions() *decision.Book { return &p.book }
 
 // noteDecision records what was picked for a request, or why nothing could be.
 func (p *Picker) noteDecision(req *request, pick *routing.Request, candidates []routing.Candidate, picked routing.Decision,
-	refusal *api.Error, ix *index, now time.Time,
+	refusal *api.Error, ix *index, config string, now time.Time,
 ) {
 	req.decided = true
 	record := decision.Record{
-		At: now, EnvoyID: shortID(req.envoyID), Tenant: req.tenant, Config: p.notes.config, FleetAt: ix.snapshot.At,
+		At: now, EnvoyID: shortID(req.envoyID), Tenant: req.tenant, Config: config, FleetAt: ix.snapshot.At,
 		Request: *pick, Decision: picked,
 	}
 	if len(pick.Split) == 0 {
@@ -34,7 +28,7 @@ func (p *Picker) noteDecision(req *request, pick *routing.Request, candidates []
 	if refusal != nil {
 		record.Refusal = decision.Refusal{Code: refusal.Code, Param: refusal.Param}
 	}
-	p.notes.book.Add(&record, candidates)
+	p.book.Add(&record, candidates)
 }
 
 // noteRefusal records a request that was refused before anything could be
@@ -45,7 +39,7 @@ func (p *Picker) noteRefusal(req *request, refusal *api.Error, now time.Time) {
 		return
 	}
 	record := decision.Record{
-		At: now, EnvoyID: shortID(req.envoyID), Config: p.notes.config,
+		At: now, EnvoyID: shortID(req.envoyID), Config: p.settings.Load().version,
 		Refusal: decision.Refusal{Code: refusal.Code, Param: strings.Clone(refusal.Param)},
 	}
 	if isHex(req.id, requestIDDigits) {
@@ -57,7 +51,7 @@ func (p *Picker) noteRefusal(req *request, refusal *api.Error, now time.Time) {
 	if isName(req.model) {
 		record.Request.Model = req.model
 	}
-	p.notes.book.Refuse(&record)
+	p.book.Refuse(&record)
 }
 
 // maxEnvoyIDBytes is more than Envoy's own ids have, which are UUIDs.
@@ -74,7 +68,7 @@ func shortID(envoyID string) string {
 // noteEvent adds what became of a request to its record.
 func (p *Picker) noteEvent(e peers.Event) {
 	now := p.now()
-	p.notes.book.Update(e.Request, func(at time.Time, o *decision.Outcome) {
+	p.book.Update(e.Request, func(at time.Time, o *decision.Outcome) {
 		if e.Instance != "" {
 			o.Instance = e.Instance
 		}
@@ -95,7 +89,7 @@ func (p *Picker) noteEvent(e peers.Event) {
 
 // noteWait adds for how long Envoy has held a request for its decision.
 func (p *Picker) noteWait(envoyID string, seconds float64) {
-	p.notes.book.Update(envoyID, func(_ time.Time, o *decision.Outcome) {
+	p.book.Update(envoyID, func(_ time.Time, o *decision.Outcome) {
 		o.Wait = time.Duration(seconds * float64(time.Second))
 	})
 }

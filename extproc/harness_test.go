@@ -69,8 +69,8 @@ func usual() *fleet.Snapshot {
 // config is a picker's in use1 that lets one tenant in; view may be changed.
 func config(view func() *fleet.Snapshot) extproc.Config {
 	return extproc.Config{
-		Region: "use1", SpillTo: []fleet.Region{"use2", "usw2"},
-		View: view, StaleAfter: 15 * time.Second,
+		Region: "use1", View: view,
+		Settings: extproc.Settings{SpillTo: []fleet.Region{"use2", "usw2"}, StaleAfter: 15 * time.Second},
 		Admit: func(name string, bearer []byte, _ time.Time) (*rules.Tenant, error) {
 			if name == tenant && string(bearer) == token {
 				return &rules.Tenant{Name: tenant}, nil

@@ -12,9 +12,10 @@ import (
 // index is what a pick asks of a snapshot, worked out once for each snapshot
 // and not once for each request. It is immutable.
 type index struct {
-	snapshot *fleet.Snapshot
-	models   map[string]struct{}
-	address  map[string]*fleet.Instance
+	snapshot   *fleet.Snapshot
+	staleAfter time.Duration
+	models     map[string]struct{}
+	address    map[string]*fleet.Instance
 	// ready has the ids of the instances that take new requests, and since when:
 	// as of the first snapshot that showed it, or zero where that was the first
 	// snapshot of all, which says nothing about when.
@@ -29,11 +30,11 @@ func (p *Picker) index() *index {
 	if snapshot == nil || len(snapshot.Instances) == 0 {
 		return nil
 	}
-	before := p.latest.Load()
-	if before != nil && before.snapshot == snapshot {
+	before, staleAfter := p.latest.Load(), p.settings.Load().staleAfter
+	if before != nil && before.snapshot == snapshot && before.staleAfter == staleAfter {
 		return before
 	}
-	ix := newIndex(snapshot, before, p.staleAfter)
+	ix := newIndex(snapshot, before, staleAfter)
 	p.latest.Store(ix)
 	p.outcomes.forget(func(id string) bool { return !ix.has(id) || ix.newlyReady(id, before) })
 	return ix
@@ -41,10 +42,11 @@ func (p *Picker) index() *index {
 
 func newIndex(snapshot *fleet.Snapshot, before *index, staleAfter time.Duration) *index {
 	ix := &index{
-		snapshot: snapshot,
-		models:   make(map[string]struct{}),
-		address:  make(map[string]*fleet.Instance, len(snapshot.Instances)),
-		ready:    make(map[string]time.Time),
+		snapshot:   snapshot,
+		staleAfter: staleAfter,
+		models:     make(map[string]struct{}),
+		address:    make(map[string]*fleet.Instance, len(snapshot.Instances)),
+		ready:      make(map[string]time.Time),
 	}
 	for _, in := range snapshot.Ready(staleAfter) {
 		var since time.Time
@@ -125,7 +127,7 @@ func (p *Picker) reportOf(ix *index, in *fleet.Instance) routing.Report {
 	switch {
 	case p.report != nil:
 		return p.report(in)
-	case !ix.snapshot.Stale(in, p.staleAfter):
+	case !ix.snapshot.Stale(in, ix.staleAfter):
 		return routing.Report{Load: in.Load, Age: routing.AgeStale} // seconds old
 	}
 	return routing.Report{}

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"math/rand/v2"
-	"slices"
 	"sync/atomic"
 	"time"
 
@@ -17,6 +16,7 @@ import (
 	"google.golang.org/grpc"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/decision"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/peers"
 	"github.com/mrgc/mrgc/internal/quota"
@@ -28,32 +28,22 @@ import (
 type Config struct {
 	// Region is the picker's own; its instances are preferred.
 	Region fleet.Region
-	// SpillTo lists the regions that take over when no local recipient is ready,
-	// in order of preference. Instances of any other region are never picked.
-	SpillTo []fleet.Region
+	// Settings are those that [Picker.SetSettings] may change.
+	Settings
 	// View gives the latest snapshot of the fleet, or nil while there is none. It
 	// is called once for each request and must not block.
 	View func() *fleet.Snapshot
-	// StaleAfter is the age of a heartbeat from which its instance is not ready;
-	// see fleet.Snapshot.Ready.
-	StaleAfter time.Duration
 	// Admit gives the rules of the tenant whose bearer token that is;
 	// [tenant.ErrNoList] while nobody can be told from anybody, or another error.
 	// It compares in constant time, does not block, and does not keep bearer,
 	// which is wiped afterwards.
 	Admit func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error)
-	// Policies are those of the models that have another than the default,
-	// [routing.PolicyGateThenLoad].
-	Policies map[string]routing.Policy
 	// Split gives how a model's requests are divided between its versions now; it
 	// does not block. Default: no model's are.
 	Split func(model string) routing.Split
 	// Report gives an instance's last load report; it does not block. Default:
 	// that of its heartbeat, which is stale.
 	Report func(*fleet.Instance) routing.Report
-	// ConfigVersion names the configuration that the picker was made from, in
-	// its decision records.
-	ConfigVersion string
 	// InFlightTimeout is after what time a request counts as ended although
 	// nobody said so. Default: [DefaultInFlightTimeout].
 	InFlightTimeout time.Duration
@@ -74,31 +64,24 @@ type Picker struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	accesslogv3.UnimplementedAccessLogServiceServer
 
-	regions    []fleet.Region // own first
-	view       func() *fleet.Snapshot
-	staleAfter time.Duration
-	admit      func(string, []byte, time.Time) (*tenant.Tenant, error)
-	now        func() time.Time
-	log        *slog.Logger
-	metrics    *metrics
-	split      func(string) routing.Split
-	report     func(*fleet.Instance) routing.Report // nil: heartbeats
-	models     map[string]*modelState               // those with a policy of their own; never written to
-	inFlight   *InFlight
-	outcomes   *outcomes
-	homes      *homes
-	limiter    *quota.Limiter
-	recent     quota.Recent
-	shared     shared
-	notes      notes
+	region   fleet.Region // its own
+	settings atomic.Pointer[settings]
+	view     func() *fleet.Snapshot
+	admit    func(string, []byte, time.Time) (*tenant.Tenant, error)
+	now      func() time.Time
+	log      *slog.Logger
+	metrics  *metrics
+	split    func(string) routing.Split
+	report   func(*fleet.Instance) routing.Report // nil: heartbeats
+	inFlight *InFlight
+	outcomes *outcomes
+	homes    *homes
+	limiter  *quota.Limiter
+	recent   quota.Recent
+	shared   shared
+	book     decision.Book
 
 	latest atomic.Pointer[index] // of the last snapshot seen; nil before the first
-}
-
-// modelState is what picks of one model's requests need.
-type modelState struct {
-	policy   routing.Policy
-	requests atomic.Uint64 // picked so far
 }
 
 // New makes a picker and registers its metrics.
@@ -119,25 +102,20 @@ func New(cfg Config) (*Picker, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	p := &Picker{
-		regions:    append([]fleet.Region{cfg.Region}, cfg.SpillTo...),
-		view:       cfg.View,
-		staleAfter: cfg.StaleAfter,
-		admit:      cfg.Admit,
-		now:        cfg.Now,
-		log:        cfg.Logger,
-		split:      cfg.Split,
-		report:     cfg.Report,
-		models:     make(map[string]*modelState, len(cfg.Policies)),
-		inFlight:   NewInFlight(cfg.InFlightTimeout),
-		outcomes:   newOutcomes(),
-		homes:      newHomes(),
-		limiter:    quota.NewLimiter(),
-		notes:      notes{config: cfg.ConfigVersion},
+		region:   cfg.Region,
+		view:     cfg.View,
+		admit:    cfg.Admit,
+		now:      cfg.Now,
+		log:      cfg.Logger,
+		split:    cfg.Split,
+		report:   cfg.Report,
+		inFlight: NewInFlight(cfg.InFlightTimeout),
+		outcomes: newOutcomes(),
+		homes:    newHomes(),
+		limiter:  quota.NewLimiter(),
 	}
+	p.settings.Store(newSettings(cfg.Region, &cfg.Settings, nil))
 	p.shared.epoch = peers.Epoch{Began: cfg.Now().UnixNano(), ID: rand.Uint64()} //nolint:gosec // tells processes apart; no secret
-	for model, policy := range cfg.Policies {
-		p.models[model] = &modelState{policy: policy}
-	}
 	m, err := newMetrics(cfg.Metrics, cfg.Region, p.figures)
 	if err != nil {
 		return nil, fmt.Errorf("extproc: register metrics: %w", err)
@@ -154,22 +132,10 @@ func (cfg *Config) check() error {
 		return errors.New("config: View is nil")
 	case cfg.Admit == nil:
 		return errors.New("config: Admit is nil: a picker that lets everyone in is not allowed")
-	case cfg.StaleAfter <= 0:
-		return fmt.Errorf("config: StaleAfter is %v, must be positive", cfg.StaleAfter)
 	case cfg.InFlightTimeout < 0:
 		return fmt.Errorf("config: InFlightTimeout is %v, must not be negative", cfg.InFlightTimeout)
 	}
-	for i, region := range cfg.SpillTo {
-		if region == "" || region == cfg.Region || slices.Contains(cfg.SpillTo[:i], region) {
-			return fmt.Errorf("config: SpillTo[%d] is %q: must be another region, named once", i, region)
-		}
-	}
-	for model, policy := range cfg.Policies {
-		if _, err := routing.ParsePolicy(policy.String()); err != nil {
-			return fmt.Errorf("config: Policies[%q]: %w", model, err)
-		}
-	}
-	return nil
+	return cfg.Settings.Validate(cfg.Region)
 }
 
 // Process answers one request of Envoy's: a stream is one HTTP request. Only
@@ -250,11 +216,12 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	case !ix.serves(req.model):
 		return none, errModelNotFound(req.model)
 	}
+	settings := p.settings.Load()
 	pick := routing.Request{
 		ID:           req.id,
 		Model:        req.model,
 		Recipients:   req.recipients,
-		Regions:      p.allowed(rules),
+		Regions:      settings.allowed(rules),
 		PromptTokens: req.size.Prompt,
 		Split:        p.split(req.model),
 		Conversation: req.affinity,
@@ -265,7 +232,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	if refusal != nil {
 		return none, refusal
 	}
-	if model := p.models[req.model]; model != nil {
+	if model := settings.models[req.model]; model != nil {
 		pick.Policy, pick.Sequence = model.policy, model.requests.Add(1)
 	}
 	if req.affinity != "" {
@@ -282,7 +249,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	if refusal != nil {
 		p.limiter.GiveBack(taken)
 	}
-	p.noteDecision(req, &pick, candidates, decision, refusal, ix, now)
+	p.noteDecision(req, &pick, candidates, decision, refusal, ix, settings.version, now)
 	return decision, refusal
 }
 
@@ -305,24 +272,10 @@ func (p *Picker) rulesOf(req *request, now time.Time) (*tenant.Tenant, *api.Erro
 		return nil, errInvalidAPIKey()
 	case !rules.Models.Allow(req.model):
 		return nil, errModelNotFound(req.model)
-	case !rules.Regions.Allow(string(p.regions[0])):
-		return nil, errElsewhere(p.regions[0])
+	case !rules.Regions.Allow(string(p.region)):
+		return nil, errElsewhere(p.region)
 	}
 	return rules, nil
-}
-
-// allowed are the picker's regions that a tenant's data may be in.
-func (p *Picker) allowed(rules *tenant.Tenant) []fleet.Region {
-	if rules.Regions == nil {
-		return p.regions
-	}
-	var allowed []fleet.Region
-	for _, region := range p.regions {
-		if rules.Regions.Allow(string(region)) {
-			allowed = append(allowed, region)
-		}
-	}
-	return allowed
 }
 
 // InFlight is how many requests this picker has sent to an instance and not

@@ -55,7 +55,7 @@ func percent(share float64) string { return fmt.Sprintf("%.0f%%", 100*share) }
 // Print writes a status for people.
 func (s Status) Print(w io.Writer) error {
 	t := newTable(w)
-	t.row("REGION", "ROUTER", "STATE", "PEERS")
+	t.row("REGION", "ROUTER", "STATE", "PEERS", "CONFIG")
 	for _, r := range s.Routers {
 		state := "ready"
 		if !r.Ready {
@@ -70,7 +70,7 @@ func (s Status) Print(w io.Writer) error {
 				heard++
 			}
 		}
-		t.row(cmp.Or(r.Region, "?"), r.Admin, state, fmt.Sprintf("%d of %d heard", heard, others))
+		t.row(cmp.Or(r.Region, "?"), r.Admin, state, fmt.Sprintf("%d of %d heard", heard, others), r.Config.String())
 	}
 	t.row()
 	t.row("REGION", "INSTANCE", "STATE", "SCORE", "= QUEUE/50", "+ LATENCY/30", "+ HEALTH/20", "IN FLIGHT", "REPORT", "HEARTBEAT", "ERRORS", "WEIGHT")
@@ -97,6 +97,18 @@ func (s Status) Print(w io.Writer) error {
 		t.row(e.Region, e.Node, state, age(e.ConnectedSec), accepted, e.Reason)
 	}
 	return t.Flush()
+}
+
+// String says which configuration it is, since when, and what is wrong with a newer.
+func (c ConfigStatus) String() string {
+	if c.Version == "" {
+		return "-"
+	}
+	text := fmt.Sprintf("%s for %s", c.Version, age(c.AgeSec))
+	if c.Refused != "" {
+		text += ", REFUSES THE FILE: " + c.Refused
+	}
+	return text
 }
 
 // state is an instance's in a word, and why it is not ready.

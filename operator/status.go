@@ -24,7 +24,15 @@ type RouterStatus struct {
 	Region string       `json:"region,omitempty"`
 	Ready  bool         `json:"ready"`
 	Reason string       `json:"reason,omitempty"` // why it is not ready, or does not answer
+	Config ConfigStatus `json:"config"`
 	Peers  []PeerStatus `json:"peers"`
+}
+
+// ConfigStatus is which configuration a router goes by.
+type ConfigStatus struct {
+	Version string  `json:"version"`
+	AgeSec  float64 `json:"age_seconds"`
+	Refused string  `json:"refused,omitempty"` // why what the file says now does not hold
 }
 
 // PeerStatus is another router, as one hears it.
@@ -117,6 +125,9 @@ func (a *Admins) ask(ctx context.Context, admin string) (router RouterStatus, in
 	}
 	router.Ready = status == http.StatusOK
 	if _, err := a.get(ctx, admin, "/peers", &router); err != nil {
+		return router, nil, nil, err
+	}
+	if _, err := a.get(ctx, admin, "/config", &router.Config); err != nil {
 		return router, nil, nil, err
 	}
 	var scores struct {

@@ -57,7 +57,7 @@ func (p *Parent) next(r *http.Request, from identity.Role) hop {
 		return own
 	}
 	allowed := p.regionsOf(r)
-	elsewhere := slices.DeleteFunc(slices.Clone(snapshot.Ready(p.config.StaleAfter)),
+	elsewhere := slices.DeleteFunc(slices.Clone(snapshot.Ready(p.settings.Load().StaleAfter)),
 		func(in *fleet.Instance) bool { return !slices.Contains(allowed, string(in.Region)) })
 	other := leastLoaded(elsewhere, recipients, p.forwarded.count)
 	if other == nil || other.ID == p.config.Instance.ID {

@@ -14,7 +14,7 @@ import (
 
 // load counts what the instance is working on.
 type load struct {
-	limit int
+	limit func() int    // how many may run at once, now
 	woken chan struct{} // told when there is a request after there was none
 
 	mu    sync.Mutex
@@ -39,7 +39,7 @@ type counts struct {
 // latencyWeight makes the mean follow the last ten requests or so.
 const latencyWeight = 0.1
 
-func newLoad(limit int) *load { return &load{limit: limit, woken: make(chan struct{}, 1)} }
+func newLoad(limit func() int) *load { return &load{limit: limit, woken: make(chan struct{}, 1)} }
 
 // admitted is a request that counts as load.
 type admitted struct {
@@ -53,7 +53,7 @@ type admitted struct {
 func (l *load) begin(w work, here bool, now time.Time) (admitted, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.seen.running >= l.limit {
+	if l.seen.running >= l.limit() {
 		return admitted{}, false
 	}
 	l.seen.running++

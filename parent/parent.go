@@ -55,13 +55,11 @@ type Config struct {
 	EngineRelay net.Listener
 	DialGuard   func(context.Context) (net.Conn, error)
 
-	HeartbeatInterval  time.Duration // default 5 s
-	StaleAfter         time.Duration // age of another instance's heartbeat that no longer counts; default 15 s
-	ProbeInterval      time.Duration // how often enclave and engine are asked how they are; default 1 s
-	DrainTimeout       time.Duration // how long requests under way may take after a stop; default 30 s
-	RequestBodyBytes   int64         // default 8 MiB
-	ConcurrentRequests int           // default 64; more are told to go elsewhere
-	EngineSlots        int           // requests that the engine runs at once; 0: not known
+	// Settings are those that [Parent.SetSettings] may change.
+	Settings
+	ProbeInterval time.Duration // how often enclave and engine are asked how they are; default 1 s
+	DrainTimeout  time.Duration // how long requests under way may take after a stop; default 30 s
+	EngineSlots   int           // requests that the engine runs at once; 0: not known
 
 	// ModelVersions are the versions of Instance.Models, for the store and load
 	// reports; a model that is not among them has none.
@@ -81,17 +79,43 @@ type Config struct {
 	Logger          *slog.Logger // default: none
 }
 
+// Settings are what mrgc.yaml says to a parent, and may change while it runs. Zero
+// values have the defaults.
+type Settings struct {
+	HeartbeatInterval  time.Duration // default 5 s
+	StaleAfter         time.Duration // age of another instance's heartbeat that no longer counts; default 15 s
+	RequestBodyBytes   int64         // default 8 MiB
+	ConcurrentRequests int           // default 64; more are told to go elsewhere
+}
+
+func (s Settings) withDefaults() *Settings {
+	s.HeartbeatInterval = cmp.Or(s.HeartbeatInterval, 5*time.Second)
+	s.StaleAfter = cmp.Or(s.StaleAfter, 15*time.Second)
+	s.RequestBodyBytes = cmp.Or(s.RequestBodyBytes, 8<<20)
+	s.ConcurrentRequests = cmp.Or(s.ConcurrentRequests, 64)
+	return &s
+}
+
+// SetSettings has these hold for every request from now on. Those that are under way
+// go on, also if there are more than may begin then. The enclave has limits of its
+// own, which are measured with it: more than those it refuses whatever is said here.
+func (p *Parent) SetSettings(s Settings) {
+	p.settings.Store(s.withDefaults())
+	p.probeNow() // a heartbeat may be due
+}
+
 // Parent is the service. It is made by New and used once.
 type Parent struct {
-	config  Config
-	log     *slog.Logger
-	enclave *http.Client
-	guard   *http.Client
-	peers   *http.Client // other instances' parents
-	load    *load
-	gauges  gauges
-	reports *reporter
-	metrics *metrics
+	config   Config
+	settings atomic.Pointer[Settings] // never nil
+	log      *slog.Logger
+	enclave  *http.Client
+	guard    *http.Client
+	peers    *http.Client // other instances' parents
+	load     *load
+	gauges   gauges
+	reports  *reporter
+	metrics  *metrics
 
 	forwarded forwards
 
@@ -103,12 +127,8 @@ type Parent struct {
 
 // New checks the configuration and fills in its defaults.
 func New(config Config) (*Parent, error) {
-	config.HeartbeatInterval = cmp.Or(config.HeartbeatInterval, 5*time.Second)
-	config.StaleAfter = cmp.Or(config.StaleAfter, 15*time.Second)
 	config.ProbeInterval = cmp.Or(config.ProbeInterval, time.Second)
 	config.DrainTimeout = cmp.Or(config.DrainTimeout, 30*time.Second)
-	config.RequestBodyBytes = cmp.Or(config.RequestBodyBytes, 8<<20)
-	config.ConcurrentRequests = cmp.Or(config.ConcurrentRequests, 64)
 	config.BusyReportInterval = cmp.Or(config.BusyReportInterval, 100*time.Millisecond)
 	config.IdleReportInterval = cmp.Or(config.IdleReportInterval, 500*time.Millisecond)
 	config.Metrics = cmp.Or(config.Metrics, prometheus.NewRegistry())
@@ -139,10 +159,11 @@ func New(config Config) (*Parent, error) {
 		enclave: enclaveClient(config.DialEnclave),
 		guard:   guardClient(&config),
 		peers:   peerClient(config.Identity),
-		load:    newLoad(config.ConcurrentRequests),
 
 		probeAgain: make(chan struct{}, 1),
 	}
+	p.settings.Store(config.Settings.withDefaults())
+	p.load = newLoad(func() int { return p.settings.Load().ConcurrentRequests })
 	first := loadreport.Report{Slots: config.EngineSlots, Models: reportedModels(&config)}
 	if err := first.Validate(); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)

@@ -55,7 +55,7 @@ func (p *Parent) register(ctx context.Context) {
 		}
 		p.keyIDs.Store(&seen.keyIDs)
 		changed := !slices.Equal(seen.keyIDs, last.keyIDs) || seen.health != last.health
-		due := time.Since(lastReported) >= p.config.HeartbeatInterval
+		due := time.Since(lastReported) >= p.settings.Load().HeartbeatInterval
 		if changed {
 			p.log.Info("instance", "healthy", seen.health.OK(), "reason", seen.health.Reason)
 		}

@@ -71,7 +71,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	defer func() { request.end(time.Now()) }()
 	defer p.forwarded.begin(next.peer)()
-	resp, err := p.send(r, next, http.MaxBytesReader(w, r.Body, p.config.RequestBodyBytes))
+	resp, err := p.send(r, next, http.MaxBytesReader(w, r.Body, p.settings.Load().RequestBodyBytes))
 	if err != nil {
 		p.answerFailure(w, r, err)
 		return
@@ -107,8 +107,8 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 
 // send sends the request on. The body streams through.
 func (p *Parent) send(r *http.Request, to hop, body io.ReadCloser) (*http.Response, error) {
-	if r.ContentLength > p.config.RequestBodyBytes {
-		return nil, &http.MaxBytesError{Limit: p.config.RequestBodyBytes}
+	if limit := p.settings.Load().RequestBodyBytes; r.ContentLength > limit {
+		return nil, &http.MaxBytesError{Limit: limit}
 	}
 	url := to.url
 	if r.URL.RawQuery != "" {

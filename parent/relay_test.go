@@ -221,6 +221,28 @@ var _ = Describe("A request that cannot be relayed", func() {
 		Expect(done.Body.Close()).To(Succeed())
 		Eventually(ctx, func() int { return in.send(in.sealed(ctx, "request")).StatusCode }).Should(Equal(http.StatusOK))
 	}, NodeTimeout(specTimeout))
+
+	It("goes by the limits that hold when it comes", func(ctx SpecContext) {
+		in := start(func(c *parent.Config) { c.ConcurrentRequests, c.RequestBodyBytes = 1, 100_000 })
+		entered, leave := make(chan struct{}, 2), make(chan struct{})
+		in.enclave.answers(waitsIn(entered, leave))
+		first := in.sending(in.sealed(ctx, "request"))
+		Eventually(ctx, entered).Should(Receive())
+		expectError(in.send(in.sealed(ctx, "request")), http.StatusServiceUnavailable, "instance_busy")
+
+		in.parent.SetSettings(parent.Settings{ConcurrentRequests: 2, RequestBodyBytes: 10})
+		expectError(in.send(in.sealed(ctx, "more than ten")), http.StatusRequestEntityTooLarge, "request_too_large")
+		second := in.sending(in.sealed(ctx, "request"))
+		Eventually(ctx, entered).Should(Receive())
+		in.parent.SetSettings(parent.Settings{ConcurrentRequests: 1})
+		close(leave)
+		for _, sent := range []<-chan *http.Response{first, second} {
+			var done *http.Response
+			Eventually(ctx, sent).Should(Receive(&done))
+			Expect(readAll(done)).To(Equal("sealed answer"), "one that is under way goes on")
+			Expect(done.Body.Close()).To(Succeed())
+		}
+	}, NodeTimeout(specTimeout))
 })
 
 var _ = Describe("Who is not Envoy", func() {

@@ -59,6 +59,7 @@ type instance struct {
 	listener  net.Listener
 	relay     net.Listener // the engine relay's, which is dialled at relayAddress
 	envoy     *http.Client
+	parent    *parent.Parent // once it runs
 
 	stop context.CancelFunc
 	done chan error // gets what Run returns
@@ -83,6 +84,7 @@ func (in *instance) run(config parent.Config) {
 	GinkgoHelper()
 	service, err := parent.New(config)
 	Expect(err).NotTo(HaveOccurred())
+	in.parent = service
 	ctx, stop := context.WithCancel(context.Background())
 	in.stop, in.done = stop, make(chan error, 1)
 	go func() {
@@ -134,17 +136,17 @@ func (in *instance) config() parent.Config {
 		Instance: fleet.Instance{
 			ID: instanceID, Region: region, Zone: "use1-az1", Address: in.listener.Addr().String(), Models: []string{"m"},
 		},
-		Store:             in.store,
-		Identity:          in.source(parentID),
-		Tenants:           tenanttest.Keeper(GinkgoTB()),
-		DialEnclave:       in.enclave.dial,
-		EngineRelay:       in.relay,
-		DialGuard:         in.guard.dial,
-		HeartbeatInterval: 50 * time.Millisecond,
-		ProbeInterval:     20 * time.Millisecond,
-		DrainTimeout:      eventually,
-		EngineSlots:       4,
-		Logger:            slog.New(slog.NewTextHandler(GinkgoWriter, nil)),
+		Store:         in.store,
+		Identity:      in.source(parentID),
+		Tenants:       tenanttest.Keeper(GinkgoTB()),
+		DialEnclave:   in.enclave.dial,
+		EngineRelay:   in.relay,
+		DialGuard:     in.guard.dial,
+		Settings:      parent.Settings{HeartbeatInterval: 50 * time.Millisecond},
+		ProbeInterval: 20 * time.Millisecond,
+		DrainTimeout:  eventually,
+		EngineSlots:   4,
+		Logger:        slog.New(slog.NewTextHandler(GinkgoWriter, nil)),
 	}
 }
 

@@ -213,10 +213,10 @@ func newRouter() *running {
 	Expect(err).NotTo(HaveOccurred())
 	dir := GinkgoT().TempDir()
 	r.config = router.Config{
-		Region: "use1", SpillTo: []fleet.Region{"use2"}, Models: []string{model}, StaleAfter: time.Hour,
+		Region: "use1", Settings: router.Settings{SpillTo: []fleet.Region{"use2"}, Models: []string{model}, StaleAfter: time.Hour, Version: "first"},
 		Tenants: tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant("acme", string(r.key.EdgeToken()), "enclave")),
 		XDS: xds.Config{
-			Region: "use1", SpillTo: map[fleet.Region][]fleet.Region{"use1": {"use2"}}, Models: []string{model}, StaleAfter: time.Hour,
+			Region:        "use1",
 			TenantAddress: netip.MustParseAddrPort("127.0.0.1:443"), HealthAddress: netip.MustParseAddrPort("127.0.0.1:8080"),
 			MinPushInterval: time.Millisecond,
 		},

@@ -44,7 +44,7 @@ func newRouterBesideEnvoy(ca *envoytest.CA) *running {
 	r := newRouter()
 	r.config.Identity = ca.Source(GinkgoTB(), routerID)
 	r.config.XDS.TenantAddress = netip.MustParseAddrPort("127.0.0.1:0")
-	r.config.XDS.MessageTimeout = 2 * time.Second // the machine may be busy with other tests
+	r.config.MessageTimeout = 2 * time.Second // the machine may be busy with other tests
 	r.config.XDS.HealthAddress = netip.MustParseAddrPort("127.0.0.1:0")
 	r.writeCertificate(ca.Server(GinkgoTB(), "localhost"))
 	return r

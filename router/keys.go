@@ -35,7 +35,7 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		api.Errorf(http.StatusBadRequest, "invalid_request", "n is how many recipients to list, 1 to %d", seal.MaxRecipients).Write(w)
 		return
 	}
-	regions := slices.DeleteFunc(append([]fleet.Region{r.config.Region}, r.config.SpillTo...),
+	regions := slices.DeleteFunc(append([]fleet.Region{r.config.Region}, r.settings.Load().SpillTo...),
 		func(region fleet.Region) bool { return !rules.Regions.Allow(string(region)) })
 	var answer api.Recipients
 	offer := routing.Offer{

@@ -110,9 +110,9 @@ func (c *benchCluster) router(ctx context.Context, b *testing.B, instances []*fl
 	store := &fakeStore{snapshots: make(chan *fleet.Snapshot, 1)}
 	store.snapshots <- fleet.NewSnapshot(time.Now(), slices.Clone(instances))
 	made := must(router.New(router.Config{
-		Region: "use1", Models: []string{model}, StaleAfter: time.Hour, Tenants: tenanttest.Keeper(b),
+		Region: "use1", Settings: router.Settings{Models: []string{model}, StaleAfter: time.Hour}, Tenants: tenanttest.Keeper(b),
 		XDS: xds.Config{
-			Region: "use1", Models: []string{model}, StaleAfter: time.Hour,
+			Region:        "use1",
 			TenantAddress: netip.MustParseAddrPort("127.0.0.1:443"), HealthAddress: netip.MustParseAddrPort("127.0.0.1:8080"),
 		},
 		Store: store, Identity: c.source(routerID), TenantCertificate: certFile, TenantKey: keyFile,

@@ -23,6 +23,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -45,29 +46,21 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
-	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/xds"
 )
 
 // Config says what a router serves. Every field without a default is required.
 type Config struct {
-	Region  fleet.Region
-	SpillTo []fleet.Region // other regions in order of preference
-	Models  []string
-	// Tenants holds the signed list of them, and Restrictions what is to hold of
-	// them beside it, which can only be less.
-	Tenants      *tenant.Keeper
-	Restrictions []tenant.Restriction
-	Policies     map[string]routing.Policy // of the models that have another than the default
-	XDS          xds.Config                // what the router does not fill in itself: addresses, limits
-	StaleAfter   time.Duration             // age of a heartbeat that no longer counts
+	Region fleet.Region
+	// Settings are those that [Router.SetSettings] may change.
+	Settings
+	Tenants *tenant.Keeper // holds the signed list of them
+	XDS     xds.Config     // what the router does not fill in itself: addresses, intervals
 	// Peers are the gRPC ports of the region's other routers, "host:port" each. A
 	// host with several addresses is several routers, looked up again and again;
 	// this router may be among them. Default: it is the only one.
 	Peers []string
-	// ConfigVersion names the configuration in decision records.
-	ConfigVersion string
 
 	Store    fleet.Store
 	Identity *identity.Source
@@ -90,9 +83,11 @@ type Router struct {
 	log        *slog.Logger
 	started    time.Time
 	view       atomic.Pointer[fleet.Snapshot]
-	splits     atomic.Pointer[map[string]routing.Split] // nil until SetSplits
-	tenants    atomic.Pointer[tenant.Set]               // with the restrictions; nil before the first list
-	changed    chan struct{}                            // the view has
+	applying   sync.Mutex               // held while settings or tenants are shown: the newest of both
+	settings   atomic.Pointer[Settings] // never nil
+	versions   versions
+	tenants    atomic.Pointer[tenant.Set] // with the restrictions; nil before the first list
+	changed    chan struct{}              // the view has
 	xds        *xds.Server
 	picker     *extproc.Picker
 	recipients *collector
@@ -121,6 +116,8 @@ func New(config Config) (*Router, error) {
 		config: config, log: config.Logger.With("region", config.Region), started: time.Now(),
 		changed: make(chan struct{}, 1), metrics: prometheus.NewRegistry(), certificatePoll: certificatePoll,
 	}
+	r.settings.Store(&config.Settings)
+	r.versions.took(config.Version, r.started)
 	r.metrics.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	r.recipients = newCollector(&http.Client{Transport: &http.Transport{
 		TLSClientConfig:     config.Identity.ClientTLS(func(id identity.ID) bool { return id.Role == identity.RoleParent }),
@@ -130,33 +127,29 @@ func New(config Config) (*Router, error) {
 	}}, r.log)
 
 	r.loads = newLoads(config.Region, config.Identity, r.heard, r.log)
-	if config.XDS.Weight == nil {
-		config.XDS.Weight = r.weight
+	if r.config.XDS.Weight == nil {
+		r.config.XDS.Weight = r.weight
 	}
-	r.scores = newScores(config.XDS.Weight, r.view.Load)
+	r.scores = newScores(r.config.XDS.Weight, r.view.Load)
 	if err := errors.Join(registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker), r.scores.register(r.metrics, config.Region)); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	var err error
-	config.XDS.Metrics = r.metrics
-	if r.xds, err = xds.New(config.XDS); err != nil {
+	if r.xds, err = xds.New(r.xdsConfig()); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
+	r.xds.SetSplits(config.Splits)
 	r.picker, err = extproc.New(extproc.Config{
-		Region:     config.Region,
-		SpillTo:    config.SpillTo,
-		View:       r.view.Load,
-		StaleAfter: config.StaleAfter,
+		Region:   config.Region,
+		Settings: config.Settings.picker(),
+		View:     r.view.Load,
 		Admit: func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error) {
 			return r.tenants.Load().AdmitToEdge(name, bearer, now)
 		},
-		Policies: config.Policies,
-		Split:    r.split,
-		Report:   r.reported,
-		Logger:   r.log,
-		Metrics:  r.metrics,
-
-		ConfigVersion: config.ConfigVersion,
+		Split:   r.split,
+		Report:  r.reported,
+		Logger:  r.log,
+		Metrics: r.metrics,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("router: %w", err)
@@ -165,13 +158,24 @@ func New(config Config) (*Router, error) {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	r.showTenants()
-	if err := errors.Join(registerPeerMetrics(r.metrics, config.Region, r.peers), r.registerTenantMetrics()); err != nil {
+	if err := errors.Join(registerPeerMetrics(r.metrics, config.Region, r.peers), r.registerTenantMetrics(),
+		registerConfigMetrics(r.metrics, config.Region, &r.versions)); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	return r, nil
 }
 
-func (r *Router) models() []string { return r.config.Models }
+// xdsConfig is package xds's, with what the router fills in.
+func (r *Router) xdsConfig() xds.Config {
+	config, settings := r.config.XDS, r.config.Settings.xds(r.config.Region)
+	config.SpillTo, config.Models, config.StaleAfter = settings.SpillTo, settings.Models, settings.StaleAfter
+	config.MessageTimeout, config.ResponseIdleTimeout = settings.MessageTimeout, settings.ResponseIdleTimeout
+	config.MaxBodyBytes = settings.MaxBodyBytes
+	config.Metrics = r.metrics
+	return config
+}
+
+func (r *Router) models() []string { return r.settings.Load().Models }
 
 // Run serves until ctx ends, and closes the listeners.
 func (r *Router) Run(ctx context.Context, on Listeners) error {
@@ -206,7 +210,7 @@ func (r *Router) follow(ctx context.Context) {
 	for snapshot := range r.config.Store.Watch(ctx) {
 		r.view.Store(snapshot)
 		r.xds.Update(snapshot)
-		ready := snapshot.Ready(r.config.StaleAfter)
+		ready := snapshot.Ready(r.settings.Load().StaleAfter)
 		r.scores.keep(ready)
 		r.loads.update(ctx, ready)
 		select {
@@ -320,9 +324,9 @@ func (r *Router) serveAdmin(ctx context.Context, l net.Listener) error {
 	}, l, false)
 }
 
-// adminHandler is the operator's: package xds's pages, the instances' load and
-// scores, the other routers, decisions, metrics, and a readiness that includes the
-// recipients.
+// adminHandler is the operator's: package xds's pages, the configuration that
+// holds, the instances' load and scores, the other routers, decisions, metrics, and
+// a readiness that includes the recipients.
 func (r *Router) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	xdsAdmin := r.xds.Admin()
@@ -333,6 +337,7 @@ func (r *Router) adminHandler() http.Handler {
 		}
 		xdsAdmin.ServeHTTP(w, req)
 	})
+	mux.HandleFunc("GET /config", r.serveConfig)
 	mux.HandleFunc("GET /load", r.loads.serveLoad)
 	mux.HandleFunc("GET /peers", r.peers.serve)
 	mux.HandleFunc("GET /scores", r.serveScores)
@@ -347,7 +352,7 @@ func (r *Router) adminHandler() http.Handler {
 func (r *Router) missingRecipients() []string {
 	var missing []string
 	if snapshot := r.view.Load(); snapshot != nil {
-		for _, in := range snapshot.Ready(r.config.StaleAfter) {
+		for _, in := range snapshot.Ready(r.settings.Load().StaleAfter) {
 			if !slices.ContainsFunc(in.KeyIDs, func(kid string) bool { _, ok := r.recipients.get(kid); return ok }) {
 				missing = append(missing, in.ID)
 			}

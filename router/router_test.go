@@ -218,8 +218,9 @@ var _ = Describe("New", func() {
 			r.config.Identity = sourceOf(r.ca, identity.ID{Region: "use2", Role: identity.RoleRouter})
 		}, "identity is spiffe://mrgc.internal/region/use2/router, want spiffe://mrgc.internal/region/use1/router"),
 		Entry("another role's identity", func(r *running) { r.config.Identity = sourceOf(r.ca, envoyID) }, "identity is"),
-		Entry("a bad xDS configuration", func(r *running) { r.config.XDS = xds.Config{Region: "use1"} }, "Models is empty"),
-		Entry("a bad picker configuration", func(r *running) { r.config.StaleAfter = -1 }, "StaleAfter"),
+		Entry("a bad xDS configuration", func(r *running) { r.config.XDS = xds.Config{Region: "use1"} }, "TenantAddress is not set"),
+		Entry("no model", func(r *running) { r.config.Models = nil }, "Models is empty"),
+		Entry("a bad picker configuration", func(r *running) { r.config.StaleAfter = 0 }, "StaleAfter"),
 		Entry("a peer without a port", func(r *running) { r.config.Peers = []string{"10.0.0.9"} }, `peer "10.0.0.9": want host:port`),
 		Entry("a peer without a host", func(r *running) { r.config.Peers = []string{":9001"} }, `peer ":9001": want host:port`),
 		Entry("a peer at port 0", func(r *running) { r.config.Peers = []string{"routers:0"} }, `peer "routers:0": want host:port`),

@@ -3,7 +3,6 @@ package router_test
 import (
 	"context"
 	"fmt"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -38,7 +37,13 @@ func startVersioned(v2 int) (r *besideEnvoy, set func(v2 int)) {
 	ctx, cancel := context.WithCancel(context.Background())
 	var followed sync.WaitGroup
 	followed.Go(func() {
-		config.Follow(ctx, path, slog.New(slog.NewTextHandler(r.log, nil)), func(cfg *config.Config) { r.router.SetSplits(cfg.Splits()) })
+		config.Follow(ctx, path, func(cfg *config.Config, err error) {
+			defer GinkgoRecover()
+			Expect(err).NotTo(HaveOccurred())
+			settings := r.config.Settings
+			settings.Splits = cfg.Splits()
+			Expect(r.router.SetSettings(settings)).To(Succeed())
+		})
 	})
 	DeferCleanup(followed.Wait)
 	DeferCleanup(cancel)

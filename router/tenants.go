@@ -15,7 +15,9 @@ import (
 // followTenants shows each new list of tenants to the picker and to Envoy.
 func (r *Router) followTenants(ctx context.Context) {
 	for {
+		r.applying.Lock()
 		changed := r.showTenants()
+		r.applying.Unlock()
 		select {
 		case <-ctx.Done():
 			return
@@ -25,11 +27,11 @@ func (r *Router) followTenants(ctx context.Context) {
 }
 
 // showTenants shows the present list; the channel is closed when there is a
-// newer one.
+// newer one. Only one may at a time: see applying.
 func (r *Router) showTenants() (changed <-chan struct{}) {
 	signed, _, changed := r.config.Tenants.Held()
 	if signed != nil {
-		effective := signed.Restrict(r.config.Restrictions)
+		effective := signed.Restrict(r.settings.Load().Restrictions)
 		r.tenants.Store(effective)
 		r.xds.SetTenants(effective)
 	}

@@ -66,7 +66,7 @@ type instanceEntry struct {
 
 func (s *Server) fleetPage() fleetPage {
 	s.mu.Lock()
-	snapshot, lastError := s.input.snapshot, s.lastError
+	snapshot, staleAfter, lastError := s.input.snapshot, s.input.config.StaleAfter, s.lastError
 	s.mu.Unlock()
 	page := fleetPage{Instances: []instanceEntry{}}
 	if lastError != nil {
@@ -81,7 +81,7 @@ func (s *Server) fleetPage() fleetPage {
 		published = current.weights
 	}
 	ready := map[string]bool{}
-	for _, in := range snapshot.Ready(s.config.StaleAfter) {
+	for _, in := range snapshot.Ready(staleAfter) {
 		ready[in.ID] = true
 	}
 	for _, in := range snapshot.Instances {

@@ -126,6 +126,38 @@ func (c Config) check() error {
 	return nil
 }
 
+// Settings are what may change of a Config while a server runs. Zero values have
+// the same defaults.
+type Settings struct {
+	SpillTo             map[fleet.Region][]fleet.Region // of the same regions as before
+	Models              []string
+	MessageTimeout      time.Duration
+	ResponseIdleTimeout time.Duration
+	MaxBodyBytes        int64
+	StaleAfter          time.Duration
+}
+
+// with is a configuration with other settings.
+func (c Config) with(s Settings) (Config, error) {
+	before := c.served()
+	c.SpillTo, c.Models = s.SpillTo, s.Models
+	c.MessageTimeout, c.ResponseIdleTimeout = s.MessageTimeout, s.ResponseIdleTimeout
+	c.MaxBodyBytes, c.StaleAfter = s.MaxBodyBytes, s.StaleAfter
+	if err := c.check(); err != nil {
+		return c, err
+	}
+	now := c.served()
+	for region := range now {
+		if _, was := before[region]; !was {
+			return c, fmt.Errorf("xds config: Envoys of region %s are not served since the start", region)
+		}
+	}
+	if len(now) != len(before) {
+		return c, errors.New("xds config: a region whose Envoys are served has no entry in SpillTo any more")
+	}
+	return c.withDefaults(), nil
+}
+
 // served lists the regions whose Envoys are served, each with the regions it
 // may use in order of priority, its own first.
 func (c Config) served() map[fleet.Region][]fleet.Region {

@@ -19,8 +19,7 @@ import (
 // Server serves Envoys their configuration. Its methods are safe for
 // concurrent use.
 type Server struct {
-	config  Config
-	served  map[fleet.Region][]fleet.Region // region → those it may use, in order
+	config  Config // as it began; input has the present settings
 	feed    *feed
 	stages  map[fleet.Region]*lockedStage
 	roster  *roster
@@ -28,6 +27,8 @@ type Server struct {
 	// rendered is of the last build, so that the next one makes what has changed
 	// and no more; of New, then of Run.
 	rendered map[fleet.Region]rendered
+	// under are the settings of which rendered and admissions are; likewise.
+	under *Config
 	// admissions are those of the last list of tenants; New's, and then Run's.
 	admissions map[fleet.Region]admission
 
@@ -42,6 +43,7 @@ type Server struct {
 
 // input is what a publication is made from.
 type input struct {
+	config   *Config // complete, never written to
 	snapshot *fleet.Snapshot
 	tenants  *tenant.Set
 	splits   map[string]routing.Split // by model
@@ -57,7 +59,6 @@ func New(config Config) (*Server, error) {
 	config = config.withDefaults()
 	s := &Server{
 		config:     config,
-		served:     config.served(),
 		feed:       &feed{next: make(chan struct{})},
 		stages:     map[fleet.Region]*lockedStage{},
 		roster:     newRoster(),
@@ -65,14 +66,15 @@ func New(config Config) (*Server, error) {
 		admissions: map[fleet.Region]admission{},
 		wake:       make(chan struct{}, 1), rescored: make(chan struct{}, 1),
 	}
-	for region := range s.served {
+	for region := range config.served() {
 		s.stages[region] = &lockedStage{stage: newStage(config.TrialTimeout)}
 	}
 	var err error
 	if s.metrics, err = newMetrics(config.Metrics, s); err != nil {
 		return nil, fmt.Errorf("xds metrics: %w", err)
 	}
-	if _, err := s.build(input{snapshot: fleet.NewSnapshot(time.Time{}, nil), tenants: &tenant.Set{}, cert: certificate{chain: []byte("-"), key: []byte("-")}}, nil, false); err != nil {
+	s.input.config = &config
+	if _, err := s.build(input{config: &config, snapshot: fleet.NewSnapshot(time.Time{}, nil), tenants: &tenant.Set{}, cert: certificate{chain: []byte("-"), key: []byte("-")}}, nil, false); err != nil {
 		return nil, fmt.Errorf("xds config: %w", err)
 	}
 	return s, nil
@@ -96,6 +98,23 @@ func (s *Server) Update(snapshot *fleet.Snapshot) {
 	s.input.snapshot = snapshot
 	s.mu.Unlock()
 	poke(s.wake)
+}
+
+// SetSettings hands over what is to hold from now on. It does not block. Settings
+// that could not be published are an error, and those before stay.
+//
+// Another MessageTimeout or ResponseIdleTimeout is another listener: connections
+// are drained, and end with Envoy's drain time at the latest.
+func (s *Server) SetSettings(settings Settings) error {
+	config, err := s.config.with(settings)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.input.config = &config
+	s.mu.Unlock()
+	poke(s.wake)
+	return nil
 }
 
 // SetTenants hands over who the tenants are and what each may reach. It does not
@@ -235,7 +254,12 @@ func (s *Server) newest() input {
 // weights are those that instances have had.
 func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*publication, error) {
 	out := &publication{sets: map[fleet.Region]resourceSet{}, clusters: map[fleet.Region][]clusterPlan{}, weights: map[string]uint32{}}
-	usable, leftOut := dialable(in.snapshot.Ready(s.config.StaleAfter))
+	if s.under != in.config {
+		clear(s.rendered)
+		clear(s.admissions)
+		s.under = in.config
+	}
+	usable, leftOut := dialable(in.snapshot.Ready(in.config.StaleAfter))
 	for i := range usable {
 		in := &usable[i]
 		if in.weight = weights[in.ID]; in.weight == 0 || weigh {
@@ -243,15 +267,15 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 		}
 		out.weights[in.ID] = in.weight
 	}
-	for region, regions := range s.served {
+	for region, regions := range in.config.served() {
 		if s.admissions[region].of != in.tenants {
-			made, err := newAdmission(s.config, region, regions, in.tenants)
+			made, err := newAdmission(*in.config, region, regions, in.tenants)
 			if err != nil {
 				return nil, err
 			}
 			s.admissions[region] = made
 		}
-		p := newPlan(s.config, region, regions, usable, s.admissions[region], in.cert)
+		p := newPlan(*in.config, region, regions, usable, s.admissions[region], in.cert)
 		p.split(in.splits, usable)
 		fresh, err := render(p, s.rendered[region])
 		if err != nil {

@@ -59,7 +59,7 @@ func (a *ads) serve(
 	}
 	node := first.GetNode()
 	region := fleet.Region(node.GetLocality().GetRegion())
-	if _, served := a.server.served[region]; !served {
+	if _, served := a.server.stages[region]; !served {
 		return status.Errorf(codes.FailedPrecondition,
 			"envoy %q is of region %q, which this router does not serve; check node.locality.region in its bootstrap, or SpillTo of the router", node.GetId(), region)
 	}

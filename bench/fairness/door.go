@@ -52,7 +52,7 @@ func newDoor(w *world) (*door, error) {
 	}
 	var err error
 	d.picker, err = extproc.New(extproc.Config{
-		Region: rig.Region, View: func() *fleet.Snapshot { return snapshot }, StaleAfter: time.Hour, Now: w.time,
+		Region: rig.Region, View: func() *fleet.Snapshot { return snapshot }, Settings: extproc.Settings{StaleAfter: time.Hour}, Now: w.time,
 		Admit: func(name string, _ []byte, _ time.Time) (*tenant.Tenant, error) {
 			return &tenant.Tenant{Name: name, Limits: tenant.Limits{Weight: weights[name]}}, nil
 		},

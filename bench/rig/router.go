@@ -108,8 +108,9 @@ func ServeRouter(ctx context.Context, c RouterConfig) (any, error) {
 		return nil, err
 	}
 	r, err := router.New(router.Config{
-		Region: Region, Models: []string{Model}, StaleAfter: time.Minute, Policies: map[string]routing.Policy{Model: policy},
-		Tenants: tenants, XDS: c.XDS(), Store: c.Store(), Identity: source,
+		Region:   Region,
+		Settings: router.Settings{Models: []string{Model}, StaleAfter: time.Minute, Policies: map[string]routing.Policy{Model: policy}},
+		Tenants:  tenants, XDS: c.XDS(), Store: c.Store(), Identity: source,
 		TenantCertificate: filepath.Join(c.Dir, "tenant.crt"), TenantKey: filepath.Join(c.Dir, "tenant.key"),
 	})
 	if err != nil {

@@ -140,7 +140,7 @@ func (r *region) config(ctx context.Context, ca *devca.Authority, s scene) (rout
 	}
 	certFile, keyFile := filepath.Join(r.dir, "tls.crt"), filepath.Join(r.dir, "tls.key")
 	xdsConfig := xds.Config{
-		Region: regionName, Models: []string{model}, StaleAfter: time.Hour,
+		Region:        regionName,
 		TenantAddress: netip.MustParseAddrPort("127.0.0.1:443"), HealthAddress: netip.MustParseAddrPort("127.0.0.1:8080"),
 	}
 	tenants, err := rig.Tenants(r.key.Tenant(), credential.DigestOf(r.key.EdgeToken()))
@@ -148,7 +148,7 @@ func (r *region) config(ctx context.Context, ca *devca.Authority, s scene) (rout
 		return router.Config{}, err
 	}
 	return router.Config{
-		Region: regionName, Models: []string{model}, StaleAfter: time.Hour, XDS: xdsConfig, Tenants: tenants,
+		Region: regionName, Settings: router.Settings{Models: []string{model}, StaleAfter: time.Hour}, XDS: xdsConfig, Tenants: tenants,
 		Store: still{snapshot: snapshot(s.instances)}, Identity: self, TenantCertificate: certFile, TenantKey: keyFile,
 	}, errors.Join(os.WriteFile(certFile, certPEM, 0o600), os.WriteFile(keyFile, keyPEM, 0o600))
 }

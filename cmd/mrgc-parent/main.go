@@ -107,13 +107,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			var dialer net.Dialer
 			return dialer.DialContext(ctx, "tcp", *guard)
 		},
-		HeartbeatInterval:  cluster.Fleet.HeartbeatInterval,
-		StaleAfter:         cluster.Fleet.StaleAfter,
-		RequestBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
-		ConcurrentRequests: cluster.Limits.ConcurrentRequestsPerInstance,
-		EngineSlots:        *slots,
-		MetricsListener:    metrics,
-		Logger:             logger,
+		Settings:        settingsOf(cluster),
+		EngineSlots:     *slots,
+		MetricsListener: metrics,
+		Logger:          logger,
 	})
 	if err != nil {
 		return err
@@ -125,9 +122,39 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	following, stop := context.WithCancel(ctx)
 	var followed sync.WaitGroup
 	followed.Go(func() { tenants.Run(following) })
+	followed.Go(func() { followConfig(following, *configFile, cluster, self.ID().Region, service, logger) })
 	defer followed.Wait()
 	defer stop()
 	return service.Run(ctx, listener)
+}
+
+// settingsOf are what the configuration says to a parent.
+func settingsOf(cluster *config.Config) parent.Settings {
+	return parent.Settings{
+		HeartbeatInterval:  cluster.Fleet.HeartbeatInterval,
+		StaleAfter:         cluster.Fleet.StaleAfter,
+		RequestBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
+		ConcurrentRequests: cluster.Limits.ConcurrentRequestsPerInstance,
+	}
+}
+
+// followConfig has a parent go by what the file says, from what it began with, until
+// ctx ends. What cannot be had as a whole changes nothing.
+func followConfig(ctx context.Context, path string, holds *config.Config, region string, service *parent.Parent, logger *slog.Logger) {
+	config.Follow(ctx, path, func(next *config.Config, err error) {
+		if err == nil {
+			err = holds.Change(next, fleet.Region(region))
+		}
+		if err != nil {
+			logger.Error("the configuration is refused; the one before stays in force", "in_force", holds.Version(), "error", err)
+			return
+		}
+		if next.Version() != holds.Version() {
+			service.SetSettings(settingsOf(next))
+			logger.Info("the configuration has changed", "version", next.Version(), "before", holds.Version())
+			holds = next
+		}
+	})
 }
 
 // splitModels reads NAME and NAME@VERSION, comma separated.

@@ -8,7 +8,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"slices"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -89,7 +88,6 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	if err != nil {
 		return err
 	}
-	r.SetSplits(cluster.Splits())
 	var on router.Listeners
 	for _, port := range []struct {
 		address string
@@ -102,9 +100,7 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	following, stop := context.WithCancel(ctx)
 	var followed sync.WaitGroup
 	followed.Go(func() { tenants.Run(following) })
-	followed.Go(func() {
-		config.Follow(following, o.config, log, func(cluster *config.Config) { r.SetSplits(cluster.Splits()) })
-	})
+	followed.Go(func() { followConfig(following, o.config, cluster, settings.Region, r, log) })
 	defer followed.Wait()
 	defer stop()
 	log.Info("routing", "identity", self.ID(), "admin", o.admin)
@@ -113,8 +109,7 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 
 // routerConfig is what mrgc.yaml says to one region's router.
 func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) (router.Config, error) {
-	i := slices.IndexFunc(cluster.Regions, func(r config.Region) bool { return r.Name == region })
-	if i < 0 {
+	if cluster.Region(region) == nil {
 		return router.Config{}, fmt.Errorf("%s has no region %q, which this router's identity names", o.config, region)
 	}
 	tenantAddress, err := addressOr(o.tenantAddress, cluster.Listeners.TenantPort)
@@ -125,27 +120,53 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	if err != nil {
 		return router.Config{}, fmt.Errorf("--health-address: %w", err)
 	}
-	settings := router.Config{
-		Region: region, SpillTo: cluster.Regions[i].SpillTo, StaleAfter: cluster.Fleet.StaleAfter,
-		Restrictions:      cluster.Restrictions(),
-		Policies:          cluster.Policies(),
+	return router.Config{
+		Region: region, Settings: routerSettings(cluster, region),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
-		Peers:         o.peers,
-		ConfigVersion: cluster.Version(),
-		XDS: xds.Config{
-			Region: region, SpillTo: map[fleet.Region][]fleet.Region{region: cluster.Regions[i].SpillTo},
-			TenantAddress: tenantAddress, HealthAddress: healthAddress,
-			MessageTimeout:      cluster.Picker.MessageTimeout,
-			ResponseIdleTimeout: cluster.Limits.ResponseIdleTimeout,
-			MaxBodyBytes:        int64(cluster.Limits.RequestBodyBytes),
-			StaleAfter:          cluster.Fleet.StaleAfter,
-		},
+		Peers: o.peers,
+		XDS:   xds.Config{Region: region, TenantAddress: tenantAddress, HealthAddress: healthAddress},
+	}, nil
+}
+
+// routerSettings are what of it may change while the router runs.
+func routerSettings(cluster *config.Config, region fleet.Region) router.Settings {
+	s := router.Settings{
+		SpillTo: cluster.Region(region).SpillTo, Restrictions: cluster.Restrictions(),
+		Policies: cluster.Policies(), Splits: cluster.Splits(),
+		StaleAfter:          cluster.Fleet.StaleAfter,
+		MessageTimeout:      cluster.Picker.MessageTimeout,
+		ResponseIdleTimeout: cluster.Limits.ResponseIdleTimeout,
+		MaxBodyBytes:        int64(cluster.Limits.RequestBodyBytes),
+		Version:             cluster.Version(),
 	}
 	for _, m := range cluster.Models {
-		settings.Models = append(settings.Models, m.Name)
+		s.Models = append(s.Models, m.Name)
 	}
-	settings.XDS.Models = settings.Models
-	return settings, nil
+	return s
+}
+
+// followConfig has a router go by what the file says, from what it began with, until
+// ctx ends. What cannot be had as a whole changes nothing.
+func followConfig(ctx context.Context, path string, holds *config.Config, region fleet.Region, r *router.Router, log *slog.Logger) {
+	config.Follow(ctx, path, func(next *config.Config, err error) {
+		if err == nil && next.Version() == holds.Version() {
+			r.Confirmed()
+			return
+		}
+		if err == nil {
+			err = holds.Change(next, region)
+		}
+		if err == nil {
+			err = r.SetSettings(routerSettings(next, region))
+		}
+		if err != nil {
+			log.Error("the configuration is refused; the one before stays in force", "in_force", holds.Version(), "error", err)
+			r.Refused(err)
+			return
+		}
+		log.Info("the configuration has changed", "version", next.Version(), "before", holds.Version())
+		holds = next
+	})
 }
 
 // addressOr reads an address, or makes one of every interface and a port.

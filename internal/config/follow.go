@@ -2,7 +2,6 @@ package config
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"time"
 )
@@ -11,11 +10,11 @@ import (
 // holds within twice that: once it has been the same for two looks.
 const FollowInterval = 200 * time.Millisecond
 
-// Follow hands over each new content of the file at path that is valid, until ctx
-// ends. One that is not is logged, and leaves the last good one in force. A file
+// Follow hands over each new content of the file at path, once, until ctx ends: what
+// it says, or why it cannot be used, which leaves the last good one in force. A file
 // that is still being written is let alone: half of it may be valid, and mean
 // something else.
-func Follow(ctx context.Context, path string, log *slog.Logger, use func(*Config)) {
+func Follow(ctx context.Context, path string, use func(*Config, error)) {
 	ticker := time.NewTicker(FollowInterval)
 	defer ticker.Stop()
 	var taken, seen os.FileInfo // of what was read last, and at the last look; nil: no file
@@ -28,12 +27,7 @@ func Follow(ctx context.Context, path string, log *slog.Logger, use func(*Config
 		case now == nil || sameContent(now, taken) || !sameContent(now, seen) && !first:
 		default:
 			taken = now
-			cfg, err := Load(path)
-			if err != nil {
-				log.Error("the configuration is refused; the one before stays", "error", err)
-				break
-			}
-			use(cfg)
+			use(Load(path))
 		}
 		seen = now
 		select {

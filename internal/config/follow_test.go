@@ -2,13 +2,11 @@ package config_test
 
 import (
 	"context"
-	"log/slog"
 	"os"
 	"path/filepath"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
-	"github.com/onsi/gomega/gbytes"
 	"github.com/onsi/gomega/gleak"
 
 	"github.com/mrgc/mrgc/internal/config"
@@ -17,8 +15,8 @@ import (
 var _ = Describe("A file that is followed", func() {
 	var (
 		path  string
-		log   *gbytes.Buffer
 		taken chan string // the first version of the first model
+		wrong chan error
 	)
 	versioned := func(weights string) string { return minimal[:len(minimal)-2] + ", versions: [" + weights + "]}\n" }
 	write := func(text string) {
@@ -29,13 +27,19 @@ var _ = Describe("A file that is followed", func() {
 	}
 	BeforeEach(func() {
 		DeferCleanup(func(before []gleak.Goroutine) { Eventually(gleak.Goroutines).ShouldNot(gleak.HaveLeaked(before)) }, gleak.Goroutines())
-		path, log, taken = filepath.Join(GinkgoT().TempDir(), "mrgc.yaml"), gbytes.NewBuffer(), make(chan string, 10)
+		path, taken, wrong = filepath.Join(GinkgoT().TempDir(), "mrgc.yaml"), make(chan string, 10), make(chan error, 10)
 		write(versioned("{name: a, weight: 1000}"))
 		ctx, cancel := context.WithCancel(context.Background())
 		ended := make(chan struct{})
 		go func() {
 			defer close(ended)
-			config.Follow(ctx, path, slog.New(slog.NewTextHandler(log, nil)), func(cfg *config.Config) { taken <- cfg.Models[0].Versions[0].Name })
+			config.Follow(ctx, path, func(cfg *config.Config, err error) {
+				if err != nil {
+					wrong <- err
+					return
+				}
+				taken <- cfg.Models[0].Versions[0].Name
+			})
 		}()
 		DeferCleanup(func() { cancel(); Eventually(ended).Should(BeClosed()) })
 		Eventually(taken).Should(Receive(Equal("a")))
@@ -47,10 +51,10 @@ var _ = Describe("A file that is followed", func() {
 		Consistently(taken, 3*config.FollowInterval).ShouldNot(Receive())
 	})
 
-	It("stays as it was when it is faulty or gone, and that is said once", func() {
+	It("is said to be faulty once, and nothing while it is gone", func() {
 		write("models: []\n")
-		Eventually(log).WithTimeout(25 * config.FollowInterval).Should(gbytes.Say("refused; the one before stays"))
-		Consistently(log, 3*config.FollowInterval).ShouldNot(gbytes.Say("refused"))
+		Eventually(wrong).WithTimeout(25 * config.FollowInterval).Should(Receive(MatchError(ContainSubstring("want at least one model"))))
+		Consistently(wrong, 3*config.FollowInterval).ShouldNot(Receive())
 		Expect(os.Remove(path)).To(Succeed())
 		Consistently(taken, 3*config.FollowInterval).ShouldNot(Receive())
 		write(versioned("{name: c, weight: 1000}"))

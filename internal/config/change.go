@@ -1,0 +1,48 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/mrgc/mrgc/internal/fleet"
+)
+
+// Change checks whether what runs in a region under one configuration can go by
+// another without being started again. Its error names every field that it cannot;
+// then nothing of the other is to be used, so that parts do not end up with a mixture
+// that nobody has written.
+//
+// What can change: all of models, tenants, limits, picker and fleet, and of regions
+// which there are and where each spills to.
+func (c *Config) Change(to *Config, region fleet.Region) error {
+	var faults []error
+	refuse := func(field string, from, to any) {
+		faults = append(faults, fmt.Errorf("%s: %v cannot become %v while this runs: put it back, or start the region's routers and instances again", field, from, to))
+	}
+	is, becomes := c.Region(region), to.Region(region)
+	switch {
+	case is == nil:
+		faults = append(faults, fmt.Errorf("regions: there is no %q", region))
+	case becomes == nil:
+		faults = append(faults, fmt.Errorf("regions: %q, where this runs, is gone: put it back, or stop the region first", region))
+	case is.AWSRegion != becomes.AWSRegion:
+		refuse(fmt.Sprintf("aws_region of %s", region), is.AWSRegion, becomes.AWSRegion)
+	}
+	if c.Listeners.TenantPort != to.Listeners.TenantPort {
+		refuse("listeners.tenant_port", c.Listeners.TenantPort, to.Listeners.TenantPort)
+	}
+	if c.Listeners.HealthPort != to.Listeners.HealthPort {
+		refuse("listeners.health_port", c.Listeners.HealthPort, to.Listeners.HealthPort)
+	}
+	return errors.Join(faults...)
+}
+
+// Region gives a region by its name; nil if there is none.
+func (c *Config) Region(name fleet.Region) *Region {
+	for i := range c.Regions {
+		if c.Regions[i].Name == name {
+			return &c.Regions[i]
+		}
+	}
+	return nil
+}
