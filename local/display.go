@@ -95,6 +95,10 @@ func (c *cluster) showHow(apiKey string) {
 	for _, line := range p.env(apiKey)[:3] {
 		c.ui.say("  %s", line)
 	}
+	if versions := p.options.Versions; len(versions) > 1 {
+		c.ui.say("\nTo try version %[2]s with a part of the requests, and to see how it does, after the same source:\n\n"+
+			"    mrgc canary set %[1]s %[2]s 5%%\n    mrgc canary status", p.options.ModelName, versions[1])
+	}
 	c.ui.say("\nDevelopment mode: enclaves are processes here, and attestation is signed by a root that this start made.")
 	c.ui.say("Ctrl-C stops everything.")
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/standin/devca"
 	"github.com/mrgc/mrgc/standin/softnsm"
@@ -135,6 +136,14 @@ func (p *plan) clusterConfig() []byte {
 	fmt.Fprintf(&b, "models:\n  - name: %q\n", p.options.ModelName)
 	if p.options.Policy != "" {
 		fmt.Fprintf(&b, "    policy: %s\n", p.options.Policy)
+	}
+	for i, version := range p.options.Versions {
+		weight := 0
+		if i == 0 {
+			weight = routing.SplitTotal
+			b.WriteString("    auto_rollback: true\n    versions:\n")
+		}
+		fmt.Fprintf(&b, "      - {name: %q, weight: %d}\n", version, weight)
 	}
 	return []byte(b.String())
 }

@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
 )
 
@@ -36,7 +37,11 @@ type Options struct {
 	// Policy is how requests find their instance, of mrgc.yaml's models[].policy;
 	// default: the default one.
 	Policy string
-	Sim    SimOptions
+	// Versions of the model, the present one first: it has all requests, and all
+	// instances but the last one of each region for each other version. Default:
+	// instances are of no version.
+	Versions []string
+	Sim      SimOptions
 
 	StateDir string // logs, state, env; default ".mrgc"
 	ToolsDir string // fetched parts; default ".tools"
@@ -92,6 +97,9 @@ func (o Options) complete() (Options, error) {
 			return o, fmt.Errorf("--policy: %w", err)
 		}
 	}
+	if err := o.checkVersions(); err != nil {
+		return o, err
+	}
 	if o.Port < 0 || o.Port > 65535 {
 		return o, fmt.Errorf("--port %d: want 0 to 65535", o.Port)
 	}
@@ -132,6 +140,29 @@ func (o *Options) completeModel() error {
 	}
 	o.ModelName = cmp.Or(o.ModelName, defaultModelName)
 	return nil
+}
+
+func (o *Options) checkVersions() error {
+	if len(o.Versions) > o.Instances {
+		return fmt.Errorf("--versions %s: want at most one for each of the %d --instances of a region", strings.Join(o.Versions, ","), o.Instances)
+	}
+	for i, v := range o.Versions {
+		if err := fleet.ValidateVersion(v); err != nil {
+			return fmt.Errorf("--versions: %w", err)
+		}
+		if slices.Contains(o.Versions[:i], v) {
+			return fmt.Errorf("--versions %s: want each once", strings.Join(o.Versions, ","))
+		}
+	}
+	return nil
+}
+
+// versionOf is that of an instance, by its number within its region; empty: none.
+func (o *Options) versionOf(number int) string {
+	if len(o.Versions) == 0 {
+		return ""
+	}
+	return o.Versions[max(0, number-(o.Instances-len(o.Versions)))]
 }
 
 func (o *Options) completePaths() error {

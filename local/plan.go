@@ -44,6 +44,7 @@ type routerPart struct {
 // instance is one instance's part of the plan.
 type instance struct {
 	id, region, aws, zone string
+	models                string // as its parent is told
 
 	parent, guard, metrics string // addresses
 	vsock                  string // Unix socket that stands for the enclave's vsock
@@ -142,6 +143,11 @@ func (p *plan) instance(r region, i int) (instance, error) {
 		id: id, region: r.name, aws: r.aws, zone: fmt.Sprintf("%s-az%d", r.name, i%3+1),
 		vsock: filepath.Join(p.runDir, id+".vsock"),
 		nsm:   filepath.Join(p.runDir, id+".nsm"),
+
+		models: p.options.ModelName,
+	}
+	if version := p.options.versionOf(i); version != "" {
+		in.models += "@" + version
 	}
 	if err := p.drawAll(&in.parent, &in.guard, &in.metrics); err != nil {
 		return instance{}, err
@@ -265,7 +271,7 @@ func (p *plan) parent(in instance, token string) process {
 	args := []string{
 		p.bin("mrgc-parent"), "-config", p.config, "-zone", in.zone, "-listen", in.parent, "-enclave", in.requests(),
 		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
-		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName, "-metrics-listen", in.metrics,
+		"-identity", "unix:" + p.caSocket, "-models", in.models, "-metrics-listen", in.metrics,
 		"-tenants", p.signed, "-tenants-key", p.signing + ".pub",
 	}
 	if p.options.Sim.Slots > 0 {
@@ -312,8 +318,8 @@ func (p *plan) endpoints() []string {
 }
 
 // env is what .mrgc/env holds, and its first three lines what a person pastes
-// for an OpenAI client. The last four are for programs with a client of their
-// own: whom it talks to, and what it trusts.
+// for an OpenAI client. The last but one four are for programs with a client of
+// their own: whom it talks to, and what it trusts; the last is for `mrgc canary`.
 func (p *plan) env(apiKey string) []string {
 	lines := []string{
 		"export OPENAI_BASE_URL=http://" + p.connect + "/v1",
@@ -337,6 +343,7 @@ func (p *plan) env(apiKey string) []string {
 		"export MRGC_CA="+shellQuote(p.caFile),
 		"export MRGC_RELEASES="+shellQuote(p.releases),
 		"export MRGC_DEVELOPMENT_ROOT="+shellQuote(p.nsmRoot),
+		"export MRGC_CONFIG="+shellQuote(p.config),
 	)
 }
 

@@ -256,6 +256,7 @@ var _ = Describe("A plan", func() {
 			"export MRGC_CA='/state/ca.pem'",
 			"export MRGC_RELEASES='/state/releases.json'",
 			"export MRGC_DEVELOPMENT_ROOT='/state/development-root.pem'",
+			"export MRGC_CONFIG='/state/mrgc.yaml'",
 		}))
 		Expect(p.envFile()).To(Equal(filepath.Join("/state", "env")))
 	})
@@ -306,6 +307,22 @@ var _ = Describe("A plan", func() {
 		parsed, err := config.Parse("mrgc.yaml", planFor(func(o *Options) { o.Policy = "round-robin" }).clusterConfig())
 		Expect(err).NotTo(HaveOccurred())
 		Expect(parsed.Models).To(HaveExactElements(HaveField("Policy", routing.PolicyRoundRobin)))
+	})
+
+	It("gives each region's last instances to the new versions, and the present one all requests", func() {
+		p := planFor(func(o *Options) { o.Instances, o.Versions = 4, []string{"1", "2", "3"} })
+		byName := children(p)
+		for i, version := range []string{"1", "1", "2", "3"} {
+			for _, region := range []string{"use1", "usw2"} {
+				Expect(flagOf(byName[fmt.Sprintf("parent-%s-%d", region, i)], "-models")).To(Equal("smol@" + version))
+			}
+		}
+		parsed, err := config.Parse("mrgc.yaml", p.clusterConfig())
+		Expect(err).NotTo(HaveOccurred())
+		Expect(parsed.Splits()).To(Equal(map[string]routing.Split{"smol": {{Name: "1", Weight: 1000}, {Name: "2"}, {Name: "3"}}}))
+		Expect(parsed.Models[0].AutoRollback).To(BeTrue())
+		_, err = config.WithSplit("mrgc.yaml", p.clusterConfig(), "smol", routing.Split{{Name: "1", Weight: 900}, {Name: "2", Weight: 100}, {Name: "3"}})
+		Expect(err).NotTo(HaveOccurred(), "`mrgc canary set` can edit it")
 	})
 
 	It("fails when there is no port", func() {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -41,7 +42,7 @@ shall get no requests yet with weight 0.`,
 		Args: cobra.NoArgs,
 	}
 	f := cmd.PersistentFlags()
-	f.StringVar(&o.config, "config", "mrgc.yaml", "the cluster's configuration; every router must have it")
+	f.StringVar(&o.config, "config", cmp.Or(os.Getenv("MRGC_CONFIG"), "mrgc.yaml"), "the cluster's configuration, by default $MRGC_CONFIG if that is set; every router must have it")
 	f.StringVarP(&o.output, "output", "o", "table", "table, for people, or json, for programs")
 	cmd.AddCommand(
 		&cobra.Command{

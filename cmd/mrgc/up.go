@@ -26,6 +26,7 @@ Ctrl-C stops everything.`,
   mrgc up --engine sim                      no model: an engine simulator
   mrgc up --engine sim --sim-profile a100 --sim-slow use1-0=2
                                             simulators as fast as hardware, one of them slow
+  mrgc up --engine sim --versions 1,2       a new version in each region, which gets requests with mrgc canary set
   mrgc up --model ~/models/qwen3-4b.gguf    a model of your own`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -43,6 +44,7 @@ Ctrl-C stops everything.`,
 	f.StringVar(&options.ModelName, "model-name", "", "name that tenants ask for (default: follows from the model)")
 	f.IntVar(&options.Port, "port", 8400, "port of the tenant endpoint on loopback; 0: any free one")
 	f.StringVar(&options.Policy, "policy", "", "how requests find their instance, a models[].policy of mrgc.yaml (default gate-then-load)")
+	f.StringSliceVar(&options.Versions, "versions", nil, "versions of the model, like 1,2: the first has all requests, and all instances but the last of each region,\nwhich are the others' (see mrgc canary)")
 	f.StringVar(&options.Sim.Profile, "sim-profile", "", "sim: hardware to imitate, "+simProfiles()+" (default: none, answers come at once)")
 	f.IntVar(&options.Sim.Slots, "sim-slots", 0, "sim: requests that an engine runs at once (default: the profile's, at most 64, or 4)")
 	f.IntVar(&options.Sim.KVBlocks, "sim-kv-blocks", 0, "sim: blocks of 16 tokens of KV cache (default: the profile's)")

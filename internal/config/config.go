@@ -114,6 +114,10 @@ type Model struct {
 	// instance that names none, gets no request. Default: none, and all instances
 	// are alike.
 	Versions []Version `yaml:"versions"`
+	// AutoRollback has routers set the weight of a version to 0 that is judged worse
+	// than the first listed one that has a weight. Only of a model with versions.
+	// Default false: they say so, and leave it to the operator.
+	AutoRollback bool `yaml:"auto_rollback"`
 }
 
 // Version is a version of a model, and its share of the model's requests.

@@ -98,6 +98,7 @@ func (v *validator) models(models []Model) {
 			v.unique(names, model.Name, i, "models", path+".name")
 		}
 		v.versions(model, path+".versions")
+		v.check(!model.AutoRollback || len(model.Versions) > 0, path+".auto_rollback", "there are no versions to judge")
 	}
 }
 
