@@ -21,10 +21,10 @@ func errStopped() *api.Error {
 }
 
 // copyAnswer seals what the engine says as it says it, and gives the buckets of
-// what that has used. Events are sealed whole: one is of no use to anybody
+// what that has used, and whether it is whole. Events are sealed whole: one is of no use to anybody
 // before it is complete, and whether it is the one that only the enclave asked
 // for cannot be told earlier.
-func copyAnswer(answer *seal.ResponseWriter, engine io.Reader, request engineRequest) (size.Buckets, error) {
+func copyAnswer(answer *seal.ResponseWriter, engine io.Reader, request engineRequest) (used size.Buckets, whole bool, err error) {
 	m := newMeter(request)
 	defer m.wipe()
 	buffer := make([]byte, 16<<10)
@@ -42,16 +42,16 @@ func copyAnswer(answer *seal.ResponseWriter, engine io.Reader, request engineReq
 			}
 		}
 		if _, err := answer.Write(passed); err != nil {
-			return size.Buckets{}, err
+			return size.Buckets{}, true, err // it is not the engine that has gone
 		}
 		held = copy(buffer, buffer[taken:held])
 		switch {
 		case err == io.EOF && (!request.stream || m.endsWith(doneMarker)):
 			end, used := m.used()
-			return used, answer.Close(end)
+			return used, true, answer.Close(end)
 		case err != nil:
 			_, used := m.used()
-			return used, answer.Fail(errStopped().Body())
+			return used, false, answer.Fail(errStopped().Body())
 		}
 	}
 }

@@ -16,7 +16,7 @@ func CheckRequest(op seal.Operation, model string, body []byte) (out []byte, siz
 
 // CopyEvents is copyAnswer for a stream.
 func CopyEvents(answer *seal.ResponseWriter, engine io.Reader, usageAsked bool) error {
-	_, err := copyAnswer(answer, engine, engineRequest{stream: true, usageAsked: usageAsked})
+	_, _, err := copyAnswer(answer, engine, engineRequest{stream: true, usageAsked: usageAsked})
 	return err
 }
 

@@ -44,7 +44,7 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer answer.Wipe()
-	used, err := e.answer(r.Context(), opened, answer)
+	done, err := e.answer(r.Context(), opened, answer)
 	if errors.Is(err, errNotRun) {
 		// Nothing has happened: in clear, so that Envoy asks another recipient.
 		e.replays.Forget(opened.KeyID, opened.RequestID, opened.Expiry)
@@ -56,9 +56,18 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	if err != nil {
 		panic(http.ErrAbortHandler) // whoever reads must see a cut, not an end
 	}
-	if used != (size.Buckets{}) {
-		w.Header().Set(http.TrailerPrefix+api.HeaderUsage, used.String())
+	if done.used != (size.Buckets{}) {
+		w.Header().Set(http.TrailerPrefix+api.HeaderUsage, done.used.String())
 	}
+	if done.outcome != "" {
+		w.Header().Set(http.TrailerPrefix+api.HeaderOutcome, done.outcome)
+	}
+}
+
+// result is what the parent learns of an answer beside its chunks.
+type result struct {
+	used    size.Buckets // none when the engine was not asked, or did not serve it
+	outcome string       // of [api.HeaderOutcome]; empty: the engine has served it, or was not asked
 }
 
 // codeStale says that the client sealed to keys that are not held here. Its
@@ -157,13 +166,12 @@ func boundHeaders(r *http.Request) (seal.Headers, *api.Error) {
 	return h, nil
 }
 
-// answer runs an opened request, and gives the buckets of what it has used, none
-// when the engine was not asked. What it writes is sealed. An error means that
-// the answer could not be completed and the stream must be cut; with errNotRun
-// nothing has been written yet.
-func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.ResponseWriter) (used size.Buckets, err error) {
+// answer runs an opened request, and gives what has become of it. What it writes is
+// sealed. An error means that the answer could not be completed and the stream must
+// be cut; with errNotRun nothing has been written yet.
+func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.ResponseWriter) (done result, err error) {
 	if refused := e.admit(opened); refused != nil {
-		return used, refuse(answer, refused)
+		return done, refuse(answer, refused)
 	}
 	request, refused := checkRequest(opened.Operation, opened.Model, opened.Payload.Body)
 	opened.Payload.Wipe() // what goes on is in request
@@ -172,34 +180,53 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.
 	}
 	if refused != nil {
 		clear(request.body)
-		return used, refuse(answer, refused)
+		return done, refuse(answer, refused)
 	}
 	resp, err := e.askEngine(ctx, opened.Operation, request.body)
 	if err != nil {
 		if ctx.Err() != nil {
-			return used, ctx.Err()
+			return done, ctx.Err()
 		}
 		e.config.Logger.Warn("engine cannot be reached", "error", err)
 		if errors.Is(err, errNotRun) {
-			return used, err // nothing is written yet
+			return done, err // nothing is written yet
 		}
 		unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
 		unreachable.RetryAfter = time.Second
-		return used, refuse(answer, unreachable)
+		done.outcome = api.OutcomeFailed
+		return done, refuse(answer, unreachable)
 	}
 	defer resp.Body.Close()
+	done.outcome = outcomeOf(resp.StatusCode)
 	if !framed(resp) {
-		return used, refuse(answer, errStopped())
+		done.outcome = api.OutcomeFailed
+		return done, refuse(answer, errStopped())
 	}
 	if err := answer.WriteHead(seal.Head{Status: resp.StatusCode, ContentType: resp.Header.Get("Content-Type")}); err != nil {
-		return used, err
+		return done, err
 	}
-	if resp.StatusCode != http.StatusOK {
-		request.stream = false // an error, in one piece
-		_, err := copyAnswer(answer, resp.Body, request)
-		return used, err
+	served := resp.StatusCode == http.StatusOK
+	request.stream = request.stream && served // an error comes in one piece
+	used, whole, err := copyAnswer(answer, resp.Body, request)
+	if served {
+		done.used = used
 	}
-	return copyAnswer(answer, resp.Body, request)
+	if !whole {
+		done.outcome = api.OutcomeFailed
+	}
+	return done, err
+}
+
+// outcomeOf is what an engine's status says of it.
+func outcomeOf(status int) string {
+	switch {
+	case status >= http.StatusInternalServerError:
+		return api.OutcomeFailed
+	case status >= http.StatusBadRequest:
+		return api.OutcomeRefused
+	default:
+		return ""
+	}
 }
 
 // admit checks an opened request against its tenant's rules. Who it is comes

@@ -242,7 +242,8 @@ type answer struct {
 	body string
 	err  error // nil: the answer is complete
 	end  seal.End
-	used string // what the parent is told
+
+	used, outcome string // what the parent is told
 }
 
 // ask seals, sends and opens.
@@ -266,7 +267,7 @@ func open(sealed *seal.Sealed, resp *http.Response) answer {
 	a.body = string(body)
 	a.end, _ = reader.End()               // of an incomplete answer none
 	_, _ = io.Copy(io.Discard, resp.Body) // of an incomplete one something may be left
-	a.used = resp.Trailer.Get(api.HeaderUsage)
+	a.used, a.outcome = resp.Trailer.Get(api.HeaderUsage), resp.Trailer.Get(api.HeaderOutcome)
 	return a
 }
 

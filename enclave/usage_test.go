@@ -136,6 +136,28 @@ var _ = Describe("What an answer has used", func() {
 	})
 })
 
+var _ = Describe("What has become of a request", func() {
+	status := func(code int) http.HandlerFunc {
+		return func(w http.ResponseWriter, _ *http.Request) {
+			w.WriteHeader(code)
+			_, _ = io.WriteString(w, `{"error":{"message":"`+marker+`"}}`)
+		}
+	}
+	DescribeTable("is told in a word, though the answer is sealed", func(request string, engine http.HandlerFunc, want string) {
+		Expect(start(engine).ask(request).outcome).To(Equal(want))
+	},
+		Entry("served", chat, says(`{}`), ""),
+		Entry("served as a stream", stream, says(done), ""),
+		Entry("the engine failed", chat, status(500), "failed"),
+		Entry("the engine failed a stream", stream, status(503), "failed"),
+		Entry("the engine would not", chat, status(400), "refused"),
+		Entry("the engine stopped midway", stream, says(delta), "failed"),
+		Entry("the engine broke off before it answered", chat, writesRaw("", true), "failed"),
+		Entry("the engine's end cannot be told from a cut", chat, writesRaw(okLine+"Connection: close\r\n\r\n{}", true), "failed"),
+		Entry("refused before the engine was asked", "no JSON", says(`{}`), ""),
+	)
+})
+
 const withUsage = `{"model":"` + model + `","stream":true,"messages":[],"stream_options":{"include_usage":true}}`
 
 var _ = Describe("A stream's options", func() {

@@ -48,6 +48,14 @@ func status(code uint32, entry *accesslogdatav3.HTTPAccessLogEntry) *accesslogda
 	return entry
 }
 
+// engine makes an entry one of an answer that says, beside what is sealed, how the
+// engine did.
+func engine(outcome string, entry *accesslogdatav3.HTTPAccessLogEntry) *accesslogdatav3.HTTPAccessLogEntry {
+	entry = status(200, entry)
+	entry.Response.ResponseTrailers = map[string]string{"mrgc-outcome": outcome}
+	return entry
+}
+
 // seen is an instance as the picker sees it.
 func (h *harness) seen(id string) routing.Candidate {
 	GinkgoHelper()
@@ -75,6 +83,8 @@ var _ = Describe("An instance's error rate", func() {
 		},
 		Entry("served", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return status(200, ended(id, at(1))) }, 0.0),
 		Entry("the request was at fault", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return status(400, ended(id, at(1))) }, 0.0),
+		Entry("its engine failed, under seal", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return engine("failed", ended(id, at(1))) }, 4.0/7),
+		Entry("its engine would not, under seal", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return engine("refused", ended(id, at(1))) }, 0.0),
 		Entry("status 500", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return status(500, ended(id, at(1))) }, 4.0/7),
 		Entry("status 503, as an access log of older kind has it", func(id string) *accesslogdatav3.HTTPAccessLogEntry {
 			return status(503, ended(id, at(1), logType("NotSet")))

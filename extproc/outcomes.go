@@ -2,11 +2,13 @@ package extproc
 
 import (
 	"maps"
+	"strings"
 	"sync"
 	"time"
 
 	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 
+	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/peers"
 	"github.com/mrgc/mrgc/internal/routing"
 )
@@ -41,7 +43,7 @@ func (o *outcomes) forget(which func(instanceID string) bool) {
 
 // outcomeOf reads what the last entry of a request says of the instance where it
 // was. An instance fails that answers with a status from 500, or not, or not to
-// the end. It does not fail where Envoy had nobody to ask or may not ask, nor
+// the end, or says that its engine did. It does not fail where Envoy had nobody to ask or may not ask, nor
 // where the client has gone before there was an answer.
 func outcomeOf(entry *accesslogdatav3.HTTPAccessLogEntry) peers.Kind {
 	flags := entry.GetCommonProperties().GetResponseFlags()
@@ -52,9 +54,17 @@ func outcomeOf(entry *accesslogdatav3.HTTPAccessLogEntry) peers.Kind {
 		return peers.Failed
 	case flags.GetNoHealthyUpstream(), flags.GetUpstreamOverflow(), status == 0:
 		return peers.Ended
-	case status >= 500:
+	case status >= 500, engineOutcome(entry) == api.OutcomeFailed:
 		return peers.Failed
 	default:
 		return peers.Served
 	}
+}
+
+// headerOutcome is as Envoy writes it.
+var headerOutcome = strings.ToLower(api.HeaderOutcome)
+
+// engineOutcome is what the instance says of its engine under the seal of an answer.
+func engineOutcome(entry *accesslogdatav3.HTTPAccessLogEntry) string {
+	return entry.GetResponse().GetResponseTrailers()[headerOutcome]
 }

@@ -103,6 +103,21 @@ var _ = Describe("What answers have used", func() {
 		Eventually(ctx, func() map[string]float64 { return tokens(registry) }).Should(Equal(map[string]float64{"prompt": 64, "output": 64}))
 	}, NodeTimeout(specTimeout))
 
+	It("is not all that is told: whether the engine failed goes on to Envoy, in one of two words", func(ctx SpecContext) {
+		in := start()
+		for said, passed := range map[string]string{"failed": "failed", "refused": "refused", "": "", "the prompt": ""} {
+			in.enclave.answers(func(w http.ResponseWriter, r *http.Request) {
+				uses("64/64")(w, r)
+				w.Header().Set(http.TrailerPrefix+api.HeaderOutcome, said)
+			})
+			resp := in.send(in.sealed(ctx, "request"))
+			Expect(readAll(resp)).To(Equal("sealed answer"))
+			Expect(resp.Trailer.Get(api.HeaderOutcome)).To(Equal(passed))
+			Expect(resp.Trailer).NotTo(HaveKey(api.HeaderUsage))
+		}
+		Expect(in.parent.Failed()).To(BeEquivalentTo(1), "of these the engine failed one")
+	}, NodeTimeout(specTimeout))
+
 	It("can be published by one parent in a process", func() {
 		in := surroundings()
 		config := in.config()

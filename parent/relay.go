@@ -103,6 +103,13 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		panic(http.ErrAbortHandler)
 	}
 	p.metrics.use(resp.Trailer.Get(api.HeaderUsage))
+	switch outcome := resp.Trailer.Get(api.HeaderOutcome); outcome { // nothing else that an enclave may say goes on
+	case api.OutcomeFailed, api.OutcomeRefused:
+		w.Header().Set(http.TrailerPrefix+api.HeaderOutcome, outcome)
+		if outcome == api.OutcomeFailed && next.to == toEnclave {
+			p.load.fail()
+		}
+	}
 }
 
 // send sends the request on. The body streams through.

@@ -158,7 +158,8 @@ func accessLog(r *renderer, p plan) *accesslogv3.AccessLog {
 				// How long the request has waited for the picker.
 				FilterStateObjectsToLog: []string{extProcFilter},
 			},
-			AdditionalRequestHeadersToLog: []string{api.HeaderModel, api.HeaderTenant, api.HeaderRequestID},
+			AdditionalRequestHeadersToLog:   []string{api.HeaderModel, api.HeaderTenant, api.HeaderRequestID, api.HeaderSize},
+			AdditionalResponseTrailersToLog: []string{api.HeaderOutcome},
 		})},
 	}
 }

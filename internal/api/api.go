@@ -38,6 +38,7 @@ const (
 	HeaderAllowedRegions = "Mrgc-Allowed-Regions" // set by Envoy: regions where the tenant's data may be, comma separated
 	HeaderUncached       = "Mrgc-Uncached"        // prompt tokens that the picker expects not to be cached; from picker to parent, no further
 	HeaderUsage          = "Mrgc-Usage"           // trailer: tokens used, as in HeaderSize; from enclave to parent, no further
+	HeaderOutcome        = "Mrgc-Outcome"         // trailer: how the engine has not served a request, one of the Outcome constants; from enclave to parent to Envoy's log
 	HeaderNotRun         = "Mrgc-Not-Run"         // response of the guard to the enclave: "1" when the engine was never asked
 	HeaderKeyStatus      = "Mrgc-Key-Status"      // response: "stale" when no recipient's key is held any more
 
@@ -51,6 +52,13 @@ const (
 // KeyStatusStale is the value of [HeaderKeyStatus] that asks the client to
 // fetch recipients again.
 const KeyStatusStale = "stale"
+
+// Values of [HeaderOutcome]. An answer's seal hides its status; whether an engine
+// does its work those must know who choose it.
+const (
+	OutcomeFailed  = "failed"  // the engine failed: a status from 500, no answer, or half of one
+	OutcomeRefused = "refused" // the engine would not: a status from 400
+)
 
 // Content types of the sealed envelope.
 const (
