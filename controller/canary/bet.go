@@ -13,9 +13,12 @@ import (
 // difference, such as 2 % of a time that varies by half of itself, is never held
 // against it. The odds of failure must be about 1.4 times as high.
 var (
-	timeBets = []float64{0.5, 1, 1.5}
-	oddsBets = []float64{2, 5, 20}
+	timeBets = [bets]float64{0.5, 1, 1.5}
+	oddsBets = [bets]float64{2, 5, 20}
 )
+
+// bets are how many there are on each signal.
+const bets = 3
 
 // bucketOf is the number of the bucket of package size that tokens are in; of an
 // unknown size it is 0.
@@ -45,7 +48,7 @@ func (b *block) clear() { b.canary, b.other = b.canary[:0], b.other[:0] }
 
 // timeFactors are what the time bets pay: the mean of 1 + λ(u-1/2) is 1 if the
 // versions are alike.
-func (b *block) timeFactors() []float64 {
+func (b *block) timeFactors() (factors [bets]float64) {
 	slower := 0.0
 	for _, c := range b.canary {
 		for _, o := range b.other {
@@ -58,7 +61,6 @@ func (b *block) timeFactors() []float64 {
 		}
 	}
 	u := slower / float64(len(b.canary)*len(b.other))
-	factors := make([]float64, len(timeBets))
 	for i, bet := range timeBets {
 		factors[i] = 1 + bet*(u-0.5)
 	}
@@ -68,10 +70,9 @@ func (b *block) timeFactors() []float64 {
 // oddsFactors are what the bets on odds pay: r to the power of the failures that
 // were the canary's, over its mean when any requests of the block may have
 // been the ones that failed (the hypergeometric distribution).
-func (b *block) oddsFactors() []float64 {
+func (b *block) oddsFactors() (factors [bets]float64) {
 	failed := count(b.canary)
 	all := failed + count(b.other)
-	factors := make([]float64, len(oddsBets))
 	for i, r := range oddsBets {
 		factors[i] = math.Pow(r, float64(failed)) / meanPower(r, all, len(b.canary), len(b.other))
 	}
@@ -107,7 +108,7 @@ func logFactorial(n int) float64 {
 
 // stake is what has become of 1.
 type stake struct {
-	wagered []float64 // by bet
+	wagered [bets]float64
 	kept    float64
 	pieces  int // of it that have been wagered
 }
@@ -122,8 +123,8 @@ const (
 	allPieces  = int(day / everyPiece)
 )
 
-func newStake(bets int) *stake {
-	s := &stake{wagered: make([]float64, bets), kept: 1}
+func newStake() *stake {
+	s := &stake{kept: 1}
 	s.wager(firstPart)
 	return s
 }
@@ -132,7 +133,7 @@ func (s *stake) wager(part float64) {
 	part = min(part, s.kept)
 	s.kept -= part
 	for i := range s.wagered {
-		s.wagered[i] += part / float64(len(s.wagered))
+		s.wagered[i] += part / bets
 	}
 }
 
@@ -143,7 +144,7 @@ func (s *stake) release(since time.Duration) {
 	}
 }
 
-func (s *stake) win(factors []float64) {
+func (s *stake) win(factors [bets]float64) {
 	for i, f := range factors {
 		s.wagered[i] *= f
 	}

@@ -70,6 +70,7 @@ type Judge struct {
 	day     time.Time // when the stakes were 1
 	blocks  [len(Signals)]map[int]*block
 	stakes  [len(Signals)]*stake
+	own     Evidence
 	verdict Verdict
 }
 
@@ -119,11 +120,14 @@ func blockSize(share float64) int {
 func (j *Judge) restake(now time.Time) {
 	j.day = now
 	for i := range Signals {
-		factors := timeBets
-		if Signals[i] == SignalErrors {
-			factors = oddsBets
-		}
-		j.stakes[i] = newStake(len(factors))
+		j.stakes[i] = newStake()
+	}
+}
+
+// newDay begins one if it is time to.
+func (j *Judge) newDay(now time.Time) {
+	if now.Sub(j.day) >= day {
+		j.restake(now)
 	}
 }
 
@@ -132,9 +136,7 @@ func (j *Judge) Observe(o Observation, now time.Time) Verdict {
 	if j.verdict.Worse || now.Sub(j.begun) < j.config.WarmUp {
 		return j.verdict
 	}
-	if now.Sub(j.day) >= day {
-		j.restake(now)
-	}
+	j.newDay(now)
 	for i, signal := range Signals {
 		value, bucket, known := o.measure(signal)
 		if !known {
@@ -159,16 +161,24 @@ func (j *Judge) bet(i int, b *block, now time.Time) {
 	if len(b.canary) == 0 || len(b.other) == 0 {
 		return // whatever it is, it says nothing
 	}
+	factors := b.timeFactors
+	if Signals[i] == SignalErrors {
+		factors = b.oddsFactors
+		j.own.Compared += len(b.canary)
+		j.verdict.Compared += len(b.canary)
+	}
+	paid := factors()
+	j.own.add(i, paid)
+	j.wager(i, paid, now)
+}
+
+// wager wagers the stake of a signal on what has paid so much.
+func (j *Judge) wager(i int, factors [bets]float64, now time.Time) {
 	s := j.stakes[i]
 	s.release(now.Sub(j.day))
-	if Signals[i] == SignalErrors {
-		s.win(b.oddsFactors())
-		j.verdict.Compared += len(b.canary)
-	} else {
-		s.win(b.timeFactors())
-	}
+	s.win(factors)
 	j.verdict.Evidence[i] = s.log() / j.needed(i)
-	if j.verdict.Evidence[i] >= 1 {
+	if j.verdict.Evidence[i] >= 1 && !j.verdict.Worse {
 		j.verdict.Worse, j.verdict.Signal = true, Signals[i]
 	}
 }

@@ -17,6 +17,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 
 	"github.com/fxamacker/cbor/v2"
@@ -30,6 +31,8 @@ const (
 	MaxClaims       = 256
 	MaxHomes        = 256
 	MaxEvents       = 256
+	MaxEvidence     = 32 // canaries
+	MaxLogs         = 16 // of one
 
 	MaxNameBytes = 256 // of a conversation's key or a request's id
 	maxIDBytes   = 64  // of an instance's id
@@ -53,6 +56,24 @@ type Message struct {
 	// Claims has what each tenant has in flight of each model, by the sender's own
 	// picks alone, in order of model and tenant.
 	Claims []Claim
+	// Evidence has what the sender's own requests say of each canary, in order of
+	// model and canary.
+	Evidence []Evidence
+}
+
+// Evidence is what requests have come to that the sender has seen end, of a model's
+// canary: sums, as package controller/canary has them.
+type Evidence struct {
+	_             struct{} `cbor:",toarray"`
+	Model, Canary string
+	Split         string // names the weights that hold
+	Began         int64  // nanoseconds since 1970: when the sums were 0
+	Compared      int
+	Logs          []float64
+}
+
+func (e *Evidence) compare(o *Evidence) int {
+	return cmp.Or(cmp.Compare(e.Model, o.Model), cmp.Compare(e.Canary, o.Canary))
 }
 
 // Epoch names a router's process. Epochs of one router are ordered by when
@@ -204,7 +225,7 @@ func (m *Message) check() error {
 			return fmt.Errorf("peers: message of %d requests and %d tokens, %d of them new, on an instance", c.Requests, c.Tokens, c.Sent)
 		}
 	}
-	if err := m.checkClaims(); err != nil {
+	if err := errors.Join(m.checkClaims(), m.checkEvidence()); err != nil {
 		return err
 	}
 	for _, h := range m.Homes {
@@ -235,6 +256,24 @@ func (m *Message) checkClaims() error {
 	}
 	return nil
 }
+
+func (m *Message) checkEvidence() error {
+	if len(m.Evidence) > MaxEvidence {
+		return fmt.Errorf("peers: message of evidence on %d canaries, at most %d", len(m.Evidence), MaxEvidence)
+	}
+	for i := range m.Evidence {
+		e := &m.Evidence[i]
+		if !isName(e.Model) || !isName(e.Canary) || !isID(e.Split) || i > 0 && m.Evidence[i-1].compare(e) >= 0 {
+			return errors.New("peers: message's evidence is not in order, each canary once")
+		}
+		if e.Began <= 0 || e.Compared < 0 || len(e.Logs) > MaxLogs || slices.ContainsFunc(e.Logs, isNoNumber) {
+			return errors.New("peers: message of evidence that says nothing")
+		}
+	}
+	return nil
+}
+
+func isNoNumber(f float64) bool { return math.IsNaN(f) || math.IsInf(f, 0) }
 
 func isID(s string) bool   { return s != "" && len(s) <= maxIDBytes }
 func isName(s string) bool { return s != "" && len(s) <= MaxNameBytes }

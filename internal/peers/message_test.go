@@ -3,6 +3,7 @@ package peers_test
 import (
 	"bytes"
 	"fmt"
+	"math"
 	"strings"
 	"testing"
 
@@ -21,6 +22,9 @@ func full() *peers.Message {
 		Homes:    []peers.Home{{Conversation: "k", Instance: "use1-0"}},
 		Events:   []peers.Event{{Request: "r", Instance: "use1-1", Kind: peers.Moved}, {Request: "s", Kind: peers.Failed}},
 		Claims:   []peers.Claim{{Model: "m", Tenant: "acme", Weight: 1, Tokens: 2000}, {Model: "m", Tenant: "umbra", Weight: 2, Tokens: 1}},
+		Evidence: []peers.Evidence{
+			{Model: "m", Canary: "2", Split: "s", Began: 5, Compared: 3, Logs: []float64{0.5, -1.25}}, {Model: "m", Canary: "3", Split: "s", Began: 5, Logs: []float64{}},
+		},
 	}
 }
 
@@ -43,11 +47,12 @@ var _ = Describe("A message", func() {
 		Expect(got.Homes).To(BeEmpty())
 		Expect(got.Events).To(BeEmpty())
 		Expect(got.Claims).To(BeEmpty())
+		Expect(got.Evidence).To(BeEmpty())
 	})
 
 	It("fits when it is as large as may be", func() {
 		m := full()
-		m.InFlight, m.Homes, m.Events, m.Claims = nil, nil, nil, nil
+		m.InFlight, m.Homes, m.Events, m.Claims, m.Evidence = nil, nil, nil, nil, nil
 		id := func(i int) string {
 			return string(rune('a'+i/100)) + string(rune('a'+i/10%10)) + string(rune('a'+i%10)) + strings.Repeat("i", 61)
 		}
@@ -62,6 +67,16 @@ var _ = Describe("A message", func() {
 		}
 		for i := range peers.MaxClaims {
 			m.Claims = append(m.Claims, peers.Claim{Model: strings.Repeat("m", peers.MaxNameBytes), Tenant: id(i), Weight: 1000, Tokens: 1 << 40})
+		}
+		for i := range peers.MaxEvidence {
+			logs := make([]float64, peers.MaxLogs)
+			for k := range logs {
+				logs[k] = math.Pi * float64(k+1)
+			}
+			m.Evidence = append(m.Evidence, peers.Evidence{
+				Model: strings.Repeat("m", peers.MaxNameBytes), Canary: id(i) + strings.Repeat("v", peers.MaxNameBytes-64), Split: id(0),
+				Began: 1 << 62, Compared: 1 << 40, Logs: logs,
+			})
 		}
 		Expect(peers.Decode(encoded(m))).To(Equal(m))
 	})
@@ -109,6 +124,16 @@ var _ = Describe("A message", func() {
 		Entry("with a claim of too much weight", func(m *peers.Message) { m.Claims[0].Weight = 1025 }, "weight 1025"),
 		Entry("with a claim of no tokens", func(m *peers.Message) { m.Claims[0].Tokens = 0 }, "0 tokens"),
 		Entry("with a claim of too many tokens", func(m *peers.Message) { m.Claims[0].Tokens = 1<<40 + 1 }, "tokens"),
+		Entry("with too much evidence", func(m *peers.Message) { m.Evidence = make([]peers.Evidence, peers.MaxEvidence+1) }, "33 canaries"),
+		Entry("with a canary twice", func(m *peers.Message) { m.Evidence[1].Canary = "2" }, "in order"),
+		Entry("with evidence of no model", func(m *peers.Message) { m.Evidence[0].Model = "" }, "in order"),
+		Entry("with evidence of no canary", func(m *peers.Message) { m.Evidence[0].Canary = "" }, "in order"),
+		Entry("with evidence under no weights", func(m *peers.Message) { m.Evidence[0].Split = "" }, "in order"),
+		Entry("with evidence that has not begun", func(m *peers.Message) { m.Evidence[0].Began = 0 }, "says nothing"),
+		Entry("with evidence of fewer than no requests", func(m *peers.Message) { m.Evidence[0].Compared = -1 }, "says nothing"),
+		Entry("with more sums than there can be", func(m *peers.Message) { m.Evidence[0].Logs = make([]float64, peers.MaxLogs+1) }, "says nothing"),
+		Entry("with a sum that is no number", func(m *peers.Message) { m.Evidence[0].Logs[0] = math.NaN() }, "says nothing"),
+		Entry("with a sum without end", func(m *peers.Message) { m.Evidence[0].Logs[0] = math.Inf(-1) }, "says nothing"),
 		Entry("with a home of nobody", func(m *peers.Message) { m.Homes[0].Conversation = "" }, "home"),
 		Entry("with a home of too long a name", func(m *peers.Message) { m.Homes[0].Conversation = strings.Repeat("c", 257) }, "home"),
 		Entry("with a home nowhere", func(m *peers.Message) { m.Homes[0].Instance = "" }, "home"),
