@@ -45,7 +45,8 @@ func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.
 func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
 	common := entry.GetCommonProperties()
 	e := peers.Event{Request: entry.GetRequest().GetRequestId()}
-	if instance := p.index().at(addressOf(common)); instance != nil {
+	instance := p.index().at(addressOf(common))
+	if instance != nil {
 		e.Instance = instance.ID
 	}
 	switch common.GetAccessLogType() {
@@ -60,6 +61,9 @@ func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
 			p.noteWait(e.Request, waited)
 		}
 		e.Kind = outcomeOf(entry)
+		if instance != nil {
+			p.tellEnded(entry, instance, e.Kind)
+		}
 	default:
 		return
 	}
@@ -81,6 +85,7 @@ func (p *Picker) apply(e peers.Event) (wasInFlight bool) {
 		from := p.inFlight.Move(e.Request, e.Instance)
 		if from != "" && from != e.Instance {
 			p.outcomes.add(from, true, p.now())
+			p.tellMoved(e.Request, from)
 		}
 		return from != ""
 	}

@@ -44,6 +44,9 @@ type Config struct {
 	// Report gives an instance's last load report; it does not block. Default:
 	// that of its heartbeat, which is stale.
 	Report func(*fleet.Instance) routing.Report
+	// Ended hears of every attempt of a request that has ended, and where that says
+	// anything; it does not block. Default: nobody does.
+	Ended func(Ended)
 	// InFlightTimeout is after what time a request counts as ended although
 	// nobody said so. Default: [DefaultInFlightTimeout].
 	InFlightTimeout time.Duration
@@ -73,6 +76,7 @@ type Picker struct {
 	metrics  *metrics
 	split    func(string) routing.Split
 	report   func(*fleet.Instance) routing.Report // nil: heartbeats
+	ended    func(Ended)
 	inFlight *InFlight
 	outcomes *outcomes
 	homes    *homes
@@ -98,6 +102,9 @@ func New(cfg Config) (*Picker, error) {
 	if cfg.Split == nil {
 		cfg.Split = func(string) routing.Split { return nil }
 	}
+	if cfg.Ended == nil {
+		cfg.Ended = func(Ended) {}
+	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -109,6 +116,7 @@ func New(cfg Config) (*Picker, error) {
 		log:      cfg.Logger,
 		split:    cfg.Split,
 		report:   cfg.Report,
+		ended:    cfg.Ended,
 		inFlight: NewInFlight(cfg.InFlightTimeout),
 		outcomes: newOutcomes(),
 		homes:    newHomes(),

@@ -91,6 +91,18 @@ func (b *Book) Update(envoyID string, change func(at time.Time, o *Outcome)) {
 	}
 }
 
+// Request gives what the newest decision that Envoy calls envoyID was asked, if it is
+// still there. What it refers to is not the caller's to change.
+func (b *Book) Request(envoyID string) (routing.Request, bool) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	n, ok := b.byEnvoys[envoyID]
+	if !ok {
+		return routing.Request{}, false
+	}
+	return b.decided.slots[n%Kept].Request, true
+}
+
 // Find gives the records of a request by either of its ids, the newest first.
 func (b *Book) Find(id string) []Record {
 	var found []Record
