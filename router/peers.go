@@ -62,6 +62,7 @@ type exchange struct {
 	want     identity.ID // every router's of the region
 	identity *identity.Source
 	picker   *extproc.Picker
+	judges   *judges
 	log      *slog.Logger
 	lookup   func(ctx context.Context, network, host string) ([]netip.Addr, error)
 	interval time.Duration // between two times that names are looked up
@@ -105,10 +106,10 @@ func parsePeers(texts []string) (names []peerName, err error) {
 	return names, nil
 }
 
-func newExchange(config *Config, picker *extproc.Picker, log *slog.Logger) (*exchange, error) {
+func newExchange(config *Config, picker *extproc.Picker, judges *judges, log *slog.Logger) (*exchange, error) {
 	names, err := parsePeers(config.Peers)
 	return &exchange{
-		names: names, want: config.Identity.ID(), identity: config.Identity, picker: picker, log: log,
+		names: names, want: config.Identity.ID(), identity: config.Identity, picker: picker, judges: judges, log: log,
 		lookup: net.DefaultResolver.LookupNetIP, interval: resolveInterval,
 		open: map[string]context.CancelFunc{}, state: map[string]string{},
 	}, err
@@ -237,6 +238,7 @@ func (e *exchange) listen(ctx context.Context, conn *grpc.ClientConn, address st
 		if !e.picker.Learn(address, message) {
 			return heard, errOwn
 		}
+		e.judges.learn(message)
 		if !heard {
 			heard = true
 			e.set(address, peerConnected)
@@ -259,6 +261,7 @@ func (e *exchange) tell(stream grpc.ServerStream) error {
 	for {
 		changed := e.picker.Changed()
 		message := e.picker.Tell(&told)
+		message.Evidence = e.judges.tell()
 		raw, err := message.Encode()
 		if err != nil {
 			return err

@@ -62,6 +62,14 @@ type Config struct {
 	// this router may be among them. Default: it is the only one.
 	Peers []string
 
+	// Rollback sets the weight of a version to 0 where every router takes it from, and
+	// records why; [ErrDivided] when that is not what there is to do any more. It may be
+	// called by every router at the same time. Default: nobody can.
+	Rollback func(Rollback) error
+	// CanaryWarmUp is how long requests are passed over after weights have changed;
+	// default as in package controller/canary.
+	CanaryWarmUp time.Duration
+
 	Store    fleet.Store
 	Identity *identity.Source
 	// TenantCertificate and TenantKey are PEM files of the certificate that
@@ -91,6 +99,7 @@ type Router struct {
 	xds        *xds.Server
 	picker     *extproc.Picker
 	recipients *collector
+	judges     *judges
 	loads      *loads
 	scores     *scores
 	peers      *exchange
@@ -126,6 +135,7 @@ func New(config Config) (*Router, error) {
 		IdleConnTimeout:     2 * documentRefresh,
 	}}, r.log)
 
+	r.judges = newJudges(&config, r.log)
 	r.loads = newLoads(config.Region, config.Identity, r.heard, r.log)
 	if r.config.XDS.Weight == nil {
 		r.config.XDS.Weight = r.weight
@@ -139,6 +149,9 @@ func New(config Config) (*Router, error) {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	r.xds.SetSplits(config.Splits)
+	if err := errors.Join(r.judges.set(&config.Settings, r.started), r.judges.register(r.metrics)); err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
 	r.picker, err = extproc.New(extproc.Config{
 		Region:   config.Region,
 		Settings: config.Settings.picker(),
@@ -147,6 +160,7 @@ func New(config Config) (*Router, error) {
 			return r.tenants.Load().AdmitToEdge(name, bearer, now)
 		},
 		Split:   r.split,
+		Ended:   r.judges.observe,
 		Report:  r.reported,
 		Logger:  r.log,
 		Metrics: r.metrics,
@@ -154,7 +168,7 @@ func New(config Config) (*Router, error) {
 	if err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
-	if r.peers, err = newExchange(&config, r.picker, r.log); err != nil {
+	if r.peers, err = newExchange(&config, r.picker, r.judges, r.log); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	r.showTenants()
@@ -190,6 +204,7 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	group.Go(func() error { r.follow(ctx); return nil })
 	group.Go(func() error { r.collect(ctx); return nil })
 	group.Go(func() error { r.peers.run(ctx); return nil })
+	group.Go(func() error { r.judges.run(ctx); return nil })
 	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
 	group.Go(func() error { r.followTenants(ctx); return nil })
 	group.Go(func() error { return r.xds.Run(ctx) })
@@ -325,7 +340,7 @@ func (r *Router) serveAdmin(ctx context.Context, l net.Listener) error {
 }
 
 // adminHandler is the operator's: package xds's pages, the configuration that
-// holds, the instances' load and scores, the other routers, decisions, metrics, and
+// holds, the versions on trial, the instances' load and scores, the other routers, decisions, metrics, and
 // a readiness that includes the recipients.
 func (r *Router) adminHandler() http.Handler {
 	mux := http.NewServeMux()
@@ -338,6 +353,7 @@ func (r *Router) adminHandler() http.Handler {
 		xdsAdmin.ServeHTTP(w, req)
 	})
 	mux.HandleFunc("GET /config", r.serveConfig)
+	mux.HandleFunc("GET /canary", r.judges.serve)
 	mux.HandleFunc("GET /load", r.loads.serveLoad)
 	mux.HandleFunc("GET /peers", r.peers.serve)
 	mux.HandleFunc("GET /scores", r.serveScores)

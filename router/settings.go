@@ -1,6 +1,7 @@
 package router
 
 import (
+	"errors"
 	"fmt"
 	"net/http"
 	"sync"
@@ -26,8 +27,13 @@ type Settings struct {
 	// Splits divide models' requests between their versions, by model: in the picker,
 	// among the recipients that clients are offered, and in the weights that Envoy
 	// balances by without a picker. A model without is not divided.
-	Splits     map[string]routing.Split
-	StaleAfter time.Duration // age of a heartbeat that no longer counts
+	Splits map[string]routing.Split
+	// AutoRollback are the models of which a version that is judged worse is rolled
+	// back; others' are said to be worse. FalsePerDay is how many false verdicts a day
+	// may cost each version on trial, on average; default 0.01.
+	AutoRollback map[string]bool
+	FalsePerDay  float64
+	StaleAfter   time.Duration // age of a heartbeat that no longer counts
 
 	MessageTimeout      time.Duration // for which Envoy waits for the picker; default as in package xds, as of the next two
 	ResponseIdleTimeout time.Duration
@@ -66,7 +72,7 @@ func (r *Router) SetSettings(s Settings) error {
 	if err := r.xds.SetSettings(s.xds(r.config.Region)); err != nil {
 		return fmt.Errorf("router: %w", err)
 	}
-	if err := r.picker.SetSettings(picker); err != nil {
+	if err := errors.Join(r.picker.SetSettings(picker), r.judges.set(&s, time.Now())); err != nil {
 		return fmt.Errorf("router: %w", err)
 	}
 	r.settings.Store(&s)
