@@ -1,28 +1,28 @@
 package main
 
 import (
-	"bytes"
 	"cmp"
-	"encoding/json"
-	"errors"
+	"context"
 	"fmt"
 	"io"
 	"math"
 	"os"
-	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/routing"
+	"github.com/mrgc/mrgc/operator"
+	"github.com/mrgc/mrgc/router"
 )
 
 // canaryOptions are those of every subcommand.
 type canaryOptions struct {
 	config, output string
+	admins         []string // of status
 }
 
 func canaryCommand() *cobra.Command {
@@ -57,18 +57,7 @@ shall get no requests yet with weight 0.`,
 				return o.set(cmd.OutOrStdout(), args[0], args[1], weight)
 			},
 		},
-		&cobra.Command{
-			Use:   "status",
-			Short: "Show the versions of each model and their weights",
-			Args:  cobra.NoArgs,
-			RunE: func(cmd *cobra.Command, _ []string) error {
-				cluster, err := config.Load(o.config)
-				if err != nil {
-					return err
-				}
-				return o.print(cmd.OutOrStdout(), cluster)
-			},
-		},
+		canaryStatusCommand(&o),
 		&cobra.Command{
 			Use:   "promote MODEL VERSION",
 			Short: "Give a version all requests",
@@ -84,6 +73,24 @@ shall get no requests yet with weight 0.`,
 			RunE:  func(cmd *cobra.Command, args []string) error { return o.set(cmd.OutOrStdout(), args[0], args[1], 0) },
 		},
 	)
+	return cmd
+}
+
+func canaryStatusCommand(o *canaryOptions) *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "status",
+		Short: "Show the versions of each model, their weights, and how new ones do beside the present one",
+		Long: `Status shows every version and its weight, and what the routers have found out of
+those on trial: of the versions that have a weight, each but the first listed. Evidence
+is from 0, a verdict at 1; below 0 the version has rather been better, or there is
+little yet. Times are compared size by size, and shown as multiples of the present
+version's. Versions that were rolled back have the reason beside them.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			return o.status(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
+		},
+	}
+	cmd.Flags().StringArrayVar(&o.admins, "admin", nil, "a router's admin, http://127.0.0.1:9003 (repeat; default: every "+operator.EnvPrefix+"* of the environment)")
 	return cmd
 }
 
@@ -105,112 +112,66 @@ func (o *canaryOptions) set(w io.Writer, model, version string, weight int) erro
 	if err := o.check(); err != nil {
 		return err
 	}
-	text, err := os.ReadFile(o.config)
-	if err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	cluster, err := config.Parse(o.config, text)
-	if err != nil {
+	if err := setWeight(o.config, model, version, weight, nil); err != nil {
 		return err
 	}
-	split, divided := cluster.Splits()[model]
-	if !divided {
-		return fmt.Errorf("%s has no model %q with versions", o.config, model)
-	}
-	if split, err = split.With(version, weight); err != nil {
-		return fmt.Errorf("model %q in %s: %w", model, o.config, err)
-	}
-	edited, err := config.WithSplit(o.config, text, model, split)
+	cluster, err := config.Load(o.config)
 	if err != nil {
 		return err
 	}
-	if err := replaceConfig(o.config, text, edited); err != nil {
-		return fmt.Errorf("configuration: %w", err)
-	}
-	if cluster, err = config.Parse(o.config, edited); err != nil {
-		return err
-	}
-	return o.print(w, cluster)
+	return o.print(w, weightsOf(cluster))
 }
 
-// replaceConfig puts an edited file in the place of what was read, with its
-// permissions: nobody reads half of it. A link stays one.
-func replaceConfig(path string, read, edited []byte) error {
-	path, err := filepath.EvalSymlinks(path)
-	if err != nil {
-		return err
-	}
-	info, err := os.Stat(path)
-	if err != nil {
-		return err
-	}
-	fresh, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)+".*")
-	if err != nil {
-		return err
-	}
-	_, err = fresh.Write(edited)
-	if err = errors.Join(err, fresh.Chmod(info.Mode().Perm()), fresh.Sync(), fresh.Close()); err == nil {
-		err = unchangedSince(path, read)
-	}
-	if err == nil {
-		err = os.Rename(fresh.Name(), path)
-	}
-	if err != nil {
-		return errors.Join(err, os.Remove(fresh.Name()))
-	}
-	return nil
-}
-
-// unchangedSince gives an error if somebody else has changed the file meanwhile.
-func unchangedSince(path string, read []byte) error {
-	now, err := os.ReadFile(path)
-	if err == nil && !bytes.Equal(now, read) {
-		err = fmt.Errorf("%s has just been changed by somebody else: look at it, and try again", path)
-	}
-	return err
-}
-
-// weighted is a version as status shows it.
-type weighted struct {
-	Model   string `json:"model"`
-	Version string `json:"version"`
-	Weight  int    `json:"weight_per_mille"`
-}
-
-func (o *canaryOptions) check() error {
-	if o.output != "table" && o.output != "json" {
-		return fmt.Errorf("--output %q: want table or json", o.output)
-	}
-	return nil
-}
-
-// print shows every version of every model that has any.
-func (o *canaryOptions) print(w io.Writer, cluster *config.Config) error {
+// status shows weights, what routers say of them, and what has been rolled back. Where
+// there is no router to ask it says so, and shows the rest.
+func (o *canaryOptions) status(ctx context.Context, w, notes io.Writer) error {
 	if err := o.check(); err != nil {
 		return err
 	}
-	all := []weighted{}
-	for _, m := range cluster.Models {
-		for _, v := range m.Versions {
-			all = append(all, weighted{m.Name, v.Name, v.Weight})
-		}
+	cluster, err := config.Load(o.config)
+	if err != nil {
+		return err
 	}
-	if o.output == "json" {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(all)
+	all := weightsOf(cluster)
+	done, err := recorded(o.config)
+	if err != nil {
+		return err
 	}
-	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "MODEL\tVERSION\tSHARE")
-	for _, v := range all {
-		fmt.Fprintf(table, "%s\t%s\t%s\n", v.Model, v.Version, shareText(v.Weight))
+	admins, noRouter := operator.NewAdmins(o.admins, os.Environ())
+	if noRouter != nil && len(o.admins) > 0 {
+		return noRouter
 	}
-	return table.Flush()
+	var trials []operator.TrialStatus
+	if noRouter == nil {
+		trials, noRouter = admins.Trials(ctx)
+	}
+	for i := range all {
+		all[i].find(trials, done)
+	}
+	if noRouter != nil {
+		fmt.Fprintln(notes, "mrgc: what routers say of versions is missing here:", noRouter)
+	}
+	return o.print(w, all)
 }
 
-func shareText(perMille int) string {
-	if perMille == 0 {
-		return "0 %, withdrawn"
-	}
-	return strconv.FormatFloat(float64(perMille)/10, 'f', -1, 64) + " %"
+// setWeight gives a version a weight in a file; only if its model's requests are
+// divided as is expected, unless that is nil.
+func setWeight(path, model, version string, weight int, expected routing.Split) error {
+	return config.Edit(path, func(text []byte) ([]byte, error) {
+		cluster, err := config.Parse(path, text)
+		if err != nil {
+			return nil, err
+		}
+		split, divided := cluster.Splits()[model]
+		if expected != nil && !slices.Equal(split, expected) {
+			return nil, router.ErrDivided
+		}
+		if !divided {
+			return nil, fmt.Errorf("%s has no model %q with versions", path, model)
+		}
+		if split, err = split.With(version, weight); err != nil {
+			return nil, fmt.Errorf("model %q in %s: %w", model, path, err)
+		}
+		return config.WithSplit(path, text, model, split)
+	})
 }

@@ -32,6 +32,8 @@ var _ = Describe("A router's settings", func() {
 		Expect(s.Policies).To(Equal(cluster.Policies()))
 		Expect(s.Splits).To(Equal(cluster.Splits()))
 		Expect(s.Version).To(Equal(cluster.Version()))
+		Expect(s.AutoRollback).To(Equal(map[string]bool{cluster.Models[0].Name: false}))
+		Expect(s.FalsePerDay).To(BeNumerically("~", 0.01/3, 1e-12))
 		Expect(s.MaxBodyBytes).To(BeEquivalentTo(cluster.Limits.RequestBodyBytes))
 		Expect(s.MessageTimeout).To(Equal(cluster.Picker.MessageTimeout))
 		Expect(s.ResponseIdleTimeout).To(Equal(cluster.Limits.ResponseIdleTimeout))

@@ -84,6 +84,7 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	}
 	settings.Store, settings.Identity, settings.Logger, settings.XDS.Logger = store, self, log, log
 	settings.Tenants = tenants.Keeper()
+	settings.Rollback = rollBack(o.config, settings.Region, log)
 	r, err := router.New(settings)
 	if err != nil {
 		return err
@@ -128,19 +129,25 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	}, nil
 }
 
+// falsePerDay is how many false verdicts a day cost a version on trial at most, on
+// average, of all regions' routers.
+const falsePerDay = 0.01
+
 // routerSettings are what of it may change while the router runs.
 func routerSettings(cluster *config.Config, region fleet.Region) router.Settings {
 	s := router.Settings{
 		SpillTo: cluster.Region(region).SpillTo, Restrictions: cluster.Restrictions(),
-		Policies: cluster.Policies(), Splits: cluster.Splits(),
+		Policies: cluster.Policies(), Splits: cluster.Splits(), AutoRollback: map[string]bool{},
 		StaleAfter:          cluster.Fleet.StaleAfter,
 		MessageTimeout:      cluster.Picker.MessageTimeout,
 		ResponseIdleTimeout: cluster.Limits.ResponseIdleTimeout,
 		MaxBodyBytes:        int64(cluster.Limits.RequestBodyBytes),
+		FalsePerDay:         falsePerDay / float64(len(cluster.Regions)), // each judges by itself
 		Version:             cluster.Version(),
 	}
 	for _, m := range cluster.Models {
 		s.Models = append(s.Models, m.Name)
+		s.AutoRollback[m.Name] = m.AutoRollback
 	}
 	return s
 }
