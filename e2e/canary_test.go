@@ -106,11 +106,11 @@ func askForStream(ctx context.Context, env map[string]string, text string) (stat
 var _ = Describe("A canary", func() {
 	up := func(args ...string) *cluster {
 		GinkgoHelper()
-		return startCluster(append([]string{"--regions", "use1", "--engine", "sim", "--sim-profile", "a100", "--ask=false"}, args...)...)
+		return startCluster(append([]string{"--engine", "sim", "--sim-profile", "a100", "--ask=false"}, args...)...)
 	}
 
 	It("is rolled back by itself when it is slower, and when it fails, once, and with the reason", func(ctx SpecContext) {
-		c := up("--instances", "3", "--versions", "1,2,3", "--sim-slow", "use1-1=1.5", "--sim-fail", "use1-2=0.2")
+		c := up("--regions", "use1", "--instances", "3", "--versions", "1,2,3", "--sim-slow", "use1-1=1.5", "--sim-fail", "use1-2=0.2")
 		model := c.env()["MRGC_MODEL"]
 		c.canary(ctx, "set", model, "2", "30%")
 		c.canary(ctx, "set", model, "3", "30%")
@@ -148,20 +148,21 @@ var _ = Describe("A canary", func() {
 	})
 
 	It("that is alike is left alone", func(ctx SpecContext) {
-		c := up("--instances", "2", "--versions", "1,2")
+		c := up("--regions", "use1,use2", "--instances", "2", "--versions", "1,2")
 		model := c.env()["MRGC_MODEL"]
 		c.canary(ctx, "set", model, "2", "50%")
 		s := c.askForStreams(8)
-		compared := func() int {
+		compared := func(admin string) int {
 			var page struct{ Trials []struct{ Compared int } }
-			Expect(json.Unmarshal([]byte(get(ctx, c.env()["MRGC_ADMIN_USE1"]+"/canary")), &page)).To(Succeed())
+			Expect(json.Unmarshal([]byte(get(ctx, c.env()[admin]+"/canary")), &page)).To(Succeed())
 			if len(page.Trials) == 0 { // it has not been seen yet
 				return 0
 			}
 			return page.Trials[0].Compared
 		}
-		Eventually(ctx, compared, "4m", "500ms").Should(BeNumerically(">", 600), "more than what it took to find the others out")
+		Eventually(ctx, func() int { return compared("MRGC_ADMIN_USE1") }, "4m", "500ms").Should(BeNumerically(">", 600), "more than what it took to find the others out")
 		s.stop()
+		Eventually(ctx, func() int { return compared("MRGC_ADMIN_USE2_1") }, "20s").Should(Equal(compared("MRGC_ADMIN_USE1")), "what one region has seen, all judge by")
 		Expect(weightOf(c.split(), "2")).To(Equal(500))
 		Expect(filepath.Join(c.stateDir, "mrgc.yaml.rollbacks")).NotTo(BeAnExistingFile())
 		Expect(s.failed.Load() + s.cut.Load()).To(BeZero())

@@ -29,6 +29,14 @@ type Told struct{ homes, events uint64 }
 // Whoever takes it before [Picker.Tell] misses nothing.
 func (p *Picker) Changed() <-chan struct{} { return p.shared.changed.next() }
 
+// Sign makes the next message for a peer that says nothing yet but who says it.
+func (p *Picker) Sign() *peers.Message {
+	p.shared.mu.Lock()
+	defer p.shared.mu.Unlock()
+	p.shared.sequence++
+	return &peers.Message{Epoch: p.shared.epoch, Sequence: p.shared.sequence}
+}
+
 // Tell makes the next message for a peer.
 func (p *Picker) Tell(told *Told) *peers.Message {
 	p.inFlight.Expire(p.now())

@@ -143,7 +143,7 @@ func (cfg *Config) check() error {
 	case cfg.InFlightTimeout < 0:
 		return fmt.Errorf("config: InFlightTimeout is %v, must not be negative", cfg.InFlightTimeout)
 	}
-	return cfg.Settings.Validate(cfg.Region)
+	return cfg.Validate(cfg.Region)
 }
 
 // Process answers one request of Envoy's: a stream is one HTTP request. Only

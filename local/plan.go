@@ -293,6 +293,14 @@ func (p *plan) router(r region, part routerPart, token string) process {
 			args = append(args, "--peer", other.grpc)
 		}
 	}
+	for _, elsewhere := range p.regions {
+		if elsewhere.name == r.name {
+			continue
+		}
+		for _, other := range elsewhere.routers {
+			args = append(args, "--peer", elsewhere.name+"="+other.grpc)
+		}
+	}
 	return process{name: part.name, rank: rankRouter, env: []string{token}, args: args}
 }
 

@@ -201,7 +201,7 @@ var _ = Describe("A plan", func() {
 		Expect(flagOf(enclave, "-mode")).To(Equal("process"))
 	})
 
-	It("joins a region's routers, and no others", func() {
+	It("joins a region's routers, and has them hear the others' evidence", func() {
 		p := planFor(func(o *Options) { o.Routers = 3 })
 		byName := children(p)
 		for i, name := range []string{"router-use1", "router-use1-1", "router-use1-2"} {
@@ -213,10 +213,14 @@ var _ = Describe("A plan", func() {
 					others = append(others, "--peer", r.grpc)
 				}
 			}
-			Expect(byName[name].args[len(byName[name].args)-4:]).To(Equal(others))
+			for _, r := range p.regions[1].routers {
+				others = append(others, "--peer", "usw2="+r.grpc)
+			}
+			Expect(byName[name].args[len(byName[name].args)-10:]).To(Equal(others))
 		}
 		Expect(byName["envoy-use1"].after).To(Equal(p.regions[0].routers[0].grpc))
-		Expect(children(planFor(func(o *Options) { o.Routers = 1 }))["router-use1"].args).NotTo(ContainElement("--peer"))
+		alone := children(planFor(func(o *Options) { o.Routers, o.Regions = 1, []string{"use1"} }))
+		Expect(alone["router-use1"].args).NotTo(ContainElement("--peer"))
 	})
 
 	It("stops what brings requests before what answers them", func() {

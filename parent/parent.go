@@ -162,7 +162,7 @@ func New(config Config) (*Parent, error) {
 
 		probeAgain: make(chan struct{}, 1),
 	}
-	p.settings.Store(config.Settings.withDefaults())
+	p.settings.Store(config.withDefaults())
 	p.load = newLoad(func() int { return p.settings.Load().ConcurrentRequests })
 	first := loadreport.Report{Slots: config.EngineSlots, Models: reportedModels(&config)}
 	if err := first.Validate(); err != nil {

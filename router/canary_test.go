@@ -16,6 +16,8 @@ import (
 
 	"github.com/mrgc/mrgc/envoy/envoytest"
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/router"
 )
@@ -185,6 +187,22 @@ var _ = Describe("A version on trial through the real Envoy", func() {
 			MatchRegexp(`mrgc_version_requests_total\{model="smol",outcome="served",region="use1",version="v1"\} [1-9]`),
 			MatchRegexp(`mrgc_version_time_to_first_token_seconds_count\{model="smol",region="use1",version="v2"\} [1-9]`),
 		))
+	})
+
+	It("is judged by other regions, too, by what these routers have seen", func(ctx SpecContext) {
+		other := newRouter() // before the others: what they leave open until they stop is not its own
+		first, _, of := onTrial(false)
+		id := identity.ID{Region: "use2", Role: identity.RoleRouter}
+		other.config.Region, other.config.XDS.Region, other.config.SpillTo = "use2", "use2", []fleet.Region{"use1"}
+		other.config.Identity = first.envoys.Source(GinkgoTB(), id)
+		other.config.Splits, other.config.CanaryWarmUp = map[string]routing.Split{model: of.split}, -1
+		other.config.PeersAbroad = map[fleet.Region][]string{"use1": {first.grpc}}
+		other.start()
+		Eventually(func() string { return other.adminPage("/peers").text }).WithTimeout(10 * time.Second).Should(MatchRegexp(`"region":"use1","address":"\S+","state":"connected"`))
+		first.parents[1].Handle(failing())
+		first.underLoad(ctx)
+		Eventually(func() string { return other.trials().Trials[0].Verdict }).WithTimeout(60 * time.Second).Should(Equal("worse"))
+		Expect(other.trials().Trials[0].Own).To(BeZero())
 	})
 
 	It("is said to be worse and left where it is, if that is what mrgc.yaml says", func(ctx SpecContext) {

@@ -33,6 +33,8 @@ const (
 	// routers say tellIdle apart that they are there.
 	tellBusy = peers.ViewFor / 4
 	tellIdle = 3 * peers.ViewFor / 4
+	// tellAbroad is how often another region's routers are told.
+	tellAbroad = peerSilence / 3
 	// peerSilence is how long a peer may say nothing before its stream counts as
 	// broken.
 	peerSilence = 3 * peers.ViewFor
@@ -43,23 +45,30 @@ const (
 	maxPeers = 32
 )
 
-// The service by which routers follow each other: one stream of messages of
-// package peers, each in a BytesValue. It is private to one build and its next:
-// who does not understand the other does without.
+// The service by which routers follow each other: streams of messages of package
+// peers, each in a BytesValue. Those of one region follow all that the others have to
+// say; those of another region what they have found out of versions on trial. It is
+// private to one build and its next: who does not understand the other does without.
 const peersService = "mrgc.peers.v1.Peers"
 
 var (
 	followStream = grpc.StreamDesc{StreamName: "Follow", ServerStreams: true, Handler: func(service any, stream grpc.ServerStream) error {
 		return service.(*exchange).tell(stream)
 	}}
-	peersDesc = grpc.ServiceDesc{ServiceName: peersService, HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{followStream}}
+	evidenceStream = grpc.StreamDesc{StreamName: "Evidence", ServerStreams: true, Handler: func(service any, stream grpc.ServerStream) error {
+		return service.(*exchange).tellEvidence(stream)
+	}}
+	peersDesc = grpc.ServiceDesc{ServiceName: peersService, HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{followStream, evidenceStream}}
 )
 
-// exchange is between the region's routers: this one follows every other one,
-// and so does each.
+// exchange is with the routers of a region: this one follows every other one, and so
+// does each.
 type exchange struct {
 	names    []peerName  // of the goroutine of run
 	want     identity.ID // every router's of the region
+	follows  *grpc.StreamDesc
+	learn    func(address string, m *peers.Message) (fromAnother bool)
+	forget   func(address string)
 	identity *identity.Source
 	picker   *extproc.Picker
 	judges   *judges
@@ -110,6 +119,30 @@ func newExchange(config *Config, picker *extproc.Picker, judges *judges, log *sl
 	names, err := parsePeers(config.Peers)
 	return &exchange{
 		names: names, want: config.Identity.ID(), identity: config.Identity, picker: picker, judges: judges, log: log,
+		follows: &followStream, forget: picker.Forget,
+		learn: func(address string, m *peers.Message) bool {
+			another := picker.Learn(address, m)
+			if another {
+				judges.learn(m)
+			}
+			return another
+		},
+		lookup: net.DefaultResolver.LookupNetIP, interval: resolveInterval,
+		open: map[string]context.CancelFunc{}, state: map[string]string{},
+	}, err
+}
+
+// newExchangeAbroad is with another region's routers, of which only what they have
+// found out of versions on trial is followed.
+func newExchangeAbroad(config *Config, region fleet.Region, judges *judges, log *slog.Logger) (*exchange, error) {
+	if region == config.Region {
+		return nil, fmt.Errorf("peers of region %q are given as another region's", region)
+	}
+	names, err := parsePeers(config.PeersAbroad[region])
+	return &exchange{
+		names: names, want: routerOf(region), identity: config.Identity, judges: judges, log: log.With("peers_of", string(region)),
+		follows: &evidenceStream, forget: func(string) {},
+		learn:  func(_ string, m *peers.Message) bool { judges.learn(m); return true },
 		lookup: net.DefaultResolver.LookupNetIP, interval: resolveInterval,
 		open: map[string]context.CancelFunc{}, state: map[string]string{},
 	}, err
@@ -188,7 +221,7 @@ func (e *exchange) update(ctx context.Context, addresses []string) {
 func (e *exchange) follow(ctx context.Context, address string) {
 	defer func() {
 		<-ctx.Done() // also of this router itself, so that it is known as such
-		e.picker.Forget(address)
+		e.forget(address)
 		e.set(address, "")
 	}()
 	conn, err := dial(address, e.identity, e.want, peerSilence)
@@ -219,7 +252,7 @@ func (e *exchange) listen(ctx context.Context, conn *grpc.ClientConn, address st
 			err = fmt.Errorf("%w for %s", errSilent, peerSilence)
 		}
 	}()
-	stream, err := conn.NewStream(ctx, &followStream, "/"+peersService+"/"+followStream.StreamName, grpc.MaxCallRecvMsgSize(peers.MaxMessageBytes+16))
+	stream, err := conn.NewStream(ctx, e.follows, "/"+peersService+"/"+e.follows.StreamName, grpc.MaxCallRecvMsgSize(peers.MaxMessageBytes+16))
 	if err != nil {
 		return false, err
 	}
@@ -235,10 +268,9 @@ func (e *exchange) listen(ctx context.Context, conn *grpc.ClientConn, address st
 		if err != nil {
 			return heard, err
 		}
-		if !e.picker.Learn(address, message) {
+		if !e.learn(address, message) {
 			return heard, errOwn
 		}
-		e.judges.learn(message)
 		if !heard {
 			heard = true
 			e.set(address, peerConnected)
@@ -289,6 +321,31 @@ func (e *exchange) tell(stream grpc.ServerStream) error {
 	}
 }
 
+// tellEvidence has a router of another region follow what this one has found out.
+func (e *exchange) tellEvidence(stream grpc.ServerStream) error {
+	if err := stream.RecvMsg(&emptypb.Empty{}); err != nil {
+		return err
+	}
+	ticker := time.NewTicker(tellAbroad)
+	defer ticker.Stop()
+	for {
+		message := e.picker.Sign()
+		message.Evidence = e.judges.tell()
+		raw, err := message.Encode()
+		if err != nil {
+			return err
+		}
+		if err := stream.SendMsg(wrapperspb.Bytes(raw)); err != nil {
+			return err
+		}
+		select {
+		case <-stream.Context().Done():
+			return stream.Context().Err()
+		case <-ticker.C:
+		}
+	}
+}
+
 // set notes an address's state; empty forgets it.
 func (e *exchange) set(address, state string) {
 	e.mu.Lock()
@@ -309,6 +366,13 @@ func (e *exchange) states() map[string]string {
 
 // isRouter says whether a gRPC method is the routers' own.
 func isRouter(method string) bool { return strings.HasPrefix(method, "/"+peersService+"/") }
+
+// isRouterAbroad says whether a caller is a router of another region, and the method
+// one that those may call.
+func (r *Router) isRouterAbroad(who identity.ID, method string) bool {
+	return who == routerOf(fleet.Region(who.Region)) && who.Region != string(r.config.Region) &&
+		method == "/"+peersService+"/"+evidenceStream.StreamName
+}
 
 // routerOf is every router's identity in a region.
 func routerOf(region fleet.Region) identity.ID {

@@ -118,7 +118,7 @@ var _ = Describe("A router's peers", func() {
 		Expect(status.Code(err)).To(Equal(code), "%v", err)
 	},
 		Entry("an Envoy of the region", envoyID, codes.PermissionDenied),
-		Entry("a router of another region", identity.ID{Region: "use2", Role: identity.RoleRouter}, codes.Unavailable),
+		Entry("a router of another region", identity.ID{Region: "use2", Role: identity.RoleRouter}, codes.PermissionDenied),
 		Entry("a parent", parentID("use1", "use1-0"), codes.Unavailable),
 	)
 

@@ -39,8 +39,22 @@ func (e *exchange) entries() []peerEntry {
 	return page
 }
 
-func (e *exchange) serve(w http.ResponseWriter, _ *http.Request) {
-	writeJSON(w, http.StatusOK, map[string]any{"peers": e.entries()})
+// abroadEntry is an address of another region's routers, on the same page.
+type abroadEntry struct {
+	Region  string `json:"region"`
+	Address string `json:"address"`
+	State   string `json:"state"` // connected, not heard
+}
+
+func (r *Router) servePeers(w http.ResponseWriter, _ *http.Request) {
+	abroad := []abroadEntry{}
+	for _, e := range r.abroad {
+		states := e.states()
+		for _, address := range slices.Sorted(maps.Keys(states)) {
+			abroad = append(abroad, abroadEntry{Region: e.want.Region, Address: address, State: states[address]})
+		}
+	}
+	writeJSON(w, http.StatusOK, map[string]any{"peers": r.peers.entries(), "abroad": abroad})
 }
 
 // peerMetrics are read when they are collected.

@@ -61,6 +61,9 @@ type Config struct {
 	// host with several addresses is several routers, looked up again and again;
 	// this router may be among them. Default: it is the only one.
 	Peers []string
+	// PeersAbroad are likewise those of other regions, of which only what they have found
+	// out of versions on trial is heard. Default: each region judges by itself.
+	PeersAbroad map[fleet.Region][]string
 
 	// Rollback sets the weight of a version to 0 where every router takes it from, and
 	// records why; [ErrDivided] when that is not what there is to do any more. It may be
@@ -103,6 +106,7 @@ type Router struct {
 	loads      *loads
 	scores     *scores
 	peers      *exchange
+	abroad     []*exchange
 	metrics    *prometheus.Registry
 
 	certificatePoll time.Duration
@@ -154,7 +158,7 @@ func New(config Config) (*Router, error) {
 	}
 	r.picker, err = extproc.New(extproc.Config{
 		Region:   config.Region,
-		Settings: config.Settings.picker(),
+		Settings: config.picker(),
 		View:     r.view.Load,
 		Admit: func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error) {
 			return r.tenants.Load().AdmitToEdge(name, bearer, now)
@@ -170,6 +174,13 @@ func New(config Config) (*Router, error) {
 	}
 	if r.peers, err = newExchange(&config, r.picker, r.judges, r.log); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
+	}
+	for region := range config.PeersAbroad {
+		abroad, err := newExchangeAbroad(&config, region, r.judges, r.log)
+		if err != nil {
+			return nil, fmt.Errorf("router: %w", err)
+		}
+		r.abroad = append(r.abroad, abroad)
 	}
 	r.showTenants()
 	if err := errors.Join(registerPeerMetrics(r.metrics, config.Region, r.peers), r.registerTenantMetrics(),
@@ -204,6 +215,9 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	group.Go(func() error { r.follow(ctx); return nil })
 	group.Go(func() error { r.collect(ctx); return nil })
 	group.Go(func() error { r.peers.run(ctx); return nil })
+	for _, abroad := range r.abroad {
+		group.Go(func() error { abroad.run(ctx); return nil })
+	}
 	group.Go(func() error { r.judges.run(ctx); return nil })
 	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
 	group.Go(func() error { r.followTenants(ctx); return nil })
@@ -254,7 +268,7 @@ func (r *Router) collect(ctx context.Context) {
 }
 
 func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
-	config := r.config.Identity.ServerTLS(func(id identity.ID) bool { return r.isEnvoy(id) || id == routerOf(r.config.Region) })
+	config := r.config.Identity.ServerTLS(func(id identity.ID) bool { return r.isEnvoy(id) || id == routerOf(fleet.Region(id.Region)) })
 	config.NextProtos = []string{"h2"}
 	server := grpc.NewServer(
 		grpc.Creds(credentials.NewTLS(config)),
@@ -276,10 +290,12 @@ func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
 	return nil
 }
 
-// admitStream keeps Envoys and routers to what is each one's own.
+// admitStream keeps Envoys and routers to what is each one's own, and other regions'
+// routers to what they may hear.
 func (r *Router) admitStream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
 	who, err := callerOf(stream.Context())
-	if err != nil || r.isEnvoy(who) == isRouter(info.FullMethod) {
+	own := who.Region == string(r.config.Region) && r.isEnvoy(who) != isRouter(info.FullMethod)
+	if err != nil || !own && !r.isRouterAbroad(who, info.FullMethod) {
 		return status.Error(codes.PermissionDenied, "this service is not for "+who.String())
 	}
 	return handle(service, stream)
@@ -355,7 +371,7 @@ func (r *Router) adminHandler() http.Handler {
 	mux.HandleFunc("GET /config", r.serveConfig)
 	mux.HandleFunc("GET /canary", r.judges.serve)
 	mux.HandleFunc("GET /load", r.loads.serveLoad)
-	mux.HandleFunc("GET /peers", r.peers.serve)
+	mux.HandleFunc("GET /peers", r.servePeers)
 	mux.HandleFunc("GET /scores", r.serveScores)
 	mux.HandleFunc("GET /decisions", r.serveTrace)
 	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)

@@ -21,6 +21,7 @@ import (
 	"google.golang.org/grpc/credentials/insecure"
 	"google.golang.org/grpc/status"
 
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/xds"
@@ -225,6 +226,8 @@ var _ = Describe("New", func() {
 		Entry("a peer without a host", func(r *running) { r.config.Peers = []string{":9001"} }, `peer ":9001": want host:port`),
 		Entry("a peer at port 0", func(r *running) { r.config.Peers = []string{"routers:0"} }, `peer "routers:0": want host:port`),
 		Entry("a peer at a port by name", func(r *running) { r.config.Peers = []string{"routers:http"} }, `peer "routers:http": want host:port`),
+		Entry("peers abroad that are its own region's", func(r *running) { r.config.PeersAbroad = map[fleet.Region][]string{"use1": {"routers:9001"}} }, `peers of region "use1"`),
+		Entry("a peer abroad without a port", func(r *running) { r.config.PeersAbroad = map[fleet.Region][]string{"use2": {"10.0.0.9"}} }, `peer "10.0.0.9": want host:port`),
 		Entry("a peer twice", func(r *running) { r.config.Peers = []string{"routers:9001", "routers:9001"} }, "given twice"),
 	)
 })

@@ -41,6 +41,14 @@ var _ = Describe("A router's settings", func() {
 		Expect(s.XDS.HealthAddress).To(Equal(netip.MustParseAddrPort("0.0.0.0:8080")))
 	})
 
+	It("tell peers of the region from those of others, with which it judges together", func() {
+		s, err := routerConfig(cluster, "use1", routerOptions{peers: []string{"10.0.0.2:9001", "use2=routers.use2:9001", "usw2=10.2.0.1:9001", "usw2=10.2.0.2:9001"}})
+		Expect(err).NotTo(HaveOccurred())
+		Expect(s.Peers).To(Equal([]string{"10.0.0.2:9001"}))
+		Expect(s.PeersAbroad).To(Equal(map[fleet.Region][]string{"use2": {"routers.use2:9001"}, "usw2": {"10.2.0.1:9001", "10.2.0.2:9001"}}))
+		Expect(s.FalsePerDay).To(Equal(0.01))
+	})
+
 	It("take the addresses of the flags", func() {
 		s, err := routerConfig(cluster, "usw2", routerOptions{tenantAddress: "127.0.0.1:1", healthAddr: "127.0.0.1:2"})
 		Expect(err).NotTo(HaveOccurred())
@@ -54,6 +62,8 @@ var _ = Describe("A router's settings", func() {
 		Expect(err).To(MatchError(ContainSubstring(reason)))
 	},
 		Entry("a region that is not there", fleet.Region("euw1"), routerOptions{}, `mrgc.yaml has no region "euw1"`),
+		Entry("a peer of no region", fleet.Region("use1"), routerOptions{peers: []string{"euw1=routers:9001"}}, "--peer euw1=routers:9001: want another region"),
+		Entry("a peer of its own region, as if it were another's", fleet.Region("use1"), routerOptions{peers: []string{"use1=routers:9001"}}, "want another region"),
 		Entry("a bad tenant address", fleet.Region("use1"), routerOptions{tenantAddress: "443"}, "--tenant-address"),
 		Entry("a bad health address", fleet.Region("use1"), routerOptions{healthAddr: "localhost:1"}, "--health-address"),
 	)

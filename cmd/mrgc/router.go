@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -50,7 +51,7 @@ func routerCommand() *cobra.Command {
 	f.StringVar(&o.healthAddr, "health-address", "", "IP:port that Envoy serves health on (default likewise)")
 	f.StringVar(&o.tenantCert, "tenant-cert", "", "PEM file of the certificate that tenants see")
 	f.StringVar(&o.tenantKey, "tenant-key", "", "PEM file of its key")
-	f.StringArrayVar(&o.peers, "peer", nil, "host:port of another router's gRPC of this region, by mutual TLS (repeat); a host with several\naddresses is as many routers, of which this one may be one")
+	f.StringArrayVar(&o.peers, "peer", nil, "host:port of another router's gRPC of this region, by mutual TLS (repeat); a host with several\naddresses is as many routers, of which this one may be one. REGION=host:port is one of another region, of which is heard\nwhat it has found out of versions on trial; give either none of these, or those of every other region")
 	f.StringVar(&o.tenants, "tenants", "", "the list of tenants that mrgc tenants sign made, taken again when it changes")
 	f.StringVar(&o.tenantsKey, "tenants-key", "", "PEM file of the key that verifies it")
 	required(cmd, "store", "identity", "tenant-cert", "tenant-key", "tenants", "tenants-key")
@@ -101,7 +102,7 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	following, stop := context.WithCancel(ctx)
 	var followed sync.WaitGroup
 	followed.Go(func() { tenants.Run(following) })
-	followed.Go(func() { followConfig(following, o.config, cluster, settings.Region, r, log) })
+	followed.Go(func() { followConfig(following, o.config, cluster, settings, r, log) })
 	defer followed.Wait()
 	defer stop()
 	log.Info("routing", "identity", self.ID(), "admin", o.admin)
@@ -121,11 +122,15 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	if err != nil {
 		return router.Config{}, fmt.Errorf("--health-address: %w", err)
 	}
+	peers, abroad, err := splitPeers(cluster, region, o.peers)
+	if err != nil {
+		return router.Config{}, err
+	}
 	return router.Config{
-		Region: region, Settings: routerSettings(cluster, region),
+		Region: region, Settings: routerSettings(cluster, region, len(abroad) > 0),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
-		Peers: o.peers,
-		XDS:   xds.Config{Region: region, TenantAddress: tenantAddress, HealthAddress: healthAddress},
+		Peers: peers, PeersAbroad: abroad,
+		XDS: xds.Config{Region: region, TenantAddress: tenantAddress, HealthAddress: healthAddress},
 	}, nil
 }
 
@@ -133,8 +138,26 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 // average, of all regions' routers.
 const falsePerDay = 0.01
 
-// routerSettings are what of it may change while the router runs.
-func routerSettings(cluster *config.Config, region fleet.Region) router.Settings {
+// splitPeers tells the region's peers from those of other regions.
+func splitPeers(cluster *config.Config, own fleet.Region, given []string) (peers []string, abroad map[fleet.Region][]string, err error) {
+	abroad = map[fleet.Region][]string{}
+	for _, peer := range given {
+		region, address, elsewhere := strings.Cut(peer, "=")
+		switch {
+		case !elsewhere:
+			peers = append(peers, peer)
+		case region == string(own) || cluster.Region(fleet.Region(region)) == nil:
+			return nil, nil, fmt.Errorf("--peer %s: want another region of the cluster's before the =", peer)
+		default:
+			abroad[fleet.Region(region)] = append(abroad[fleet.Region(region)], address)
+		}
+	}
+	return peers, abroad, nil
+}
+
+// routerSettings are what of it may change while the router runs. Regions judge
+// together, or each by itself.
+func routerSettings(cluster *config.Config, region fleet.Region, together bool) router.Settings {
 	s := router.Settings{
 		SpillTo: cluster.Region(region).SpillTo, Restrictions: cluster.Restrictions(),
 		Policies: cluster.Policies(), Splits: cluster.Splits(), AutoRollback: map[string]bool{},
@@ -142,8 +165,11 @@ func routerSettings(cluster *config.Config, region fleet.Region) router.Settings
 		MessageTimeout:      cluster.Picker.MessageTimeout,
 		ResponseIdleTimeout: cluster.Limits.ResponseIdleTimeout,
 		MaxBodyBytes:        int64(cluster.Limits.RequestBodyBytes),
-		FalsePerDay:         falsePerDay / float64(len(cluster.Regions)), // each judges by itself
+		FalsePerDay:         falsePerDay,
 		Version:             cluster.Version(),
+	}
+	if !together {
+		s.FalsePerDay /= float64(len(cluster.Regions))
 	}
 	for _, m := range cluster.Models {
 		s.Models = append(s.Models, m.Name)
@@ -154,17 +180,17 @@ func routerSettings(cluster *config.Config, region fleet.Region) router.Settings
 
 // followConfig has a router go by what the file says, from what it began with, until
 // ctx ends. What cannot be had as a whole changes nothing.
-func followConfig(ctx context.Context, path string, holds *config.Config, region fleet.Region, r *router.Router, log *slog.Logger) {
+func followConfig(ctx context.Context, path string, holds *config.Config, from router.Config, r *router.Router, log *slog.Logger) {
 	config.Follow(ctx, path, func(next *config.Config, err error) {
 		if err == nil && next.Version() == holds.Version() {
 			r.Confirmed()
 			return
 		}
 		if err == nil {
-			err = holds.Change(next, region)
+			err = holds.Change(next, from.Region)
 		}
 		if err == nil {
-			err = r.SetSettings(routerSettings(next, region))
+			err = r.SetSettings(routerSettings(next, from.Region, len(from.PeersAbroad) > 0))
 		}
 		if err != nil {
 			log.Error("the configuration is refused; the one before stays in force", "in_force", holds.Version(), "error", err)
