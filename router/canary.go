@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"slices"
 	"sync"
 	"time"
-
-	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mrgc/mrgc/controller/canary"
 	"github.com/mrgc/mrgc/extproc"
@@ -32,12 +29,8 @@ type Rollback struct {
 // a version was judged.
 var ErrDivided = errors.New("requests are divided otherwise by now")
 
-const (
-	// judgeInterval is how often verdicts are looked at that have come to nothing yet.
-	judgeInterval = time.Second
-	// defaultFalsePerDay is the most false verdicts that a day costs.
-	defaultFalsePerDay = 0.01
-)
+// judgeInterval is how often verdicts are looked at that have come to nothing yet.
+const judgeInterval = time.Second
 
 // judges are what a router knows of versions on trial: it hears of every request's
 // end that its Envoys log, and from the other routers what theirs have come to.
@@ -80,14 +73,10 @@ func newJudges(config *Config, log *slog.Logger) *judges {
 
 // set has judged what holds from now on.
 func (j *judges) set(s *Settings, now time.Time) error {
-	falsePerDay := s.FalsePerDay
-	if falsePerDay == 0 {
-		falsePerDay = defaultFalsePerDay
-	}
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.auto = s.AutoRollback
-	return j.trials.Set(s.Splits, falsePerDay, now)
+	return j.trials.Set(s.Splits, s.FalsePerDay, now)
 }
 
 // observe takes note of a request that has ended. Those that another region's
@@ -247,158 +236,4 @@ func reasonOf(t *canary.Trial) string {
 		}
 	}
 	return reason
-}
-
-// trialEntry is a version on trial on the admin's page /canary.
-type trialEntry struct {
-	Model    string             `json:"model"`
-	Version  string             `json:"version"`
-	Present  string             `json:"present"`
-	Weights  map[string]int     `json:"weights_per_mille"`
-	SinceSec float64            `json:"age_seconds"` // of these weights
-	Auto     bool               `json:"auto_rollback"`
-	Verdict  string             `json:"verdict"`          // no worse, or worse
-	Signal   canary.Signal      `json:"signal,omitempty"` // by which
-	Evidence map[string]float64 `json:"evidence"`         // by signal: worse from 1
-	Compared int                `json:"compared"`         // requests of the version, by all routers that are heard
-	Own      int                `json:"compared_here"`    // of these, by this router
-	Ratios   map[string]float64 `json:"ratios"`           // by signal: times as long as the present one, size by size, here
-	// Versions has both, of what this router has seen.
-	Versions map[string]*canary.Figures `json:"versions"`
-}
-
-// Verdicts on the admin's page.
-const (
-	verdictWorse   = "worse"
-	verdictNoWorse = "no worse"
-)
-
-func (j *judges) serve(w http.ResponseWriter, _ *http.Request) {
-	now, page := time.Now(), []trialEntry{}
-	for _, t := range j.all() {
-		page = append(page, j.entryOf(t, now))
-	}
-	j.mu.Lock()
-	done := append([]rolledBack{}, j.done...)
-	j.mu.Unlock()
-	writeJSON(w, http.StatusOK, map[string]any{"region": j.region, "trials": page, "rolled_back": done})
-}
-
-func (j *judges) entryOf(t canary.Trial, now time.Time) trialEntry {
-	j.mu.Lock()
-	auto := j.auto[t.Model]
-	j.mu.Unlock()
-	entry := trialEntry{
-		Model: t.Model, Version: t.Canary, Present: t.Present, Weights: map[string]int{}, SinceSec: now.Sub(t.Since).Seconds(),
-		Auto: auto, Verdict: verdictNoWorse, Evidence: map[string]float64{}, Compared: t.Verdict.Compared, Own: t.Own,
-		Ratios: map[string]float64{}, Versions: t.Versions,
-	}
-	if t.Verdict.Worse {
-		entry.Verdict, entry.Signal = verdictWorse, t.Verdict.Signal
-	}
-	for _, v := range t.Split {
-		entry.Weights[v.Name] = v.Weight
-	}
-	for i, signal := range canary.Signals {
-		entry.Evidence[string(signal)] = max(t.Verdict.Evidence[i], -1000) // JSON knows no infinity
-		if ratio, known := t.Versions[t.Canary].Ratio(signal, t.Versions[t.Present]); known && signal != canary.SignalErrors {
-			entry.Ratios[string(signal)] = ratio
-		}
-	}
-	return entry
-}
-
-// judgeMetrics are what a router publishes of versions.
-type judgeMetrics struct {
-	requests            *prometheus.CounterVec   // by model, version, outcome
-	firstByte, perToken *prometheus.HistogramVec // by model, version
-	rollbacks, failures *prometheus.CounterVec
-}
-
-func newJudgeMetrics() judgeMetrics {
-	versions := []string{"model", "version"}
-	return judgeMetrics{
-		requests: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "mrgc_version_requests_total", Help: "Requests of models that are divided between versions, by version and outcome: served, failed.",
-		}, append(slices.Clip(versions), "outcome")),
-		firstByte: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "mrgc_version_time_to_first_token_seconds", Help: "Time from when an instance was sent a request to the first byte of its answer, by version.",
-			Buckets: prometheus.ExponentialBuckets(0.01, 2, 14), // to 82 s
-		}, versions),
-		perToken: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "mrgc_version_time_per_token_seconds", Help: "Time for each chunk of a streamed answer after its first, by version.",
-			Buckets: prometheus.ExponentialBuckets(0.001, 2, 12), // to 2 s
-		}, versions),
-		rollbacks: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "mrgc_canary_rollbacks_total", Help: "Versions that this router has rolled back, by the signal that was worse.",
-		}, append(slices.Clip(versions), "signal")),
-		failures: prometheus.NewCounterVec(prometheus.CounterOpts{
-			Name: "mrgc_canary_rollback_failures_total", Help: "Times that this router could not roll a version back; it tries on.",
-		}, versions),
-	}
-}
-
-func (m *judgeMetrics) observe(model, version string, o *canary.Observation) {
-	outcome := "served"
-	if o.Failed {
-		outcome = "failed"
-	}
-	m.requests.WithLabelValues(model, version, outcome).Inc()
-	if o.TTFT > 0 {
-		m.firstByte.WithLabelValues(model, version).Observe(o.TTFT.Seconds())
-	}
-	if o.PerToken > 0 {
-		m.perToken.WithLabelValues(model, version).Observe(o.PerToken.Seconds())
-	}
-}
-
-// trialCollector reads what is on trial when it is collected.
-type trialCollector struct {
-	judges                           *judges
-	evidence, ratio, compared, worse *prometheus.Desc
-}
-
-func (j *judges) register(reg prometheus.Registerer) error {
-	reg = prometheus.WrapRegistererWith(prometheus.Labels{"region": string(j.region)}, reg)
-	desc := func(name, help string, labels ...string) *prometheus.Desc {
-		return prometheus.NewDesc(name, help, append([]string{"model", "version"}, labels...), nil)
-	}
-	return errors.Join(
-		reg.Register(j.metrics.requests), reg.Register(j.metrics.firstByte), reg.Register(j.metrics.perToken),
-		reg.Register(j.metrics.rollbacks), reg.Register(j.metrics.failures),
-		reg.Register(&trialCollector{
-			judges:   j,
-			evidence: desc("mrgc_canary_evidence", "Evidence that a version is worse than the present one, by signal: a verdict at 1.", "signal"),
-			ratio:    desc("mrgc_canary_time_ratio", "Times as long as at the present version, size by size, by signal.", "signal"),
-			compared: desc("mrgc_canary_compared", "Requests of the version that were compared, by all routers that are heard."),
-			worse:    desc("mrgc_canary_worse", "1 when the version is judged worse."),
-		}))
-}
-
-func (c *trialCollector) Describe(ch chan<- *prometheus.Desc) {
-	for _, d := range []*prometheus.Desc{c.evidence, c.ratio, c.compared, c.worse} {
-		ch <- d
-	}
-}
-
-func (c *trialCollector) Collect(ch chan<- prometheus.Metric) {
-	now := time.Now()
-	for _, t := range c.judges.all() {
-		entry := c.judges.entryOf(t, now)
-		gauge := func(d *prometheus.Desc, value float64, labels ...string) {
-			ch <- prometheus.MustNewConstMetric(d, prometheus.GaugeValue, value, append([]string{t.Model, t.Canary}, labels...)...)
-		}
-		for signal, evidence := range entry.Evidence {
-			gauge(c.evidence, evidence, signal)
-		}
-		for signal, ratio := range entry.Ratios {
-			gauge(c.ratio, ratio, signal)
-		}
-		gauge(c.compared, float64(entry.Compared))
-		worse := 0.0
-		if t.Verdict.Worse {
-			worse = 1
-		}
-		gauge(c.worse, worse)
-	}
 }

@@ -30,7 +30,8 @@ type Settings struct {
 	Splits map[string]routing.Split
 	// AutoRollback are the models of which a version that is judged worse is rolled
 	// back; others' are said to be worse. FalsePerDay is how many false verdicts a day
-	// may cost each version on trial, on average; default 0.01.
+	// may cost each version on trial, on average; default as in package
+	// controller/canary.
 	AutoRollback map[string]bool
 	FalsePerDay  float64
 	StaleAfter   time.Duration // age of a heartbeat that no longer counts
