@@ -160,9 +160,9 @@ var _ = Describe("A canary", func() {
 			}
 			return page.Trials[0].Compared
 		}
-		Eventually(ctx, func() int { return compared("MRGC_ADMIN_USE1") }, "4m", "500ms").Should(BeNumerically(">", 600), "more than what it took to find the others out")
+		Eventually(ctx, func() int { return compared("MRGC_ADMIN_USE1") }, "4m", "500ms").Should(BeNumerically(">", 400), "more than what it took to find the others out")
 		s.stop()
-		Eventually(ctx, func() int { return compared("MRGC_ADMIN_USE2_1") }, "20s").Should(Equal(compared("MRGC_ADMIN_USE1")), "what one region has seen, all judge by")
+		Eventually(ctx, func() int { return compared("MRGC_ADMIN_USE1") - compared("MRGC_ADMIN_USE2_1") }, "20s").Should(BeZero(), "what one region has seen, all judge by")
 		Expect(weightOf(c.split(), "2")).To(Equal(500))
 		Expect(filepath.Join(c.stateDir, "mrgc.yaml.rollbacks")).NotTo(BeAnExistingFile())
 		Expect(s.failed.Load() + s.cut.Load()).To(BeZero())

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math"
 	"strconv"
 	"text/tabwriter"
 	"time"
@@ -115,7 +116,7 @@ func (v *weighted) figures(other *operator.TrialStatus) string {
 			most = max(most, e)
 		}
 		return fmt.Sprintf("\t%d\t%s\t%s\t%s\t%.2f of 1\t%d", t.Requests, failedText(t.Failed, t.Requests),
-			times(canary.SignalTTFT), times(canary.SignalPerToken), most, t.Compared)
+			times(canary.SignalTTFT), times(canary.SignalPerToken), math.Round(100*most)/100+0, t.Compared)
 	case v.Present && other != nil:
 		return fmt.Sprintf("\t%d\t%s\tx 1\tx 1\t-\t-", other.PresentRequests, failedText(other.PresentFailed, other.PresentRequests))
 	default:
@@ -141,6 +142,8 @@ func (v *weighted) verdict() string {
 			text += ": mrgc canary abort " + v.Model + " " + v.Version
 		}
 		return text
+	case v.Trial != nil && v.Trial.Compared == 0:
+		return "nothing is compared yet"
 	case v.Trial != nil:
 		return "no worse"
 	case v.Present:
