@@ -65,12 +65,13 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 			return "", err
 		}
 	}
-	// Instances of an earlier start are not this cluster's, nor is its API key.
+	// Instances of an earlier start are not this cluster's, nor are its API key and
+	// what was rolled back then.
 	if err := p.removeEnv(); err != nil {
 		return "", err
 	}
-	for _, suffix := range []string{"", "-wal", "-shm"} {
-		if err := os.Remove(p.store + suffix); err != nil && !errors.Is(err, os.ErrNotExist) {
+	for _, path := range []string{p.store, p.store + "-wal", p.store + "-shm", config.RollbackRecord(p.config)} {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/standin/devca"
 	"github.com/mrgc/mrgc/standin/softnsm"
 )
@@ -176,7 +177,7 @@ var _ = Describe("The files of a cluster", func() {
 	})
 
 	It("of an earlier start are gone", func() {
-		stale := []string{p.envFile(), p.store, p.store + "-wal", filepath.Join(p.stateDir, "logs", "connect.log")}
+		stale := []string{p.envFile(), p.store, p.store + "-wal", config.RollbackRecord(p.config), filepath.Join(p.stateDir, "logs", "connect.log")}
 		for _, path := range stale {
 			Expect(os.WriteFile(path, []byte("stale"), 0o600)).To(Succeed())
 		}

@@ -356,8 +356,8 @@ func (r *Router) serveAdmin(ctx context.Context, l net.Listener) error {
 }
 
 // adminHandler is the operator's: package xds's pages, the configuration that
-// holds, the versions on trial, the instances' load and scores, the other routers, decisions, metrics, and
-// a readiness that includes the recipients.
+// holds, the versions on trial, the instances' load and scores, the other routers,
+// decisions, metrics, and a readiness that includes the recipients.
 func (r *Router) adminHandler() http.Handler {
 	mux := http.NewServeMux()
 	xdsAdmin := r.xds.Admin()

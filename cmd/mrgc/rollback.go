@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/router"
@@ -24,9 +25,6 @@ type rollback struct {
 	Weights routing.Split `json:"weights_before"`
 	Reason  string        `json:"reason"`
 }
-
-// rollbackRecord is where a configuration's is kept: beside it.
-func rollbackRecord(configPath string) string { return configPath + ".rollbacks" }
 
 // rollBack is how a router rolls a version back: it sets its weight to 0 in the file
 // that every router follows, and writes down why.
@@ -48,7 +46,7 @@ func record(path string, r rollback) error {
 	if err != nil {
 		return err
 	}
-	f, err := os.OpenFile(rollbackRecord(path), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(config.RollbackRecord(path), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		return err
 	}
@@ -58,7 +56,7 @@ func record(path string, r rollback) error {
 
 // recorded gives a configuration's roll-backs, oldest first.
 func recorded(path string) (all []rollback, err error) {
-	text, err := os.ReadFile(rollbackRecord(path))
+	text, err := os.ReadFile(config.RollbackRecord(path))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -68,7 +66,7 @@ func recorded(path string) (all []rollback, err error) {
 	for i, line := range strings.Split(strings.TrimSpace(string(text)), "\n") {
 		var r rollback
 		if err := json.Unmarshal([]byte(line), &r); err != nil {
-			return nil, fmt.Errorf("%s:%d: %w", rollbackRecord(path), i+1, err)
+			return nil, fmt.Errorf("%s:%d: %w", config.RollbackRecord(path), i+1, err)
 		}
 		all = append(all, r)
 	}

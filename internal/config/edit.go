@@ -10,6 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// RollbackRecord is where it is written down which versions routers have rolled back
+// in a file, when and why: beside it.
+func RollbackRecord(path string) string { return path + ".rollbacks" }
+
 // Edit replaces the content of a file by what change makes of it: in one step, so
 // that nobody reads half of it, and with its permissions. A link stays one. Of several
 // programs that edit it at a time one goes after the other, and a person who saves it
