@@ -26,7 +26,7 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	if !rules.Regions.Allow(string(r.config.Region)) {
-		api.Errorf(http.StatusForbidden, "region_not_allowed",
+		api.Errorf(http.StatusForbidden, api.CodeRegionNotAllowed,
 			"this tenant's data may not be in region %s: use the endpoint of a region that is allowed to it", r.config.Region).Write(w)
 		return
 	}

@@ -103,7 +103,7 @@ func errUnknownModel() *api.Error {
 }
 
 func errElsewhere(p plan) *api.Error {
-	return api.Errorf(http.StatusForbidden, "region_not_allowed",
+	return api.Errorf(http.StatusForbidden, api.CodeRegionNotAllowed,
 		"this tenant's data may not be in region %s: use the endpoint of a region that is allowed to it", p.region)
 }
 
