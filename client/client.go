@@ -145,7 +145,7 @@ const (
 	// there, and is broken when pingTimeout later nobody has said so: a network that
 	// was cut tells nobody.
 	pingAfter   = time.Second
-	pingTimeout = 2 * time.Second
+	pingTimeout = 1500 * time.Millisecond
 )
 
 func newHTTPClient(roots *x509.CertPool) *http.Client {

@@ -71,11 +71,11 @@ type request struct {
 	failure string // empty: it was answered well
 }
 
-// send keeps two tenants asking, as fast as they are answered but for a pause.
-func (c *cluster) send() *requests {
+// send keeps some tenants asking, as fast as they are answered but for a pause.
+func (c *cluster) send(tenants int) *requests {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &requests{cancel: cancel}
-	for range 2 {
+	for range tenants {
 		r.done.Go(func() {
 			pause := time.NewTicker(20 * time.Millisecond)
 			defer pause.Stop()
@@ -122,7 +122,7 @@ func (r *requests) stop() []request {
 // records what it cost, and gives the failures.
 func (c *cluster) during(name string, fault func()) (failures []string) {
 	GinkgoHelper()
-	r := c.send()
+	r := c.send(2)
 	DeferCleanup(r.cancel)
 	Eventually(r.count, "10s").Should(BeNumerically(">", 20))
 	began := time.Now()

@@ -35,14 +35,14 @@ func connectCommand() *cobra.Command {
 sealed to enclaves whose attestation it has verified against --releases, and the
 answer is opened here. Point any OpenAI SDK at it; the API key that the SDK
 sends is the tenant's, and it goes no further than this process.`,
-		Example: `  mrgc connect --endpoint https://use1.example.com --releases releases.json
+		Example: `  mrgc connect --endpoint https://use1.example.com --endpoint https://use2.example.com --releases releases.json
   export OPENAI_BASE_URL=http://127.0.0.1:8400/v1`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return connect(cmd.Context(), o, logger(cmd)) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8400", "loopback address to serve on")
-	f.StringArrayVar(&o.endpoints, "endpoint", nil, "a region's URL, https://host[:port]; repeat in order of preference")
+	f.StringSliceVar(&o.endpoints, "endpoint", nil, "a region's URL, https://host[:port]; repeat, or separate by commas, in order of preference: name every\nregion that you may use, as one that gives no answer is left for the next")
 	f.StringVar(&o.ca, "ca", "", "PEM file of roots for the endpoints' certificates (default: the system's)")
 	f.StringVar(&o.releases, "releases", "", "JSON file of the enclave releases to trust, with their PCRs")
 	f.Uint64Var(&o.minVersion, "min-version", 0, "refuse releases below this version")
