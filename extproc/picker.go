@@ -31,6 +31,10 @@ type Config struct {
 	// SpillTo lists the regions that take over when no local recipient is ready,
 	// in order of preference. Instances of any other region are never picked.
 	SpillTo []fleet.Region
+	// Way gives the way of a tenant's requests for a model, whose regions are of those
+	// above; it does not block, and what it gives does not change. Default: Region, then
+	// SpillTo, of which nobody knows how far they are.
+	Way func(model, tenant string) routing.Way
 	// View gives the latest snapshot of the fleet, or nil while there is none. It
 	// is called once for each request and must not block.
 	View func() *fleet.Snapshot
@@ -74,7 +78,8 @@ type Picker struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	accesslogv3.UnimplementedAccessLogServiceServer
 
-	regions    []fleet.Region // own first
+	region     fleet.Region
+	way        func(model, tenant string) routing.Way
 	view       func() *fleet.Snapshot
 	staleAfter time.Duration
 	admit      func(string, []byte, time.Time) (*tenant.Tenant, error)
@@ -87,6 +92,7 @@ type Picker struct {
 	inFlight   *InFlight
 	outcomes   *outcomes
 	homes      *homes
+	saturated  saturated
 	limiter    *quota.Limiter
 	recent     quota.Recent
 	shared     shared
@@ -112,6 +118,10 @@ func New(cfg Config) (*Picker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.Way == nil {
+		usual := routing.Way{Regions: append([]fleet.Region{cfg.Region}, cfg.SpillTo...)}
+		cfg.Way = func(string, string) routing.Way { return usual }
+	}
 	if cfg.Split == nil {
 		cfg.Split = func(string) routing.Split { return nil }
 	}
@@ -119,7 +129,8 @@ func New(cfg Config) (*Picker, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	p := &Picker{
-		regions:    append([]fleet.Region{cfg.Region}, cfg.SpillTo...),
+		region:     cfg.Region,
+		way:        cfg.Way,
 		view:       cfg.View,
 		staleAfter: cfg.StaleAfter,
 		admit:      cfg.Admit,
@@ -250,11 +261,13 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	case !ix.serves(req.model):
 		return none, errModelNotFound(req.model)
 	}
+	way := p.allowed(req, rules)
 	pick := routing.Request{
 		ID:           req.id,
 		Model:        req.model,
 		Recipients:   req.recipients,
-		Regions:      p.allowed(rules),
+		Regions:      way.Regions,
+		Detours:      way.Detours,
 		PromptTokens: req.size.Prompt,
 		Split:        p.split(req.model),
 		Conversation: req.affinity,
@@ -272,6 +285,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		pick.Home = p.homes.of(req.affinity, candidates)
 	}
 	decision := routing.Pick(pick, candidates)
+	p.saturated.note(candidates)
 	switch {
 	case len(decision.Instances) > 0:
 	case decision.Reason == routing.ReasonNoRecipientReady:
@@ -305,24 +319,19 @@ func (p *Picker) rulesOf(req *request, now time.Time) (*tenant.Tenant, *api.Erro
 		return nil, errInvalidAPIKey()
 	case !rules.Models.Allow(req.model):
 		return nil, errModelNotFound(req.model)
-	case !rules.Regions.Allow(string(p.regions[0])):
-		return nil, errElsewhere(p.regions[0])
+	case !rules.Regions.Allow(string(p.region)):
+		return nil, errElsewhere(p.region)
 	}
 	return rules, nil
 }
 
-// allowed are the picker's regions that a tenant's data may be in.
-func (p *Picker) allowed(rules *tenant.Tenant) []fleet.Region {
+// allowed is a request's way, as far as its tenant's data may be on it.
+func (p *Picker) allowed(req *request, rules *tenant.Tenant) routing.Way {
+	way := p.way(req.model, req.tenant)
 	if rules.Regions == nil {
-		return p.regions
+		return way
 	}
-	var allowed []fleet.Region
-	for _, region := range p.regions {
-		if rules.Regions.Allow(string(region)) {
-			allowed = append(allowed, region)
-		}
-	}
-	return allowed
+	return way.Within(func(region fleet.Region) bool { return rules.Regions.Allow(string(region)) })
 }
 
 // InFlight is how many requests this picker has sent to an instance and not

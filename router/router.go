@@ -54,7 +54,15 @@ import (
 type Config struct {
 	Region  fleet.Region
 	SpillTo []fleet.Region // other regions in order of preference
-	Models  []string
+	// SpillNearest has them in the order of their round trips instead, as far as those
+	// are known.
+	SpillNearest bool
+	// RoundTrips are those to other regions, for as long as none is measured.
+	RoundTrips map[fleet.Region]time.Duration
+	// PreferByModel and PreferByTenant are where requests are rather served, by name;
+	// what is preferred for a tenant comes before what is for a model.
+	PreferByModel, PreferByTenant map[string][]routing.Preference
+	Models                        []string
 	// Tenants holds the signed list of them, and Restrictions what is to hold of
 	// them beside it, which can only be less.
 	Tenants      *tenant.Keeper
@@ -100,6 +108,9 @@ type Router struct {
 	scores     *scores
 	peers      *exchange
 	metrics    *prometheus.Registry
+	trips      *roundTrips
+	ways       atomic.Pointer[ways]
+	spillTo    []fleet.Region // of New, then of the goroutine that keeps ways
 
 	certificatePoll time.Duration
 	loaded          [2]int64 // versions of the tenant certificate's files; of Run, then of the goroutine that watches them
@@ -129,12 +140,15 @@ func New(config Config) (*Router, error) {
 		IdleConnTimeout:     2 * documentRefresh,
 	}}, r.log)
 
-	r.loads = newLoads(config.Region, config.Identity, r.heard, r.log)
+	r.trips = &roundTrips{configured: config.RoundTrips}
+	r.spillTo = config.SpillTo
+	r.loads = newLoads(config.Region, config.SpillTo, r.trips, config.Identity, r.heard, r.log)
 	if config.XDS.Weight == nil {
 		config.XDS.Weight = r.weight
 	}
 	r.scores = newScores(config.XDS.Weight, r.view.Load)
-	if err := errors.Join(registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker), r.scores.register(r.metrics, config.Region)); err != nil {
+	if err := errors.Join(registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker), r.scores.register(r.metrics, config.Region),
+		registerTripMetrics(r.metrics, config.Region, r.trips, config.SpillTo)); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	var err error
@@ -142,9 +156,11 @@ func New(config Config) (*Router, error) {
 	if r.xds, err = xds.New(config.XDS); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
+	r.updateWays()
 	r.picker, err = extproc.New(extproc.Config{
 		Region:     config.Region,
 		SpillTo:    config.SpillTo,
+		Way:        r.way,
 		View:       r.view.Load,
 		StaleAfter: config.StaleAfter,
 		Admit: func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error) {
@@ -186,6 +202,7 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	group.Go(func() error { r.follow(ctx); return nil })
 	group.Go(func() error { r.collect(ctx); return nil })
 	group.Go(func() error { r.peers.run(ctx); return nil })
+	group.Go(func() error { r.keepWays(ctx); return nil })
 	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
 	group.Go(func() error { r.followTenants(ctx); return nil })
 	group.Go(func() error { return r.xds.Run(ctx) })
@@ -335,6 +352,7 @@ func (r *Router) adminHandler() http.Handler {
 	})
 	mux.HandleFunc("GET /load", r.loads.serveLoad)
 	mux.HandleFunc("GET /peers", r.peers.serve)
+	mux.HandleFunc("GET /regions", r.serveRegions)
 	mux.HandleFunc("GET /scores", r.serveScores)
 	mux.HandleFunc("GET /decisions", r.serveTrace)
 	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)

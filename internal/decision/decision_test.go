@@ -29,7 +29,7 @@ func record(n int, policy routing.Policy) decision.Record {
 		At: now().Add(time.Duration(n) * time.Second), EnvoyID: fmt.Sprintf("envoy-%d", n), Tenant: "acme", Config: "c0ffee", FleetAt: now(),
 		Request: routing.Request{
 			ID: fmt.Sprintf("%032x", n), Model: "smol", Regions: []fleet.Region{"use1", "use2"}, Policy: policy,
-			Detours: []time.Duration{0, time.Duration(random.IntN(1e8))},
+			Detours:      []time.Duration{0, time.Duration(random.IntN(1e8))},
 			PromptTokens: 1 << random.IntN(14), Sequence: uint64(n),
 		},
 	}
