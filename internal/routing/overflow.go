@@ -8,8 +8,12 @@ import (
 
 const (
 	// OverflowMargin is how much sooner a request's first token must be predicted in
-	// another region, the way there included, for it to leave one that is saturated.
+	// another region, the way there included, for it to leave one that is saturated;
+	// and it must come in OverflowPart of the time that it would take here. The longer a
+	// queue is, the less is its end known: where all regions have too much to do, they
+	// would else exchange their requests for nothing.
 	OverflowMargin = 50 * time.Millisecond
+	OverflowPart   = 0.75
 	// UnknownDetour is how much later a first token is taken to come from a region of
 	// which [Request.Detours] says nothing: once around the world's inhabited half.
 	UnknownDetour = 150 * time.Millisecond
@@ -70,7 +74,7 @@ func (req *Request) overflow(sorted []ranked, candidates []Candidate) {
 			leave, to = soon, r.distance
 		}
 	}
-	if leave+OverflowMargin.Seconds() >= stay {
+	if leave+OverflowMargin.Seconds() >= stay || leave >= OverflowPart*stay {
 		return
 	}
 	for i := range sorted {
