@@ -110,7 +110,8 @@ type Router struct {
 	metrics    *prometheus.Registry
 	trips      *roundTrips
 	ways       atomic.Pointer[ways]
-	spillTo    []fleet.Region // of New, then of the goroutine that keeps ways
+	spillTo    []fleet.Region            // of New, then of the goroutine that keeps ways
+	orders     map[string][]fleet.Region // likewise: what Envoys were told last
 
 	certificatePoll time.Duration
 	loaded          [2]int64 // versions of the tenant certificate's files; of Run, then of the goroutine that watches them

@@ -2,6 +2,7 @@ package router
 
 import (
 	"context"
+	"maps"
 	"net/http"
 	"slices"
 	"sync"
@@ -68,8 +69,10 @@ type ways struct {
 // waysInterval is how often ways are worked out anew: round trips hardly change.
 const waysInterval = time.Second
 
-// updateWays works the ways out. The order of spilling is that of the round trips
-// unless the configuration has one.
+// updateWays works the ways out, and has Envoys keep to their order while no picker
+// answers, as far as it is the model's: they do not know what is preferred for a
+// tenant. The order of spilling is that of the round trips unless the configuration
+// has one.
 func (r *Router) updateWays() {
 	now := ways{byModel: map[string]routing.Way{}, byTenant: map[string]routing.Way{}}
 	r.spillTo = slices.Clone(r.spillTo)
@@ -85,6 +88,14 @@ func (r *Router) updateWays() {
 		now.byTenant[name] = routing.NewWay(own, prefer, r.trips.to)
 	}
 	r.ways.Store(&now)
+	orders := map[string][]fleet.Region{"": now.usual.Regions}
+	for model, way := range now.byModel {
+		orders[model] = way.Regions
+	}
+	if !maps.EqualFunc(orders, r.orders, slices.Equal[[]fleet.Region]) {
+		r.orders = orders
+		r.xds.SetOrders(orders)
+	}
 }
 
 func (r *Router) keepWays(ctx context.Context) {

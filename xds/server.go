@@ -44,7 +44,8 @@ type Server struct {
 type input struct {
 	snapshot *fleet.Snapshot
 	tenants  *tenant.Set
-	splits   map[string]routing.Split // by model
+	splits   map[string]routing.Split  // by model
+	orders   map[string][]fleet.Region // likewise, of the server's own region
 	cert     certificate
 }
 
@@ -251,7 +252,11 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 			}
 			s.admissions[region] = made
 		}
-		p := newPlan(s.config, region, regions, usable, s.admissions[region], in.cert)
+		orders := in.orders
+		if region != s.config.Region {
+			orders = nil
+		}
+		p := newPlan(s.config, region, regions, orders, usable, s.admissions[region], in.cert)
 		p.split(in.splits, usable)
 		fresh, err := render(p, s.rendered[region])
 		if err != nil {

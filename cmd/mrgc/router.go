@@ -127,6 +127,8 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	}
 	settings := router.Config{
 		Region: region, SpillTo: cluster.Regions[i].SpillTo, StaleAfter: cluster.Fleet.StaleAfter,
+		SpillNearest: cluster.Regions[i].SpillNearest, RoundTrips: cluster.Regions[i].RoundTripTimes(),
+		PreferByModel: cluster.PreferencesByModel(), PreferByTenant: cluster.PreferencesByTenant(),
 		Restrictions:      cluster.Restrictions(),
 		Policies:          cluster.Policies(),
 		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
