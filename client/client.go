@@ -58,6 +58,12 @@ type Config struct {
 	Endpoints []string
 	// RootCAs verifies the endpoints' TLS certificates; nil: the system's roots.
 	RootCAs *x509.CertPool
+	// ClientCertificate, when set, gives the certificate that is shown to the endpoints,
+	// as in [tls.Config.GetClientCertificate]. It names the tenant to them in place of
+	// the edge token, which is then not sent; who has been told nothing about
+	// certificates has none. What is sealed still has the key's enclave token in it:
+	// TLS ends before the enclave.
+	ClientCertificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 	// Policy decides which recipients are trusted.
 	Policy Policy
 
@@ -129,7 +135,7 @@ func New(config Config) (*Client, error) {
 		}
 		c.regions = append(c.regions, &region{place: len(c.regions), url: u})
 	}
-	c.http = newHTTPClient(config.RootCAs)
+	c.http = newHTTPClient(&config)
 	c.recipients = newRecipientCache(c)
 	c.homes = newHomes()
 	return c, nil
@@ -148,10 +154,10 @@ const (
 	pingTimeout = 1500 * time.Millisecond
 )
 
-func newHTTPClient(roots *x509.CertPool) *http.Client {
+func newHTTPClient(config *Config) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots},
+			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: config.RootCAs, GetClientCertificate: config.ClientCertificate},
 			DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
 			TLSHandshakeTimeout: connectTimeout,
 			ForceAttemptHTTP2:   true,

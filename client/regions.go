@@ -196,7 +196,9 @@ func (c *Client) probe(ctx context.Context, key *credential.Key, model string) {
 // request makes a request of a tenant's to a region. An error is an [unreachable]
 // one, or ctx's.
 func (c *Client) request(req *http.Request, key *credential.Key) (*http.Response, error) {
-	req.Header.Set("Authorization", "Bearer "+string(key.EdgeToken()))
+	if c.config.ClientCertificate == nil {
+		req.Header.Set("Authorization", "Bearer "+string(key.EdgeToken()))
+	}
 	req.Header.Set(api.HeaderTenant, key.Tenant())
 	var got atomic.Bool
 	trace := &httptrace.ClientTrace{

@@ -46,6 +46,9 @@ type Config struct {
 	// It compares in constant time, does not block, and does not keep bearer,
 	// which is wiped afterwards.
 	Admit func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error)
+	// AdmitCertificate does the same by the name of a client's certificate, which Envoy
+	// has verified; who comes with both must pass both. Default: nobody.
+	AdmitCertificate func(name string, san tenant.SAN, now time.Time) (*tenant.Tenant, error)
 	// Policies are those of the models that have another than the default,
 	// [routing.PolicyGateThenLoad].
 	Policies map[string]routing.Policy
@@ -83,6 +86,7 @@ type Picker struct {
 	view       func() *fleet.Snapshot
 	staleAfter time.Duration
 	admit      func(string, []byte, time.Time) (*tenant.Tenant, error)
+	certified  func(string, tenant.SAN, time.Time) (*tenant.Tenant, error)
 	now        func() time.Time
 	log        *slog.Logger
 	metrics    *metrics
@@ -118,6 +122,9 @@ func New(cfg Config) (*Picker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.AdmitCertificate == nil {
+		cfg.AdmitCertificate = func(string, tenant.SAN, time.Time) (*tenant.Tenant, error) { return nil, tenant.ErrUnknown }
+	}
 	if cfg.Way == nil {
 		usual := routing.Way{Regions: append([]fleet.Region{cfg.Region}, cfg.SpillTo...)}
 		cfg.Way = func(string, string) routing.Way { return usual }
@@ -134,6 +141,7 @@ func New(cfg Config) (*Picker, error) {
 		view:       cfg.View,
 		staleAfter: cfg.StaleAfter,
 		admit:      cfg.Admit,
+		certified:  cfg.AdmitCertificate,
 		now:        cfg.Now,
 		log:        cfg.Logger,
 		split:      cfg.Split,
@@ -308,10 +316,8 @@ func (p *Picker) rulesOf(req *request, now time.Time) (*tenant.Tenant, *api.Erro
 		return nil, errNotSealed()
 	case req.fault != "":
 		return nil, errInvalidHeader(req.fault)
-	case len(req.bearer) == 0:
-		return nil, errInvalidAPIKey()
 	}
-	rules, err := p.admit(req.tenant, req.bearer, now)
+	rules, err := p.identify(req, now)
 	switch {
 	case errors.Is(err, tenant.ErrNoList):
 		return nil, errNoTenants()
@@ -321,6 +327,23 @@ func (p *Picker) rulesOf(req *request, now time.Time) (*tenant.Tenant, *api.Erro
 		return nil, errModelNotFound(req.model)
 	case !rules.Regions.Allow(string(p.region)):
 		return nil, errElsewhere(p.region)
+	}
+	return rules, nil
+}
+
+// identify gives the rules of the tenant that a request is from, by its token, or
+// its client's certificate, or both.
+func (p *Picker) identify(req *request, now time.Time) (rules *tenant.Tenant, err error) {
+	if req.hides || len(req.bearer) == 0 && req.san == "" {
+		return nil, tenant.ErrUnknown
+	}
+	if req.san != "" {
+		if rules, err = p.certified(req.tenant, tenant.SAN(req.san), now); err != nil {
+			return nil, err
+		}
+	}
+	if len(req.bearer) > 0 {
+		return p.admit(req.tenant, req.bearer, now)
 	}
 	return rules, nil
 }

@@ -136,6 +136,9 @@ func (p *plan) clusterConfig() []byte {
 	if p.options.Policy != "" {
 		fmt.Fprintf(&b, "    policy: %s\n", p.options.Policy)
 	}
+	if p.options.TenantClientCA != "" {
+		fmt.Fprintf(&b, "tenant_client_ca: %q\n", p.options.TenantClientCA)
+	}
 	return []byte(b.String())
 }
 

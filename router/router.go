@@ -82,6 +82,9 @@ type Config struct {
 	// TenantCertificate and TenantKey are PEM files of the certificate that
 	// tenants see. They are read again when they change.
 	TenantCertificate, TenantKey string
+	// TenantClientCA is a PEM file of the CAs whose certificates tenants may show,
+	// likewise. Default: none, and no certificate is asked for.
+	TenantClientCA string
 
 	Logger *slog.Logger // default: none
 }
@@ -114,7 +117,7 @@ type Router struct {
 	orders     map[string][]fleet.Region // likewise: what Envoys were told last
 
 	certificatePoll time.Duration
-	loaded          [2]int64 // versions of the tenant certificate's files; of Run, then of the goroutine that watches them
+	loaded          [3]int64 // versions of the tenant certificate's files; of Run, then of the goroutine that watches them
 }
 
 // New checks the configuration and builds the parts.
@@ -166,6 +169,9 @@ func New(config Config) (*Router, error) {
 		StaleAfter: config.StaleAfter,
 		Admit: func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error) {
 			return r.tenants.Load().AdmitToEdge(name, bearer, now)
+		},
+		AdmitCertificate: func(name string, san tenant.SAN, now time.Time) (*tenant.Tenant, error) {
+			return r.tenants.Load().AdmitCertificate(name, san, now)
 		},
 		Policies: config.Policies,
 		Split:    r.split,
@@ -402,6 +408,15 @@ func (r *Router) loadTenantCertificate() error {
 	if err != nil {
 		return fmt.Errorf("router: tenant key: %w", err)
 	}
+	if r.config.TenantClientCA != "" {
+		clients, err := os.ReadFile(r.config.TenantClientCA)
+		if err != nil {
+			return fmt.Errorf("router: CA of tenants' certificates: %w", err)
+		}
+		if err := r.xds.SetTenantClientCA(clients); err != nil {
+			return fmt.Errorf("router: %s: %w", r.config.TenantClientCA, err)
+		}
+	}
 	return r.xds.SetTenantCertificate(certPEM, keyPEM)
 }
 
@@ -420,15 +435,15 @@ func (r *Router) watchTenantCertificate(ctx context.Context) {
 			continue
 		}
 		if err := r.loadTenantCertificate(); err != nil {
-			r.log.Error("renewed tenant certificate does not load; the old one stays", "error", err)
+			r.log.Error("renewed tenant certificate or CA does not load; the old one stays", "error", err)
 		}
 	}
 }
 
-// tenantFiles says which versions of certificate and key lie there, by their
-// times: either may be written first.
-func (r *Router) tenantFiles() (versions [2]int64) {
-	for i, path := range []string{r.config.TenantCertificate, r.config.TenantKey} {
+// tenantFiles says which versions of certificate, key and CA lie there, by their
+// times: any may be written first.
+func (r *Router) tenantFiles() (versions [3]int64) {
+	for i, path := range []string{r.config.TenantCertificate, r.config.TenantKey, r.config.TenantClientCA} {
 		if info, err := os.Stat(path); err == nil {
 			versions[i] = info.ModTime().UnixNano()
 		}

@@ -18,6 +18,7 @@ type plan struct {
 	accesses []access
 	routes   resource // the tenants', see admission
 	cert     certificate
+	clients  clientCA
 }
 
 // clusterPlan is a model and the regions in which it may run. The hard rule of

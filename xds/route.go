@@ -60,7 +60,8 @@ func routeConfiguration(r *renderer, p plan, callers map[string]*structpb.Value)
 			route.TypedPerFilterConfig = nil
 			route.Action = toCluster(r, p, clusterName(model, a.regions))
 			route.RequestHeadersToAdd = []*corev3.HeaderValueOption{allowedRegions(a)}
-			route.RequestHeadersToRemove = []string{"authorization"} // the picker has seen it; instances have no use for it
+			// The picker has seen them; instances have no use for them.
+			route.RequestHeadersToRemove = []string{"authorization", strings.ToLower(api.HeaderTenantSAN)}
 			route.ResponseHeadersToAdd = []*corev3.HeaderValueOption{setHeader(api.HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%")}
 			// What can be sent again is what is kept: by default a body over the
 			// connection's buffer limit would lose its retries.

@@ -47,6 +47,7 @@ type input struct {
 	splits   map[string]routing.Split  // by model
 	orders   map[string][]fleet.Region // likewise, of the server's own region
 	cert     certificate
+	clients  clientCA
 }
 
 // New checks a configuration, down to the resources that it makes of an empty
@@ -118,6 +119,21 @@ func (s *Server) SetTenantCertificate(certPEM, keyPEM []byte) error {
 	}
 	s.mu.Lock()
 	s.input.cert = cert
+	s.mu.Unlock()
+	poke(s.wake)
+	return nil
+}
+
+// SetTenantClientCA sets the CAs, in PEM, whose certificates tenants may show. It
+// copies them. What is not valid is an error, and those before stay. The first ones
+// are for before Run: they change the listener, which closes its connections.
+func (s *Server) SetTenantClientCA(caPEM []byte) error {
+	clients, err := newClientCA(caPEM)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.input.clients = clients
 	s.mu.Unlock()
 	poke(s.wake)
 	return nil
@@ -257,6 +273,7 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 			orders = nil
 		}
 		p := newPlan(s.config, region, regions, orders, usable, s.admissions[region], in.cert)
+		p.clients = in.clients
 		p.split(in.splits, usable)
 		fresh, err := render(p, s.rendered[region])
 		if err != nil {

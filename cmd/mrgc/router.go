@@ -131,7 +131,7 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 		PreferByModel: cluster.PreferencesByModel(), PreferByTenant: cluster.PreferencesByTenant(),
 		Restrictions:      cluster.Restrictions(),
 		Policies:          cluster.Policies(),
-		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
+		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey, TenantClientCA: cluster.TenantClientCA,
 		Peers:         o.peers,
 		ConfigVersion: cluster.Version(),
 		XDS: xds.Config{
