@@ -435,7 +435,7 @@ func (r *Router) watchTenantCertificate(ctx context.Context) {
 			continue
 		}
 		if err := r.loadTenantCertificate(); err != nil {
-			r.log.Error("renewed tenant certificate or CA does not load; the old one stays", "error", err)
+			r.log.Error("renewed tenant certificate does not load; the old one stays", "error", err)
 		}
 	}
 }
