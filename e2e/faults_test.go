@@ -81,7 +81,7 @@ func (c *cluster) send(tenants int) *requests {
 			defer pause.Stop()
 			for ctx.Err() == nil {
 				began := time.Now()
-				status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "are you there?")
+				status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "are you there?", 1)
 				if ctx.Err() == nil {
 					r.note(began, status, body, err)
 				}
@@ -267,7 +267,7 @@ var _ = Describe("A fault", func() {
 		DeferCleanup(func() { close(leave) })
 		answers := make(chan string, 1)
 		go func() {
-			status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "wait for it")
+			status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "wait for it", 1)
 			answers <- fmt.Sprint(status, " ", strings.TrimSpace(body), " ", err)
 		}()
 		Eventually(ctx, arrived).Should(Receive())
@@ -319,7 +319,7 @@ var _ = Describe("A fault", func() {
 			close(stopped)
 		})
 		gone, leave := context.WithCancel(ctx)
-		go func() { _, _, _ = c.tryChat(gone, http.DefaultClient, c.base(), "never mind") }()
+		go func() { _, _, _ = c.tryChat(gone, http.DefaultClient, c.base(), "never mind", 1) }()
 		Eventually(ctx, generating).Should(BeClosed())
 		began := time.Now()
 		leave()

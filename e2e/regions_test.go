@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"regexp"
@@ -13,6 +14,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"golang.org/x/sync/errgroup"
 )
 
 // partOf says whether a child is of a region.
@@ -54,9 +56,6 @@ func (c *cluster) keepDown(region string) (release func()) {
 	})
 }
 
-// picks is for how many requests a router has picked in its own region.
-var picks = regexp.MustCompile(`mrgc_picks_total\{[^}]*outcome="picked"[^}]*\} (\d+)`)
-
 var _ = Describe("A region", func() {
 	var c *cluster
 	BeforeEach(func() {
@@ -84,12 +83,12 @@ var _ = Describe("A region", func() {
 		bringBack := gone()
 		DeferCleanup(bringBack)
 		Eventually(ctx, r.answered(died)).Should(BeNumerically(">", 200))
-		Expect(picksOf(ctx, c.env()["MRGC_ADMIN_USE2"])).To(BeNumerically(">", 0), "the next region serves them")
+		Expect(picksOf(ctx, c.env()["MRGC_ADMIN_USE2"], "picked")).To(BeNumerically(">", 0), "the next region serves them")
 
 		bringBack()
 		released := time.Now()
-		before := picksOf(ctx, c.env()["MRGC_ADMIN_USE1"]) // of a router that was killed: none
-		Eventually(ctx, func() int { return picksOf(ctx, c.env()["MRGC_ADMIN_USE1"]) }).Should(BeNumerically(">", before+20))
+		before := picksOf(ctx, c.env()["MRGC_ADMIN_USE1"], "picked") // of a router that was killed: none
+		Eventually(ctx, func() int { return picksOf(ctx, c.env()["MRGC_ADMIN_USE1"], "picked") }).Should(BeNumerically(">", before+20))
 		back := since(released)
 
 		sent := r.stop()
@@ -131,9 +130,9 @@ var _ = Describe("A region", func() {
 	}, NodeTimeout(4*time.Minute))
 })
 
-// picksOf asks a router for how many requests it has picked; one that cannot be
-// asked has for none.
-func picksOf(ctx context.Context, admin string) int {
+// picksOf asks a router how many of its picks had an outcome; of one that cannot be
+// asked none had.
+func picksOf(ctx context.Context, admin, outcome string) int {
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, admin+"/metrics", nil)
@@ -146,7 +145,7 @@ func picksOf(ctx context.Context, admin string) int {
 	}
 	defer resp.Body.Close()
 	content, err := io.ReadAll(resp.Body)
-	found := picks.FindSubmatch(content)
+	found := regexp.MustCompile(`mrgc_picks_total\{[^}]*outcome="` + outcome + `"[^}]*\} (\d+)`).FindSubmatch(content)
 	if err != nil || found == nil {
 		return 0
 	}
@@ -167,3 +166,29 @@ func (r *requests) answered(after time.Time) func() int {
 		return n
 	}
 }
+
+var _ = Describe("A region that has no room", func() {
+	It("has another one serve what is too much, though all its instances are well", func(ctx SpecContext) {
+		c := startCluster("--regions", "use1,use2", "--instances", "1", "--engine", "sim", "--sim-profile", "a100", "--sim-slots", "2", "--ask=false")
+		here, there := c.env()["MRGC_ADMIN_USE1"], c.env()["MRGC_ADMIN_USE2"]
+		Eventually(ctx, func() string { return get(ctx, here+"/regions") }).Should(MatchRegexp(`"use2",\s*"round_trip_seconds": ?0\.`), "it is measured")
+		Eventually(ctx, func() string { return get(ctx, here+"/load") }).Should(MatchRegexp(`"use2-0",\s*"age": ?"fresh"`))
+
+		var asking errgroup.Group
+		for i := range 24 {
+			asking.Go(func() error {
+				status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), fmt.Sprintf("%d: what is there to do elsewhere?", i), 128)
+				if err == nil && status != http.StatusOK {
+					err = fmt.Errorf("status %d: %s", status, body)
+				}
+				return err
+			})
+		}
+		Expect(asking.Wait()).To(Succeed())
+		Expect(picksOf(ctx, here, "overflow")).To(BeNumerically(">", 0))
+		Expect(picksOf(ctx, here, "picked")).To(BeNumerically(">", 0))
+		Expect(picksOf(ctx, there, "picked")).To(BeZero(), "nobody came to the other region's door")
+		Expect(get(ctx, c.env()["MRGC_METRICS_USE2_0"])).To(MatchRegexp(`mrgc_parent_requests_total\{[^}]*enclave[^}]*\} [1-9]`))
+		AddReportEntry("overflow", fmt.Sprintf("%d of 24 requests were sent elsewhere", picksOf(ctx, here, "overflow")))
+	}, NodeTimeout(2*time.Minute))
+})
