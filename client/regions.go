@@ -153,6 +153,7 @@ func eachRegion[T any](ctx context.Context, c *Client, tenant string, once bool,
 			}
 		case errors.As(err, &refused) && refused.Code == api.CodeRegionNotAllowed:
 			elsewhere = refused
+			c.answered(r)
 			r.refuse(tenant, c.config.Now().Add(notForTenant))
 		default:
 			c.answered(r)
