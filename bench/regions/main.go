@@ -85,8 +85,10 @@ func run(seeds uint64, length time.Duration) error {
 	}
 	table := result.Table{
 		Title: "Time to first token, by the region that requests come to",
-		Columns: []string{"load", "sent elsewhere", "first: p50, s", "p99, s", "sent elsewhere, of all", "in a second, p10–p90",
-			"others: p50, s", "p99, s", "sent elsewhere, of all"},
+		Columns: []string{
+			"load", "sent elsewhere", "first: p50, s", "p99, s", "sent elsewhere, of all", "in a second, p10–p90",
+			"others: p50, s", "p99, s", "sent elsewhere, of all",
+		},
 	}
 	var over [2]sum
 	for n, k := range kinds {

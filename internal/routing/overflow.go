@@ -8,14 +8,14 @@ import (
 
 const (
 	// OverflowMargin is how much sooner a request's first token must be predicted in
-	// another region, the way there included, for it to leave one that is saturated;
-	// and it must come in OverflowPart of the time that it would take here. The longer a
-	// queue is, the less is its end known: where all regions have too much to do, they
-	// would else exchange their requests for nothing.
+	// another region, the way there included, for it to leave one that is saturated.
 	OverflowMargin = 50 * time.Millisecond
-	OverflowPart   = 0.75
+	// OverflowPart is in which part of the time that it would take here it must come
+	// besides. The longer a queue is, the less is its end known: where all regions have
+	// too much to do, they would else exchange their requests for nothing.
+	OverflowPart = 0.75
 	// UnknownDetour is how much later a first token is taken to come from a region of
-	// which [Request.Detours] says nothing: once around the world's inhabited half.
+	// which [Request.Detours] says nothing: about as far as regions lie apart.
 	UnknownDetour = 150 * time.Millisecond
 
 	// An instance is saturated from as many requests on as it should have, and is so
