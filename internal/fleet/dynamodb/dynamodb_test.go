@@ -49,7 +49,7 @@ var _ = Describe("The table", func() {
 			_, err := client(cfg).CreateTable(ctx, input)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(dynamodb.CreateTable(ctx, cfg)).To(MatchError(And(
-				ContainSubstring(cfg.Table), ContainSubstring("another key, want the partition key instance_id (S) alone"))))
+				ContainSubstring(cfg.Table), ContainSubstring("want instance_id (S): a table's key cannot be changed"))))
 		},
 		Entry("of another name", attribute("id", "S")),
 		Entry("of another type", attribute("instance_id", "N")),
@@ -84,6 +84,7 @@ var _ = Describe("An item", func() {
 			"enclave_ok": yes(false), "engine_ok": yes(true), "health_reason": s("why"),
 			"running_requests": n("1"), "queued_requests": n("2"), "slots": n("3"), "latency_ns": n("1000000"),
 			"registered_at_unix_ns": n("1000000005"), "heartbeat_at_unix_ns": n("1000000005"), "version": n("1"),
+			"expires_at_unix_s": n("86401"), // a day after the last heartbeat
 		}))
 	})
 
