@@ -20,7 +20,7 @@ var _ = Describe("Help", func() {
 			Expect(got.stdout).To(ContainSubstring(text))
 		}
 	},
-		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "status", "explain", "replay", "config", "tenants", "canary", "parts", "completion", "router", "engine"),
+		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "status", "explain", "replay", "config", "tenants", "canary", "state", "parts", "completion", "router", "engine"),
 		Entry(nil, "up", "--regions", "--instances", "--routers", "--engine ", "--model ", "--engine-url", "--model-name", "--port",
 			"--policy", "--sim-profile", "h100-llama-8b or a100-llama-8b", "--sim-slots", "--sim-kv-blocks", "--sim-slow", "--sim-fail", "--state-dir", "--tools-dir", "--ask"),
 		Entry(nil, "connect", "--listen", "--endpoint", "--ca", "--releases", "--min-version", "--require-mode", "--allow-region",
@@ -37,6 +37,8 @@ var _ = Describe("Help", func() {
 		Entry(nil, "tenants list", "--output", "--signed", "--verify-key"),
 		Entry(nil, "canary", "set", "status", "promote", "abort", "--config", "--output"),
 		Entry(nil, "canary set", "MODEL VERSION WEIGHT"),
+		Entry(nil, "state", "init", "schema", "--regions", "--output"),
+		Entry(nil, "state init", "--state", "dynamodb:[PREFIX]", "can be run again"),
 		Entry(nil, "parts", "fetch"),
 		Entry(nil, "parts fetch", "--tools-dir"),
 		Entry(nil, "router", "--config", "--store", "--identity", "--grpc-listen", "--http-listen", "--admin-listen",

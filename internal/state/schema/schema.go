@@ -60,9 +60,11 @@ type Attribute struct {
 // TTL is the attribute by which rows expire, in every table where they do.
 const TTL = "expires_at_unix_s"
 
-// Regions that MRGC runs in. It is one of the sets that DynamoDB offers strong
-// consistency for.
-var regions = []string{"us-east-1", "us-east-2", "us-west-2"}
+// Regions that MRGC runs in, by AWS's names: one of the sets that DynamoDB offers
+// strong consistency for.
+func Regions() []string { return []string{"us-east-1", "us-east-2", "us-west-2"} }
+
+var regions = Regions()
 
 // The tables, by the names that they have where no prefix was chosen.
 var (
