@@ -26,6 +26,30 @@ func LeaseTable(store Store) Table[lease.Record] {
 // LeaseKey is where a lease lies.
 func LeaseKey(name string) Key { return Key{Partition: "lease/" + name} }
 
+// Journal is what a control loop's row says of what it did. The loop writes it in
+// the same write as what it decided.
+type Journal struct {
+	DecidedAt time.Time `json:"decided_at"` // when the row was last decided on
+	// Pending are actions that are decided and not known to be done.
+	Pending []Action `json:"pending"`
+	// Done are the last ones, the newest at the end.
+	Done []Action `json:"done"`
+}
+
+// Action is something that a control loop decided to do.
+type Action struct {
+	// ID is the action's own, the same whenever it is tried again: what executes it
+	// does it once by that.
+	ID        string          `json:"id"`
+	What      string          `json:"what"`   // for people
+	Reason    string          `json:"reason"` // why, for people
+	DecidedAt time.Time       `json:"decided_at"`
+	Tries     int             `json:"tries"`
+	EndedAt   time.Time       `json:"ended_at"` // zero while it is pending
+	Error     string          `json:"error"`    // of the last try; of one that ended, why it was given up
+	Call      json.RawMessage `json:"call"`     // what to do, in the loop's own form
+}
+
 // Failover is what a region is in.
 type Failover string
 
@@ -46,8 +70,9 @@ type Routing struct {
 	Epoch  int64     `json:"epoch"`        // counts the changes of State
 	// Hold, unless empty, is who stops the controller from changing anything, and
 	// why. People write it.
-	Hold   string          `json:"hold"`
-	Memory json.RawMessage `json:"memory"` // what the decision remembers besides
+	Hold    string          `json:"hold"`
+	Memory  json.RawMessage `json:"memory"` // what the decision remembers besides
+	Journal Journal         `json:"journal"`
 }
 
 // Validate checks what was read.
@@ -79,6 +104,7 @@ type Autoscaling struct {
 	LastReason      string          `json:"last_reason"`
 	LastActionAt    time.Time       `json:"last_action_at"`
 	Memory          json.RawMessage `json:"memory"` // what the decision remembers besides
+	Journal         Journal         `json:"journal"`
 }
 
 // ByHand are the fields of Autoscaling that people write.
