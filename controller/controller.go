@@ -104,14 +104,14 @@ func New(config Config) (*Controller, error) {
 	if err != nil {
 		return nil, fmt.Errorf("controller: %w", err)
 	}
-	loops := map[string][]Runner{regionLease(config.Region): nil} // by lease
+	loops := map[string][]Runner{RegionLease(config.Region): nil} // by lease
 	for _, loop := range config.Loops {
 		if err := loop.check(); err != nil {
 			return nil, fmt.Errorf("controller: %w", err)
 		}
 		name := loop.lease()
 		if name == "" {
-			name = regionLease(config.Region)
+			name = RegionLease(config.Region)
 		}
 		loops[name] = append(loops[name], loop)
 	}
@@ -125,8 +125,8 @@ func New(config Config) (*Controller, error) {
 	return c, nil
 }
 
-// regionLease is the lease of a region's leader.
-func regionLease(region fleet.Region) string { return "region/" + string(region) }
+// RegionLease is the lease of a region's leader.
+func RegionLease(region fleet.Region) string { return "region/" + string(region) }
 
 func (c *Controller) elector(name string, loops []Runner, metric *metrics) (*elector, error) {
 	candidate, err := lease.New(lease.Config{Self: c.self, Length: c.config.Lease})
@@ -140,7 +140,7 @@ func (c *Controller) elector(name string, loops []Runner, metric *metrics) (*ele
 	}
 	env := env{store: c.config.Store, now: c.config.Now, log: log, metric: metric}
 	var duties func(*term, *sync.WaitGroup)
-	if name == regionLease(c.config.Region) {
+	if name == RegionLease(c.config.Region) {
 		duties = c.regionDuties(e, metric)
 	}
 	e.lead = func(t *term) {

@@ -90,7 +90,7 @@ func (h *heart) look(ctx context.Context) error {
 	}
 	var leases, beats []state.Key
 	for _, other := range h.others {
-		leases = append(leases, state.LeaseKey(regionLease(other)))
+		leases = append(leases, state.LeaseKey(RegionLease(other)))
 		beats = append(beats, state.HeartbeatKey(other))
 	}
 	held, err := h.leases.GetMany(ctx, leases)
