@@ -25,6 +25,19 @@ func (l Lags) Behind(region fleet.Region, now time.Time) (time.Duration, bool) {
 	return l.behind(region, now)
 }
 
+// Minutes is what gathers a region's minutes.
+type Minutes struct{ m minutes }
+
+func NewMinutes(region fleet.Region, from fleet.Store, to state.Store) *Minutes {
+	return &Minutes{minutes{
+		region: region, fleet: from, stale: 15 * time.Second, table: state.MinuteTable(to), log: slog.New(slog.DiscardHandler),
+	}}
+}
+
+func (m *Minutes) Sample(ctx context.Context, now time.Time) { m.m.sample(ctx, now) }
+
+func (m *Minutes) Lag(from fleet.Region, behind time.Duration) { m.m.lag(lagSample{from, behind}) }
+
 // Round goes once round a loop, as the leader with a token, whose clock shows what
 // now says. It ends as if the process were killed when ctx does.
 func Round[S state.Row, O, A any](ctx context.Context, l Loop[S, O, A], store state.Store, token int64, now func() time.Time) error {

@@ -45,7 +45,9 @@ type Loop[S state.Row, O, A any] struct {
 	// Execute carries an action out. It may be called again with the same id, after a
 	// crash or an error, and must have effect once. An action that fails is tried
 	// again with the next round, and those after it wait; after [MostTries] it is
-	// given up, and the next step sees the world as it is.
+	// given up, and the next step sees the world as it is. A leader that is paused in
+	// the middle of it may finish it after its successor has done more: so what sets
+	// something has to be observed, and set again when it is not as decided.
 	Execute func(ctx context.Context, id string, action A) error
 }
 
@@ -87,8 +89,11 @@ func (l Loop[S, O, A]) check() error {
 		return fmt.Errorf("loop %s: every %s: want more than 0", l.Name, l.Every)
 	case l.Observe == nil || l.Step == nil || l.Explain == nil || l.Execute == nil:
 		return fmt.Errorf("loop %s: Observe, Step, Explain and Execute are required", l.Name)
-	case l.Lease != "":
-		return state.CheckLeaseName(l.Lease)
+	}
+	if l.Lease != "" {
+		if err := state.CheckLeaseName(l.Lease); err != nil {
+			return fmt.Errorf("loop %s: %w", l.Name, err)
+		}
 	}
 	return l.Key.Check(l.Table)
 }

@@ -153,6 +153,25 @@ var _ = Describe("A control loop", func() {
 		Expect(row(ctx).Value.Journal.Done).To(HaveLen(3))
 	})
 
+	It("decides again when its row was written meanwhile, and keeps what was written", func(ctx SpecContext) {
+		Expect(round(ctx, loop(), 1)).To(Succeed())
+		w.launched = map[string]int{}
+		observations := 0
+		w.before = func() {
+			if observations++; observations > 1 {
+				return
+			}
+			_, err := store.Write(ctx, schema.AutoscalingState, state.Write{
+				Key: use1, Fields: json.RawMessage(`{"memory":{"note":"by another program"}}`), Version: state.AnyVersion,
+			})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		Expect(round(ctx, loop(), 1)).To(Succeed())
+		Expect(observations).To(Equal(2))
+		Expect(w.launched).To(HaveLen(3))
+		Expect(row(ctx).Value.Memory).To(MatchJSON(`{"note":"by another program"}`))
+	})
+
 	It("tells no time before one that it has told, whoever leads and what his clock shows", func(ctx SpecContext) {
 		var told []time.Time
 		l := loop()

@@ -33,7 +33,7 @@ const (
 
 // run samples until the term ends; lag hears of lags from elsewhere.
 func (m *minutes) run(t *term, lag <-chan lagSample) {
-	m.gathered, m.begun = state.Minute{}, time.Now().Truncate(time.Minute)
+	m.gathered = state.Minute{} // of an earlier term
 	tick := time.NewTicker(sampleInterval)
 	defer tick.Stop()
 	for {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"os"
@@ -273,6 +274,43 @@ func firstOf(dir string) string {
 	Expect(err).NotTo(HaveOccurred())
 	return files[0].Name()
 }
+
+var _ = Describe("Controllers that are killed at any time", func() {
+	It("lose no instance and launch none twice", func(ctx SpecContext) {
+		kills := 10
+		if os.Getenv("MRGC_TEST_LONG") != "" {
+			kills = 50
+		}
+		s, client := dynamoSite(ctx, 300*time.Millisecond)
+		running := []*process{s.start("use1"), s.start("use1")}
+		wanted := 3
+		Eventually(s.instances, "20s", "20ms").Should(Equal(wanted))
+		for range kills {
+			wanted++
+			setByHand(ctx, client, "desired_capacity", wanted)
+			select { // the loop runs every 50 ms
+			case <-ctx.Done():
+			case <-time.After(rand.N(100 * time.Millisecond)):
+			}
+			victim := 0
+			if running[1].token() != 0 {
+				victim = 1
+			}
+			Expect(running[victim].Process.Kill()).To(Succeed())
+			running[victim] = s.start("use1")
+			Eventually(s.instances, "20s", "10ms").Should(BeNumerically(">=", wanted))
+			Expect(s.instances()).To(Equal(wanted))
+		}
+		Consistently(s.instances, "1s").Should(Equal(wanted))
+		store, err := open.Store(ctx, s.address, nil)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(store.Close)
+		row, err := state.AutoscalingTable(store).Get(ctx, use1)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(row.Value.DesiredCapacity).To(Equal(wanted))
+		AddReportEntry("leaders, of which each but the last was killed", row.Fence)
+	}, SpecTimeout(5*time.Minute))
+})
 
 var _ = Describe("A capacity that is written by hand", func() {
 	It("is honoured, though that counts in no version, and whenever it is written", func(ctx SpecContext) {
