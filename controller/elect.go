@@ -105,7 +105,7 @@ func (e *elector) advance(ctx context.Context) time.Duration {
 	if token != 0 {
 		return max(min(wait, until.Sub(now)), 0)
 	}
-	return max(wait, 0) + mathrand.N(e.length/50) // so that not all who wait come at once
+	return max(wait, 0) + mathrand.N(e.length/50) //nolint:gosec // so that not all who wait come at once
 }
 
 // call bounds one call to the store: a holder that gets no answer has a second

@@ -75,11 +75,11 @@ func (c *Client) ensure(ctx context.Context, want schema.Table, report *Report) 
 			return nil
 		}
 		d := differences[i]
-		if key := d.What + " " + d.Got; done[key] {
+		key := d.What + " " + d.Got
+		if done[key] {
 			return fmt.Errorf("%s: DynamoDB accepted the change and did not make it", d)
-		} else {
-			done[key] = true
 		}
+		done[key] = true
 		if err := c.change(ctx, want, got, d.What); err != nil {
 			return fmt.Errorf("%s: %w", d, Explain(err))
 		}

@@ -442,7 +442,7 @@ func untilDone(ctx context.Context, call func() (left int, err error)) error {
 		select {
 		case <-ctx.Done():
 			return fmt.Errorf("%d of the batch left undone: %w", left, ctx.Err())
-		case <-time.After(mathrand.N(limit)):
+		case <-time.After(mathrand.N(limit)): //nolint:gosec // jitter
 		}
 		limit = min(2*limit, longestWait)
 	}
