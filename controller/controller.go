@@ -138,7 +138,7 @@ func (c *Controller) elector(name string, loops []Runner, metric *metrics) (*ele
 		name: name, length: c.config.Lease, candidate: candidate, poked: make(chan struct{}, 1),
 		leases: state.LeaseTable(c.config.Store), log: log, metric: metric,
 	}
-	env := env{store: c.config.Store, now: c.config.Now, log: log, metric: metric}
+	as := Leader{Store: c.config.Store, Now: c.config.Now, Logger: log, metric: metric}
 	var duties func(*term, *sync.WaitGroup)
 	if name == RegionLease(c.config.Region) {
 		duties = c.regionDuties(e, metric)
@@ -146,7 +146,7 @@ func (c *Controller) elector(name string, loops []Runner, metric *metrics) (*ele
 	e.lead = func(t *term) {
 		var running sync.WaitGroup
 		for _, loop := range loops {
-			running.Go(func() { loop.run(t, env) })
+			running.Go(func() { loop.run(t, as) })
 		}
 		if duties != nil {
 			duties(t, &running)

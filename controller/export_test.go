@@ -5,10 +5,7 @@ import (
 	"log/slog"
 	"time"
 
-	"github.com/prometheus/client_golang/prometheus"
-
 	"github.com/mrgc/mrgc/internal/fleet"
-	"github.com/mrgc/mrgc/internal/lease"
 	"github.com/mrgc/mrgc/internal/state"
 )
 
@@ -37,23 +34,3 @@ func NewMinutes(region fleet.Region, from fleet.Store, to state.Store) *Minutes 
 func (m *Minutes) Sample(ctx context.Context, now time.Time) { m.m.sample(ctx, now) }
 
 func (m *Minutes) Lag(from fleet.Region, behind time.Duration) { m.m.lag(lagSample{from, behind}) }
-
-// Round goes once round a loop, as the leader with a token, whose clock shows what
-// now says. It ends as if the process were killed when ctx does.
-func Round[S state.Row, O, A any](ctx context.Context, l Loop[S, O, A], store state.Store, token int64, now func() time.Time) error {
-	candidate, err := lease.New(lease.Config{Self: "test", Length: time.Hour})
-	if err != nil {
-		return err
-	}
-	candidate.Read(lease.Record{Holder: "before", Token: token - 1, Length: time.Millisecond * 10}, 1, time.Now().Add(-time.Second))
-	candidate.Next(time.Now())
-	candidate.Wrote(2)
-	metric, err := newMetrics(prometheus.NewRegistry(), "use1")
-	if err != nil {
-		return err
-	}
-	t := &term{token: token, ctx: ctx, elector: &elector{candidate: candidate, poked: make(chan struct{}, 1)}}
-	log := slog.New(slog.DiscardHandler)
-	var ahead time.Duration
-	return l.round(t, env{store: store, now: now, log: log, metric: metric}, log, &ahead)
-}

@@ -1,12 +1,12 @@
 package controller
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"slices"
 	"time"
 
@@ -68,15 +68,25 @@ const (
 type Runner interface {
 	lease() string
 	check() error
-	run(t *term, env env)
+	run(t *term, as Leader)
 }
 
-// env is what loops share.
-type env struct {
-	store  state.Store
-	now    func() time.Time
-	log    *slog.Logger
-	metric *metrics
+// Leader is who goes round a loop: the holder of a lease, while it holds it. It is
+// for one goroutine.
+type Leader struct {
+	Store state.Store // that the loop's row is in
+	Token int64       // fencing token of the lease
+	// Held says whether the lease still is held. nil: as long as the context lives.
+	Held func() bool
+	// Above hears of a higher token that the loop's row has. nil: nobody does.
+	Above func(token int64)
+	// Now is the wall clock. nil: time.Now.
+	Now func() time.Time
+	// Logger hears what is done and why. nil: nobody does.
+	Logger *slog.Logger
+
+	metric *metrics      // nil: nothing is counted
+	ahead  time.Duration // by which the time that the loop is told is ahead of Now
 }
 
 func (l Loop[S, O, A]) lease() string { return l.Lease }
@@ -99,31 +109,31 @@ func (l Loop[S, O, A]) check() error {
 }
 
 // run goes round until the term ends.
-func (l Loop[S, O, A]) run(t *term, env env) {
-	log := env.log.With("loop", l.Name)
+func (l Loop[S, O, A]) run(t *term, as Leader) {
+	as.Token, as.Held, as.Above = t.token, t.valid, t.above
+	as.Logger = as.Logger.With("loop", l.Name)
 	tick := time.NewTicker(l.Every)
 	defer tick.Stop()
 	failing := false
-	var ahead time.Duration
 	for {
-		err := l.round(t, env, log, &ahead)
+		err := l.Round(t.ctx, &as)
 		result := "ok"
 		switch {
 		case t.ctx.Err() != nil:
 			return
 		case errors.Is(err, state.ErrFenced):
-			log.WarnContext(t.ctx, "somebody with a higher fencing token has written: taking the lease again", "token", t.token)
+			as.Logger.WarnContext(t.ctx, "somebody with a higher fencing token has written: taking the lease again", "token", t.token)
 			result = "fenced"
 		case err != nil:
 			result = "error"
 			if !failing {
-				log.WarnContext(t.ctx, "control loop fails, trying again", "error", err)
+				as.Logger.WarnContext(t.ctx, "control loop fails, trying again", "error", err)
 			}
 		case failing:
-			log.InfoContext(t.ctx, "control loop goes on")
+			as.Logger.InfoContext(t.ctx, "control loop goes on")
 		}
 		failing = err != nil
-		env.metric.rounds.WithLabelValues(l.Name, result).Inc()
+		as.metric.countRound(l.Name, result)
 		select {
 		case <-t.ctx.Done():
 			return
@@ -132,12 +142,20 @@ func (l Loop[S, O, A]) run(t *term, env env) {
 	}
 }
 
-// round decides once, and anew when somebody else wrote meanwhile.
-func (l Loop[S, O, A]) round(t *term, env env, log *slog.Logger, ahead *time.Duration) error {
-	r := round[S, O, A]{Loop: l, term: t, env: env, log: log, ahead: ahead}
+// Round goes once round the loop, and anew when somebody else writes its row
+// meanwhile. A controller does that every so often; simulations, which have a time
+// of their own, call it themselves.
+func (l Loop[S, O, A]) Round(ctx context.Context, leader *Leader) error {
+	if leader.Now == nil {
+		leader.Now = time.Now
+	}
+	if leader.Logger == nil {
+		leader.Logger = slog.New(slog.DiscardHandler)
+	}
+	r := round[S, O, A]{Loop: l, ctx: ctx, leader: leader}
 	for race := 1; ; race++ {
 		err := r.decide()
-		if !errors.Is(err, state.ErrConflict) || race == mostRaces || t.ctx.Err() != nil {
+		if !errors.Is(err, state.ErrConflict) || race == mostRaces || ctx.Err() != nil {
 			return err
 		}
 	}
@@ -146,10 +164,8 @@ func (l Loop[S, O, A]) round(t *term, env env, log *slog.Logger, ahead *time.Dur
 // round is one time round a loop.
 type round[S state.Row, O, A any] struct {
 	Loop[S, O, A]
-	term  *term
-	env   env
-	log   *slog.Logger
-	ahead *time.Duration // what the loop is told of time is ahead of this process's clock
+	ctx    context.Context
+	leader *Leader
 
 	version int64 // of the row, as it was read or written last
 	fence   int64
@@ -160,11 +176,16 @@ type round[S state.Row, O, A any] struct {
 
 var errNotLeading = errors.New("no longer leading")
 
+// held says whether what is decided may be done.
+func (r *round[S, O, A]) held() bool {
+	return r.ctx.Err() == nil && (r.leader.Held == nil || r.leader.Held())
+}
+
 func (r *round[S, O, A]) decide() error {
 	if err := r.load(); err != nil {
 		return err
 	}
-	if r.fence < r.term.token {
+	if r.fence < r.leader.Token {
 		// Whoever led before is shut out before anything is decided or done.
 		if err := r.store(nil); err != nil {
 			return err
@@ -173,7 +194,7 @@ func (r *round[S, O, A]) decide() error {
 	if err := r.perform(); err != nil {
 		return err
 	}
-	observed, err := r.Observe(r.term.ctx)
+	observed, err := r.Observe(r.ctx)
 	if err != nil {
 		return fmt.Errorf("observe: %w", err)
 	}
@@ -209,42 +230,60 @@ func (r *round[S, O, A]) decide() error {
 
 // load reads the row.
 func (r *round[S, O, A]) load() error {
-	item, err := r.env.store.Get(r.term.ctx, r.Table, r.Key)
+	item, err := r.leader.Store.Get(r.ctx, r.Table, r.Key)
 	if errors.Is(err, state.ErrNotFound) {
 		item, err = state.Item{Key: r.Key, Fields: json.RawMessage(`{}`)}, nil
 	}
 	if err != nil {
 		return err
 	}
-	if item.Fence > r.term.token {
-		r.term.above(item.Fence)
+	if item.Fence > r.leader.Token {
+		if r.leader.Above != nil {
+			r.leader.Above(item.Fence)
+		}
 		return state.ErrFenced
 	}
-	r.version, r.fence, r.state = item.Version, item.Fence, r.Initial
-	var row struct {
-		Journal state.Journal `json:"journal"`
-	}
-	var fields map[string]json.RawMessage
-	err = errors.Join(json.Unmarshal(item.Fields, &r.state), json.Unmarshal(item.Fields, &row), json.Unmarshal(item.Fields, &fields))
-	if err != nil {
-		return fmt.Errorf("table %s: %s: %w", r.Table.Name, r.Key, err)
-	}
-	r.journal = row.Journal
-	r.keepByHand(fields)
-	if err := r.state.Validate(); err != nil {
+	r.version, r.fence = item.Version, item.Fence
+	if err := r.decode(item.Fields); err != nil {
 		return fmt.Errorf("table %s: %s: %w", r.Table.Name, r.Key, err)
 	}
 	return nil
 }
 
+// decode reads the row's fields, those that it lacks from Initial.
+func (r *round[S, O, A]) decode(row json.RawMessage) error {
+	initial, err := json.Marshal(r.Initial)
+	if err != nil {
+		return err
+	}
+	var fields, all map[string]json.RawMessage
+	if err := errors.Join(json.Unmarshal(row, &fields), json.Unmarshal(initial, &all)); err != nil {
+		return err
+	}
+	r.keepByHand(fields)
+	maps.Copy(all, fields)
+	if row, err = json.Marshal(all); err != nil {
+		return err
+	}
+	var known struct {
+		Journal state.Journal `json:"journal"`
+	}
+	var remembered S
+	if err := errors.Join(json.Unmarshal(row, &remembered), json.Unmarshal(row, &known)); err != nil {
+		return err
+	}
+	r.state, r.journal = remembered, known.Journal
+	return r.state.Validate()
+}
+
 // time is now, or later when the row was decided on by a clock that is ahead of
 // this one: then it goes on from there at this clock's rate.
 func (r *round[S, O, A]) time() time.Time {
-	now := r.env.now()
-	if more := r.journal.DecidedAt.Sub(now.Add(*r.ahead)); more > 0 {
-		*r.ahead += more
+	now := r.leader.Now()
+	if more := r.journal.DecidedAt.Sub(now.Add(r.leader.ahead)); more > 0 {
+		r.leader.ahead += more
 	}
-	return now.Add(*r.ahead).UTC().Round(0)
+	return now.Add(r.leader.ahead).UTC().Round(0)
 }
 
 // keepByHand remembers the fields that people write, as they are.
@@ -258,23 +297,24 @@ func (r *round[S, O, A]) keepByHand(fields map[string]json.RawMessage) {
 	}
 }
 
+// differs says whether a decision changes what is remembered.
 func (r *round[S, O, A]) differs(next S) (bool, error) {
 	before, err := json.Marshal(r.state)
 	if err != nil {
 		return false, err
 	}
 	after, err := json.Marshal(next)
-	return !bytes.Equal(before, after), err
+	return !state.SameJSON(before, after), err
 }
 
 // store writes the journal, and what was decided unless that is nil: then fields
 // that people write are not touched.
 func (r *round[S, O, A]) store(decided *S) error {
-	if !r.term.valid() {
+	if !r.held() {
 		return errNotLeading
 	}
 	fields := map[string]json.RawMessage{}
-	write := state.Write{Key: r.Key, Version: r.version, Fence: r.term.token}
+	write := state.Write{Key: r.Key, Version: r.version, Fence: r.leader.Token}
 	if decided != nil || r.version == 0 {
 		if decided == nil {
 			decided = &r.state
@@ -292,11 +332,11 @@ func (r *round[S, O, A]) store(decided *S) error {
 	if write.Fields, err = json.Marshal(fields); err != nil {
 		return fmt.Errorf("journal: %w", err)
 	}
-	version, err := r.env.store.Write(r.term.ctx, r.Table, write)
+	version, err := r.leader.Store.Write(r.ctx, r.Table, write)
 	if err != nil {
 		return err
 	}
-	r.version, r.fence = version, r.term.token
+	r.version, r.fence = version, r.leader.Token
 	if write.Unchanged != nil {
 		r.keepByHand(fields)
 	}
@@ -312,12 +352,12 @@ func (r *round[S, O, A]) perform() error {
 	ended := map[string]state.Action{} // and the last one may have been tried only
 	var failed error
 	for _, action := range r.journal.Pending {
-		if !r.term.valid() {
+		if !r.held() {
 			failed = errNotLeading
 			break
 		}
 		action, failed = r.try(action)
-		if r.term.ctx.Err() != nil {
+		if r.ctx.Err() != nil {
 			break // whether it was done is for the next leader to find out
 		}
 		ended[action.ID] = action
@@ -334,28 +374,28 @@ func (r *round[S, O, A]) try(action state.Action) (state.Action, error) {
 	var call A
 	err := json.Unmarshal(action.Call, &call)
 	if err == nil {
-		ctx, cancel := context.WithTimeout(r.term.ctx, executeTimeout)
+		ctx, cancel := context.WithTimeout(r.ctx, executeTimeout)
 		err = r.Execute(ctx, action.ID, call)
 		cancel()
 	}
 	action.Tries++
 	action.Error = ""
-	log := r.log.With("action", action.What, "reason", action.Reason, "id", action.ID)
+	log := r.leader.Logger.With("action", action.What, "reason", action.Reason, "id", action.ID)
 	if err != nil {
 		action.Error = err.Error()
 		err = fmt.Errorf("%s: %w", action.What, err)
 	}
 	switch {
 	case err == nil:
-		log.InfoContext(r.term.ctx, "done")
+		log.InfoContext(r.ctx, "done")
 		action.EndedAt = r.time()
-		r.env.metric.actions.WithLabelValues(r.Name, "done").Inc()
+		r.leader.metric.countTry(r.Name, "done")
 	case action.Tries >= MostTries:
-		log.ErrorContext(r.term.ctx, "given up", "error", err)
+		log.ErrorContext(r.ctx, "given up", "error", err)
 		action.EndedAt = r.time()
-		r.env.metric.actions.WithLabelValues(r.Name, "given_up").Inc()
+		r.leader.metric.countTry(r.Name, "given_up")
 	default:
-		r.env.metric.actions.WithLabelValues(r.Name, "failed").Inc()
+		r.leader.metric.countTry(r.Name, "failed")
 	}
 	return action, err
 }

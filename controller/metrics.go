@@ -32,3 +32,17 @@ func newMetrics(registry prometheus.Registerer, region string) (*metrics, error)
 	return m, errors.Join(registry.Register(m.leading), registry.Register(m.rounds), registry.Register(m.actions),
 		registry.Register(m.lag), registry.Register(m.alarm))
 }
+
+// A nil *metrics counts nothing.
+
+func (m *metrics) countRound(loop, result string) {
+	if m != nil {
+		m.rounds.WithLabelValues(loop, result).Inc()
+	}
+}
+
+func (m *metrics) countTry(loop, result string) {
+	if m != nil {
+		m.actions.WithLabelValues(loop, result).Inc()
+	}
+}

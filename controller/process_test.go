@@ -330,7 +330,9 @@ var _ = Describe("A capacity that is written by hand", func() {
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(store.Close)
 		w := &world{launched: map[string]int{}}
-		round := func() error { return controller.Round(ctx, scaler(w.observe, w.execute), store, 1, time.Now) }
+		round := func() error {
+			return scaler(w.observe, w.execute).Round(ctx, &controller.Leader{Store: store, Token: 1})
+		}
 		Expect(round()).To(Succeed())
 		w.launched = map[string]int{}
 		observations := 0

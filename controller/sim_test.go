@@ -62,12 +62,13 @@ func (s *story) lead(rounds int) error {
 			return err
 		})
 	})
+	as := &controller.Leader{Store: l, Token: token, Now: func() time.Time { return time.Now().Add(skew) }}
 	var err error
 	for range rounds {
 		if life.Err() != nil {
 			break
 		}
-		err = controller.Round(life, loop, l, token, func() time.Time { return time.Now().Add(skew) })
+		err = loop.Round(life, as)
 		s.note("leader %d: round: %v", token, err)
 	}
 	return err

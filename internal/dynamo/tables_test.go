@@ -105,18 +105,24 @@ var _ = Describe("Ensuring the tables", func() {
 		Expect(*ttl.TimeToLiveDescription.AttributeName).To(Equal("expires_at_unix_s"))
 	}, SpecTimeout(time.Minute))
 
-	It("leaves a table of another key as it is, and says so", func(ctx SpecContext) {
-		client, prefix := needLocal()
-		other := schema.Table{Name: prefix + "metrics", PartitionKey: schema.Attribute{Name: "id", Type: "N"}}
-		_, err := client.Ensure(ctx, other)
-		Expect(err).NotTo(HaveOccurred())
-		want := here(schema.Metrics)
-		want.Name, want.Stream, want.TTLAttribute = other.Name, false, ""
-		report, err := client.Ensure(ctx, want)
-		Expect(err).NotTo(HaveOccurred())
-		Expect(report.Did).To(BeEmpty())
-		Expect(report.Err()).To(MatchError(And(ContainSubstring(want.Name), ContainSubstring("key is id (N), want series (S), at (S)"))))
-	}, SpecTimeout(time.Minute))
+	DescribeTable("leaves a table of another key as it is, and says so: one",
+		func(ctx SpecContext, key schema.Attribute, sort *schema.Attribute, is string) {
+			client, prefix := needLocal()
+			other := schema.Table{Name: prefix + "metrics", PartitionKey: key, SortKey: sort}
+			_, err := client.Ensure(ctx, other)
+			Expect(err).NotTo(HaveOccurred())
+			want := here(schema.Metrics)
+			want.Name, want.Stream, want.TTLAttribute = other.Name, false, ""
+			report, err := client.Ensure(ctx, want)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(report.Did).To(BeEmpty())
+			Expect(report.Err()).To(MatchError(And(ContainSubstring(want.Name),
+				ContainSubstring("key is "+is+", want series (S), at (S): a table's key cannot be changed"))))
+		},
+		Entry("of another name", schema.Attribute{Name: "id", Type: "S"}, &schema.Attribute{Name: "at", Type: "S"}, "id (S), at (S)"),
+		Entry("of another type", schema.Attribute{Name: "series", Type: "S"}, &schema.Attribute{Name: "at", Type: "N"}, "series (S), at (N)"),
+		Entry("of less", schema.Attribute{Name: "series", Type: "S"}, nil, "series (S)"),
+	)
 
 	It("asks for a strongly consistent table's replicas all at once", func(ctx SpecContext) {
 		cloud := newCloud()

@@ -74,3 +74,19 @@ var _ = Describe("Keys", func() {
 		Entry(nil, ""), Entry(nil, "/a"), Entry(nil, "A"), Entry(nil, "a b"),
 		Entry(nil, "a234567890123456789012345678901234567890123456789012345678901234"))
 })
+
+var _ = DescribeTable("JSON is the same or not:", func(a, b string, same bool) {
+	Expect(state.SameJSON([]byte(a), []byte(b))).To(Equal(same))
+	Expect(state.SameJSON([]byte(b), []byte(a))).To(Equal(same))
+},
+	Entry(nil, `{"a":1,"b":[true,null,"x"]}`, ` { "b": [true, null, "x"], "a": 1.0 }`, true),
+	Entry(nil, `[1,2]`, `[2,1]`, false),
+	Entry(nil, `1700000000000000001`, `1700000000000000002`, false),
+	Entry(nil, `1e3`, `1000`, true),
+	Entry(nil, `0.5`, `5e-1`, true),
+	Entry(nil, `1e300`, `1e+300`, true),
+	Entry(nil, `"1"`, `1`, false),
+	Entry(nil, ``, `null`, true),
+	Entry(nil, ``, `0`, false),
+	Entry(nil, `{`, `{`, false),
+)

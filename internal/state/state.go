@@ -22,6 +22,7 @@
 package state
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -203,7 +204,7 @@ func (w *Write) Refusal(now Item) error {
 		}
 	}
 	for name, want := range w.Unchanged {
-		if !sameJSON(want, fields[name]) {
+		if !SameJSON(want, fields[name]) {
 			return ErrConflict
 		}
 	}
@@ -226,11 +227,50 @@ func (w *Write) Apply(now Item, fields map[string]json.RawMessage) (json.RawMess
 	return json.Marshal(merged)
 }
 
-// sameJSON compares by value, numbers as numbers. What is not there is null.
-func sameJSON(a, b json.RawMessage) bool {
-	var left, right any
-	if len(a) > 0 && json.Unmarshal(a, &left) != nil || len(b) > 0 && json.Unmarshal(b, &right) != nil {
-		return false
+// SameJSON says whether two JSON values are the same, however they are written:
+// objects in any order, numbers by value. What is not there is null.
+func SameJSON(a, b json.RawMessage) bool {
+	left, err := canonical(a)
+	right, otherErr := canonical(b)
+	return err == nil && otherErr == nil && reflect.DeepEqual(left, right)
+}
+
+func canonical(text json.RawMessage) (any, error) {
+	if len(text) == 0 {
+		return nil, nil
 	}
-	return reflect.DeepEqual(left, right)
+	decoder := json.NewDecoder(bytes.NewReader(text))
+	decoder.UseNumber()
+	var value any
+	if err := decoder.Decode(&value); err != nil {
+		return nil, err
+	}
+	return withNumbers(value), nil
+}
+
+// withNumbers makes numbers of their texts: whole ones of 64 bits exactly.
+func withNumbers(value any) any {
+	switch v := value.(type) {
+	case json.Number:
+		if whole, err := v.Int64(); err == nil {
+			return whole
+		}
+		float, err := v.Float64()
+		if err != nil {
+			return v
+		}
+		if whole := int64(float); float64(whole) == float && whole > -1<<53 && whole < 1<<53 {
+			return whole // 4e1
+		}
+		return float
+	case []any:
+		for i := range v {
+			v[i] = withNumbers(v[i])
+		}
+	case map[string]any:
+		for name := range v {
+			v[name] = withNumbers(v[name])
+		}
+	}
+	return value
 }

@@ -3,7 +3,7 @@
 //
 // Every parent and every router of a region uses the region's table:
 //
-//	store, err := dynamodb.Open(ctx, dynamodb.Config{Table: dynamodb.DefaultTable, Region: "us-east-1"})
+//	store, err := dynamodb.Open(ctx, dynamodb.Config{Table: "gpu_instances", Region: "us-east-1"})
 //	if err != nil { … }
 //	defer store.Close()
 //
@@ -21,8 +21,8 @@
 // was lost is then done, and counted in Version, twice.
 //
 // Open makes no request, so that routers and parents start, and serve what they
-// can, while the table cannot be reached. Nothing here creates the table but
-// [CreateTable], for tests: `mrgc state init` does, with all others. Items that are no instances are skipped with one warning each.
+// can, while the table cannot be reached. Nothing here creates the table: `mrgc
+// state init` does. Items that are no instances are skipped with one warning each.
 //
 // The AWS identity needs dynamodb:Scan, UpdateItem and DeleteItem on the table.
 package dynamodb

@@ -1,17 +1,14 @@
 package dynamodb
 
 import (
-	"context"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/state/schema"
 )
 
-// DefaultTable is the name of the fleet's table in a cluster on AWS.
-var DefaultTable = schema.GPUInstances.Name
-
-// An item is an instance. Only the key is declared to DynamoDB; every item has
-// all of these attributes, and others are left alone.
+// An item is an instance. Only the key is declared to DynamoDB, in
+// internal/state/schema; every item has all of these attributes, and others are
+// left alone.
 //
 // The instance's ID alone is the key: heartbeats and drains know nothing else,
 // and it makes IDs unique over all regions.
@@ -46,21 +43,3 @@ const (
 // neither clocks that differ nor a table that could not be written matter (AWS
 // refuses requests that are signed by a clock 15 minutes off).
 const silentFor = 24 * time.Hour
-
-// CreateTable creates the table in one region, as internal/state/schema has it,
-// and waits until it can be used. What is there already is left as it is, and is
-// an error when a person has to put it right.
-func CreateTable(ctx context.Context, cfg Config) error {
-	client, err := newClient(ctx, cfg)
-	if err != nil {
-		return err
-	}
-	defer client.Close()
-	table := schema.GPUInstances
-	table.Name, table.Regions = cfg.Table, nil
-	report, err := client.Ensure(ctx, table)
-	if err != nil {
-		return err
-	}
-	return report.Err()
-}
