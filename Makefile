@@ -35,9 +35,10 @@ test-unit: parts dynamodb-local ## everything but end to end, with the race dete
 test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the official OpenAI package
 	$(GO) test -count=1 -timeout 15m ./e2e
 
-test-long: parts ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour
+test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./router -ginkgo.focus "through the real Envoy"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./e2e -ginkgo.focus "quarter of an hour"
+	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 10m ./controller -ginkgo.focus "killed at any time"
 
 # The official OpenAI package, pinned with hashes.
 $(TOOLS)/python-e2e/.done: e2e/requirements.txt
