@@ -65,6 +65,23 @@ func (s State) clone() State {
 	return s
 }
 
+// Same says whether two states are alike in all that must outlive the leader: what
+// differs else are timers, which a new leader begins anew. A driver stores a state
+// only when it is not the same.
+func (s State) Same(other State) bool {
+	if len(s.Regions) != len(other.Regions) || s.Lowered != other.Lowered || s.Term != other.Term {
+		return false
+	}
+	for name, a := range s.Regions {
+		b, ok := other.Regions[name]
+		a.DownSince, a.PartialSince, a.UpSince, a.CalmSince = b.DownSince, b.PartialSince, b.UpSince, b.CalmSince
+		if !ok || a != b {
+			return false
+		}
+	}
+	return true
+}
+
 // OrderKind is what an operator may order.
 type OrderKind string
 

@@ -178,8 +178,9 @@ func (w *world) recovering(name fleet.Region, r *Region, j judgement) {
 		w.lower(name, r, 0)
 		return
 	}
+	dial, known := w.o.Dials[name]
 	held := r.Stage.IsZero() || // the first stage, for which it was validated or ordered
-		lasted(r.Stage, w.c.Hold, w.now) && lasted(r.UpSince, w.c.Hold, w.now)
+		known && dial == r.Dial && lasted(r.Stage, w.c.Hold, w.now) && lasted(r.UpSince, w.c.Hold, w.now)
 	switch {
 	case !held:
 	case r.Dial == 100:

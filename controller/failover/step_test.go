@@ -178,6 +178,19 @@ var _ = Describe("A region", func() {
 		Expect(s.dials[use1]).To(Equal(25))
 	})
 
+	It("stays at its stage until the accelerator has it", func() {
+		s := newStage()
+		s.dies(use1)
+		s.goes(20 * time.Second)
+		s.lives(use1)
+		for range 1000 {
+			s.step()
+			s.dials[use1] = 0 // it does not listen
+			s.now = s.now.Add(time.Second)
+		}
+		Expect(s.state.Regions[use1].Dial).To(Equal(10))
+	})
+
 	It("that dies within its recovery is drained at once, its dial moves when it may, and the next recovery is later", func() {
 		s := newStage()
 		s.dies(use1)
@@ -221,6 +234,23 @@ var _ = Describe("A region", func() {
 		Expect(s.phase(use1)).To(Equal(failover.Degraded))
 		s.goes(3 * time.Second)
 		Expect(s.phase(use1)).To(Equal(failover.Normal))
+	})
+})
+
+var _ = Describe("A state", func() {
+	It("is the same until something is to be stored", func() {
+		s := newStage()
+		s.goes(time.Second)
+		before := s.state
+		s.goes(time.Minute)
+		Expect(s.state.Same(before)).To(BeTrue())
+		s.dies(use1)
+		s.step()
+		Expect(s.state.Same(before)).To(BeFalse())
+		before = s.state
+		s.term++
+		s.step()
+		Expect(s.state.Same(before)).To(BeFalse())
 	})
 })
 
