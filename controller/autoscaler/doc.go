@@ -36,8 +36,8 @@
 // A member leaves in three steps, each waits for the one before: drained (nothing in
 // flight), washed, terminated. One that never became ready within BootTimeout, or that
 // has not been for UnreadyTimeout, is replaced; what is dead has nothing to drain. When
-// half of the fleet looks dead at once, it is the looking that failed: nothing is
-// replaced. Where EC2 has no capacity in a zone, the next one is tried, and that zone
+// half of the fleet looks dead at once, the looking may have failed, or what they have
+// in common: then it takes three times as long. Where EC2 has no capacity in a zone, the next one is tried, and that zone
 // again after ZonePause.
 //
 // What is not known moves nothing: without a fresh load the number stays, and without

@@ -71,8 +71,8 @@ type State struct {
 
 	Members []Member             // in order of their intents' numbers
 	Zones   map[string]time.Time // without capacity until then
-	Failed  int                  // launches in a row that never came up
-	Pause   time.Time            // no launch before: too many never came up
+	Failed  int                  // times in a row that what was launched never came up
+	Pause   time.Time            // no launch before: for that
 
 	AboveSince, BelowSince time.Time // load without interruption; zero: it is not
 	Capacity               map[string]Capacity
@@ -124,6 +124,17 @@ func (m *Member) leaving() bool {
 // Initial is a region that begins with its minimum.
 func Initial(config Config, now time.Time) State {
 	return State{Born: now, Desired: config.withDefaults().Min, Reason: "first start", Changed: now}
+}
+
+// Serving counts the instances that have been ready and are to stay: those that a
+// region should have ready now, however many are on their way.
+func (s *State) Serving() (n int) {
+	for i := range s.Members {
+		if s.Members[i].Phase == Serving {
+			n++
+		}
+	}
+	return n
 }
 
 func (s State) clone() State {

@@ -116,7 +116,10 @@ func (w *work) match() {
 
 // follow moves members along with what became of their instances.
 func (w *work) follow() {
-	trust := w.o.Known && !w.massive()
+	patience := w.c.UnreadyTimeout
+	if w.massive() {
+		patience *= 3
+	}
 	w.s.Members = slices.DeleteFunc(w.s.Members, func(m Member) bool { return w.gone(&m) })
 	for i := range w.s.Members {
 		m := &w.s.Members[i]
@@ -128,7 +131,7 @@ func (w *work) follow() {
 			m.enter(Booting, w.now, "")
 			m.Zone = in.Zone
 		}
-		if !trust {
+		if !w.o.Known {
 			m.Unready = time.Time{}
 			continue
 		}
@@ -138,11 +141,12 @@ func (w *work) follow() {
 			m.enter(Serving, w.now, "")
 			m.Served = true
 			w.s.Failed = 0
-		case m.Phase == Booting && w.now.Sub(m.Since) >= w.c.BootTimeout:
+		case m.Phase == Booting && w.now.Sub(m.Since) >= w.c.BootTimeout && lasted(m.Unready, w.c.UnreadyTimeout/2, w.now):
+			// Looked at long enough: when everything was gone, everything boots again.
 			m.enter(Draining, w.now, "never came up")
 			w.failed()
-		case m.Phase == Serving && lasted(m.Unready, w.c.UnreadyTimeout, w.now):
-			m.enter(Draining, w.now, "dead: not heard of, or not healthy, for "+w.c.UnreadyTimeout.String())
+		case m.Phase == Serving && lasted(m.Unready, patience, w.now):
+			m.enter(Draining, w.now, "dead: not heard of, or not healthy, for "+patience.String())
 		case m.Phase == Serving && in.Draining:
 			m.enter(Draining, w.now, "drained by hand")
 		}
@@ -162,7 +166,7 @@ func (w *work) gone(m *Member) bool {
 }
 
 // massive says whether half of those that serve, and more than one, are not healthy at
-// once: then it is the looking that failed.
+// once: then it is most likely the looking that failed, or what all have in common.
 func (w *work) massive() bool {
 	serve := w.count(func(m *Member) bool { return m.Phase == Serving })
 	not := w.count(func(m *Member) bool {
@@ -172,12 +176,14 @@ func (w *work) massive() bool {
 	return not > 1 && 2*not >= serve
 }
 
-// failed pauses launches, longer each time, once several in a row never came up.
+// failed pauses launches, longer each time that what was launched never came up. What
+// was launched together fails together, and counts once.
 func (w *work) failed() {
-	w.s.Failed++
-	if w.s.Failed >= 3 {
-		w.s.Pause = w.now.Add(min(time.Minute<<min(w.s.Failed-3, 6), time.Hour))
+	if w.now.Before(w.s.Pause) {
+		return
 	}
+	w.s.Pause = w.now.Add(min(time.Minute<<min(w.s.Failed, 4), w.c.BootTimeout))
+	w.s.Failed++
 }
 
 // adjust makes as many members as are wanted: new ones are asked for, or those that

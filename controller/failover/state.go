@@ -45,8 +45,10 @@ type Region struct {
 
 	// When it began to be seen so without interruption; zero: it is not.
 	DownSince, PartialSince, UpSince, CalmSince time.Time
-	// When its dial last moved in each direction by the machine's own decision.
+	// When its dial last moved in each direction by the machine's own decision: when
+	// the accelerator had it, and until then (Moving) the present.
 	Raised, Lowered time.Time
+	Moving          bool
 	Stage           time.Time // when the present stage of a recovery began
 	Failed          int       // recoveries in a row that failed
 }

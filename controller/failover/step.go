@@ -50,6 +50,9 @@ func Step(config Config, state State, o Observation, now time.Time) (State, []Ac
 			r = Region{Phase: Normal, Since: now, Reason: "new", Dial: 100}
 		}
 		r.watch(judged[name], interrupted, now)
+		if dial, known := o.Dials[name]; r.Moving && s.confirm(name, &r, known && dial == r.Dial, now) {
+			r.Moving = false
+		}
 		s.Regions[name] = r
 	}
 	w := world{c: &c, s: &s, o: &o, judged: judged, now: now}
@@ -81,6 +84,20 @@ func (r *Region) watch(j judgement, interrupted bool, now time.Time) {
 			*timer.since = now
 		}
 	}
+}
+
+// confirm notes that a dial's last move is not over before the accelerator has it:
+// what is counted from it is what tenants feel, not what was decided.
+func (s *State) confirm(name fleet.Region, r *Region, has bool, now time.Time) bool {
+	if r.Lowered.After(r.Raised) {
+		r.Lowered = now
+		if s.Lowered.Region == name {
+			s.Lowered.At = now
+		}
+	} else {
+		r.Raised, r.Stage = now, now
+	}
+	return has
 }
 
 // lasted says whether what began then has lasted for so long.
@@ -178,9 +195,8 @@ func (w *world) recovering(name fleet.Region, r *Region, j judgement) {
 		w.lower(name, r, 0)
 		return
 	}
-	dial, known := w.o.Dials[name]
 	held := r.Stage.IsZero() || // the first stage, for which it was validated or ordered
-		known && dial == r.Dial && lasted(r.Stage, w.c.Hold, w.now) && lasted(r.UpSince, w.c.Hold, w.now)
+		!r.Moving && lasted(r.Stage, w.c.Hold, w.now) && lasted(r.UpSince, w.c.Hold, w.now)
 	switch {
 	case !held:
 	case r.Dial == 100:
@@ -191,7 +207,7 @@ func (w *world) recovering(name fleet.Region, r *Region, j judgement) {
 		r.Stage = w.now
 	case w.mayTurn(r.Raised) || !r.Lowered.After(r.Raised):
 		next := slices.IndexFunc(w.c.Stages, func(stage int) bool { return stage > r.Dial })
-		r.Dial, r.Raised, r.Stage = w.c.Stages[next], w.now, w.now
+		r.Dial, r.Raised, r.Stage, r.Moving = w.c.Stages[next], w.now, w.now, true
 		r.Reason = fmt.Sprintf("recovering, at %d %%", r.Dial)
 	}
 }
@@ -226,7 +242,7 @@ func (w *world) lower(name fleet.Region, r *Region, to int) {
 	if r.Dial <= to || !w.mayTurn(r.Lowered) && r.Raised.After(r.Lowered) {
 		return
 	}
-	r.Dial, r.Lowered = to, w.now
+	r.Dial, r.Lowered, r.Moving = to, w.now, true
 	w.s.Lowered = Lowered{name, w.now}
 }
 

@@ -191,6 +191,26 @@ var _ = Describe("A region", func() {
 		Expect(s.state.Regions[use1].Dial).To(Equal(10))
 	})
 
+	It("turns its dial ten minutes after the accelerator had the last turn, not after it was decided", func() {
+		s := newStage()
+		s.dies(use1)
+		for range 300 {
+			s.step()
+			s.dials[use1] = 100 // it does not listen
+			s.now = s.now.Add(time.Second)
+		}
+		s.goes(2 * time.Second)
+		had := s.now
+		s.lives(use1)
+		s.goes(3 * time.Minute)
+		Expect(s.dials[use1]).To(Equal(10))
+		s.dies(use1)
+		for s.dials[use1] != 0 {
+			s.goes(time.Second)
+		}
+		Expect(s.now.Sub(had)).To(BeNumerically(">=", 10*time.Minute))
+	})
+
 	It("that dies within its recovery is drained at once, its dial moves when it may, and the next recovery is later", func() {
 		s := newStage()
 		s.dies(use1)

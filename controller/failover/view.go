@@ -26,7 +26,7 @@ const MaxLag = 5 * time.Second
 type Sight struct {
 	Door  bool          // the request was answered
 	Ready int           // instances that take requests
-	Want  int           // instances that the region is to have
+	Want  int           // instances that have been ready and are to stay: not those that are on their way
 	Lag   time.Duration // of the region's replicated state
 }
 
