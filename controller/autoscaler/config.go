@@ -23,7 +23,7 @@ type Config struct {
 
 	BootTimeout    time.Duration // launched and not ready for longer: never came up; default 15 min
 	UnreadyTimeout time.Duration // not ready any more for longer: dead; default 10 min
-	Settle         time.Duration // until a launch without an answer is repeated; default 1 min
+	Settle         time.Duration // until a launch without an answer is repeated, and until what was launched must be listed; default 2 min
 	ZonePause      time.Duration // a zone without capacity is left alone; default 5 min
 	MaxGap         time.Duration // between two steps; after a longer one nothing counts as uninterrupted; default 1 min
 
@@ -57,7 +57,7 @@ func (c Config) withDefaults() Config {
 		{&c.Cooldown, 5 * time.Minute},
 		{&c.BootTimeout, 15 * time.Minute},
 		{&c.UnreadyTimeout, 10 * time.Minute},
-		{&c.Settle, time.Minute},
+		{&c.Settle, 2 * time.Minute},
 		{&c.ZonePause, 5 * time.Minute},
 		{&c.MaxGap, time.Minute},
 		{&c.Lead, 5 * time.Minute},

@@ -103,7 +103,7 @@ type Member struct {
 	Instance string // once it is known
 	Phase    MemberPhase
 	Since    time.Time // when it got there
-	Asked    time.Time // when the launch was last asked for
+	Asked    time.Time // when its launch, or its drain, was last asked for
 	Served   bool      // was healthy at some time
 	Unready  time.Time // not healthy since; zero: it is
 	Reason   string    // for people

@@ -17,7 +17,7 @@ func Step(config Config, state State, o Observation, now time.Time) (State, []Ac
 	dt := now.Sub(s.Stepped)
 	s.Term, s.Stepped = o.Term, now
 
-	w := work{c: &c, s: &s, o: &o, now: now, listed: map[string]*Instance{}, interrupted: interrupted}
+	w := work{c: &c, s: &s, o: &o, now: now, listed: map[string]*Instance{}, kept: map[string]bool{}, interrupted: interrupted}
 	for i := range o.Instances {
 		w.listed[o.Instances[i].ID] = &o.Instances[i]
 	}
@@ -32,6 +32,7 @@ func Step(config Config, state State, o Observation, now time.Time) (State, []Ac
 	}
 	s.decide(&c, &o, serving, interrupted, now)
 	if o.Listed {
+		w.keep()
 		w.adjust()
 		w.launch()
 		w.leave()
@@ -47,6 +48,7 @@ type work struct {
 	now         time.Time
 	listed      map[string]*Instance // by ID
 	interrupted bool
+	kept        map[string]bool // by intent: to be drained, but not yet
 	actions     []Action
 }
 
@@ -86,7 +88,7 @@ func (w *work) results() {
 		}
 		switch m := &w.s.Members[i]; {
 		case r.Instance != "":
-			m.Instance = r.Instance
+			m.Instance, m.Asked = r.Instance, w.now
 		case r.NoCapacity:
 			w.s.Zones[m.Zone] = w.now.Add(w.c.ZonePause)
 			m.Zone, m.Asked, m.Attempt = "", time.Time{}, m.Attempt+1
@@ -186,11 +188,29 @@ func (w *work) failed() {
 	w.s.Failed++
 }
 
+// keep finds those that were to be drained, are not marked yet, and are needed after
+// all: others may have died since, or more may be wanted. They are not drained, and
+// serve again once no mark can be on its way any more.
+func (w *work) keep() {
+	spare := w.count(w.ready) - max(w.c.Min, w.s.Desired)
+	for i := range w.s.Members {
+		m := &w.s.Members[i]
+		switch {
+		case m.Phase != Draining || !w.ready(m):
+		case spare > 0:
+			spare--
+		case w.now.Sub(m.Asked) >= w.c.Settle:
+			m.enter(Serving, w.now, "kept after all")
+		default:
+			w.kept[m.Intent] = true
+		}
+	}
+}
+
 // adjust makes as many members as are wanted: new ones are asked for, or those that
-// are too many begin to leave. What has begun to drain is never taken back, so that a
-// mark that arrives late does no harm.
+// are too many begin to leave. What is marked is never taken back.
 func (w *work) adjust() {
-	have := w.count(func(m *Member) bool { return !m.leaving() })
+	have := w.count(func(m *Member) bool { return !m.leaving() || w.kept[m.Intent] })
 	for ; have < w.s.Desired && len(w.s.Members) < w.c.Max+surge; have++ {
 		m := Member{Intent: fmt.Sprintf("%s-%d-%d", w.c.Region, w.s.Born.Unix(), w.s.Next)}
 		m.enter(Launching, w.now, w.s.Reason)
@@ -238,19 +258,30 @@ func (w *work) retire() bool {
 			least = m
 		}
 	}
-	if least == nil || w.ready(least) && ready-1 < max(w.c.Min, w.s.Desired) {
+	if least == nil {
+		return false
+	}
+	if w.ready(least) {
+		ready--
+	}
+	if ready < max(w.c.Min, w.s.Desired) { // also one that is not ready: it may be the next that is
 		return false
 	}
 	least.enter(Draining, w.now, w.s.Reason)
 	return true
 }
 
+// batch is how many launches one step asks for, so that the last is asked for soon
+// after it was noted that it is.
+const batch = 5
+
 // launch asks for what is not listed yet: in the zone with the fewest that has
 // capacity, and again after Settle when nothing came of it.
 func (w *work) launch() {
+	asked := 0
 	for i := range w.s.Members {
 		m := &w.s.Members[i]
-		if m.Phase != Launching || m.Instance != "" || w.now.Before(w.s.Pause) {
+		if m.Phase != Launching || m.Instance != "" || w.now.Before(w.s.Pause) || asked == batch {
 			continue
 		}
 		if !m.Asked.IsZero() && w.now.Sub(m.Asked) < w.c.Settle && w.now.After(m.Asked) {
@@ -263,6 +294,7 @@ func (w *work) launch() {
 			}
 		}
 		m.Asked = w.now
+		asked++
 		w.act(Launch, m, m.Reason)
 	}
 }
@@ -293,7 +325,7 @@ func (w *work) leave() {
 	for i := range w.s.Members {
 		m := &w.s.Members[i]
 		in := w.listed[m.Instance]
-		if in == nil || in.Leaving {
+		if in == nil || in.Leaving || w.kept[m.Intent] {
 			continue
 		}
 		nothing := !in.Registered || in.Draining && !in.Healthy && (!m.Served || lasted(m.Unready, w.c.UnreadyTimeout, w.now))
@@ -307,6 +339,7 @@ func (w *work) leave() {
 		}
 		switch {
 		case m.Phase == Draining && !in.Draining:
+			m.Asked = w.now
 			w.act(Drain, m, m.Reason)
 		case m.Phase == Washing:
 			w.act(Wash, m, m.Reason)

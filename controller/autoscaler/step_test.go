@@ -267,10 +267,10 @@ var _ = Describe("A launch", func() {
 		r.goes(20 * time.Minute)
 		Expect(r.ready()).To(Equal(2))
 	})
-	It("without an answer is repeated with the same token, once a minute", func() {
+	It("without an answer is repeated with the same token, every two minutes", func() {
 		r := newRegion()
 		r.deaf = true
-		r.goes(5 * time.Minute)
+		r.goes(10 * time.Minute)
 		tokens := map[string]int{}
 		for _, a := range r.done {
 			tokens[a.Token]++
@@ -279,6 +279,15 @@ var _ = Describe("A launch", func() {
 		for _, n := range tokens {
 			Expect(n).To(Equal(5))
 		}
+	})
+	It("is one of five at most in a step", func() {
+		r := newRegion()
+		r.obs.Hand = 12
+		r.step()
+		Expect(r.launched).To(Equal(5))
+		r.step()
+		r.step()
+		Expect(r.launched).To(Equal(12))
 	})
 	It("with a lost answer is found by its tag", func() {
 		r := newRegion()
@@ -386,6 +395,28 @@ var _ = Describe("An instance", func() {
 		r.goes(time.Hour)
 		Expect(r.instances[len(r.instances)-1].Draining).To(BeFalse())
 		Expect(r.ready()).To(BeNumerically(">=", 1))
+	})
+	It("that was to be drained waits when others died before it was", func() {
+		r := loaded(5, 10)
+		r.obs.Hand = 2
+		r.obs.Instances = nil
+		for _, in := range r.instances {
+			r.obs.Instances = append(r.obs.Instances, *in)
+		}
+		r.state, _ = autoscaler.Step(r.config, r.state, r.obs, r.now) // and then the controller dies
+		r.obs.Term++
+		r.done = nil
+		serving := map[string]bool{}
+		for _, m := range r.state.Members {
+			serving[m.Instance] = m.Phase == autoscaler.Serving
+		}
+		for _, in := range r.instances {
+			if serving[in.ID] {
+				in.Healthy = false // those that were to stay
+			}
+		}
+		r.goes(5 * time.Minute)
+		Expect(r.ready()).To(Equal(2))
 	})
 	It("that is dead is replaced after ten minutes, drained or not", func() {
 		r := loaded(3, 12)
