@@ -9,7 +9,8 @@
 //		Dials: dials,                                        // what the accelerator says
 //	}
 //	next, actions := failover.Step(config, state, obs, now)
-//	// store next, conditionally; only then do the actions
+//	if !next.Same(state) { … }                           // store next, conditionally
+//	…                                                    // and only then do the actions
 //
 // One [State] holds every region, so that what must hold of all of them together is
 // decided in one place and stored in one conditional write. Each region is in one
@@ -21,6 +22,9 @@
 //	FAILOVER_ACTIVE → RECOVERING  a quorum has seen it well for Validate
 //	RECOVERING → NORMAL       the dial went up in Stages, well for Hold at each
 //	RECOVERING → FAILOVER_ACTIVE  it went down again
+//
+// A leader that takes over begins to count anew how long it has seen what it sees, as
+// another's clock says nothing to it, unless it has watched before ([State.Watched]).
 //
 // # What it goes by
 //

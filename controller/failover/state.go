@@ -84,6 +84,20 @@ func (s State) Same(other State) bool {
 	return true
 }
 
+// Watched is a stored state as a new leader takes it over that has been watching: a
+// standby steps a state of its own all the time, with Term 0, and does none of the
+// actions, so that what it has seen for a while counts at once.
+func (s State) Watched(own State, term int64) State {
+	s = s.clone()
+	for name, r := range s.Regions {
+		seen := own.Regions[name]
+		r.DownSince, r.PartialSince, r.UpSince, r.CalmSince = seen.DownSince, seen.PartialSince, seen.UpSince, seen.CalmSince
+		s.Regions[name] = r
+	}
+	s.Term, s.Stepped = term, own.Stepped
+	return s
+}
+
 // OrderKind is what an operator may order.
 type OrderKind string
 

@@ -274,6 +274,21 @@ var _ = Describe("A state", func() {
 	})
 })
 
+var _ = Describe("A standby", func() {
+	It("that has watched takes over where it is, and by what it has seen itself", func() {
+		stored, standby := newStage(), newStage()
+		standby.term = 0
+		Expect(stored.order(usw2, failover.Drain)).To(Succeed())
+		standby.goes(time.Minute)
+		standby.dies(use1)
+		standby.goes(4 * time.Second)
+		standby.state, standby.term = stored.state.Watched(standby.state, 2), 2
+		Expect(standby.phase(usw2)).To(Equal(failover.FailoverActive))
+		standby.goes(3 * time.Second)
+		Expect(standby.phase(use1)).To(Equal(failover.FailoverActive))
+	})
+})
+
 var _ = Describe("Nobody is judged", func() {
 	DescribeTable("by too few", func(change func(*stage)) {
 		s := newStage()

@@ -178,11 +178,18 @@ func (c *controller) failover(p *proc) {
 	w := c.w
 	config := failover.Defaults(names[:]...)
 	w.rules.dials(&config)
+	watched := failover.Initial(config, c.clock()) // what it sees while it does not lead
 	var state failover.State
 	var version, token int64
 	var dials map[fleet.Region]int
 	var read time.Duration
 	for ; ; p.sleep(time.Second) {
+		reports := map[fleet.Region]failover.Report{}
+		for from, row := range w.reports[c.region] {
+			reports[from] = row.report
+		}
+		o := failover.Observation{Views: c.reader.Read(reports, c.clock())}
+		watched, _ = w.rules.failover(config, watched, o, c.clock())
 		held := c.held[regions]
 		if !c.leads(regions) {
 			token = 0
@@ -200,6 +207,7 @@ func (c *controller) failover(p *proc) {
 			if !got.exists {
 				state = failover.Initial(config, c.clock())
 			}
+			state = state.Watched(watched, token)
 			dials, read = nil, 0
 		}
 		if dials == nil || w.now-read > 5*time.Second {
@@ -209,12 +217,8 @@ func (c *controller) failover(p *proc) {
 				dials = nil
 			}
 		}
-		reports := map[fleet.Region]failover.Report{}
-		for from, row := range w.reports[c.region] {
-			reports[from] = row.report
-		}
-		now := c.clock()
-		next, actions := w.rules.failover(config, state, failover.Observation{Term: token, Views: c.reader.Read(reports, now), Dials: dials}, now)
+		o.Term, o.Dials = token, dials
+		next, actions := w.rules.failover(config, state, o, c.clock())
 		store := func() bool {
 			if next.Same(state) && version > 0 {
 				state = next
