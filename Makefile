@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -115,6 +115,10 @@ bench-hot: ## hot paths: seal and open, verify, pick, relay (some 4 minutes)
 
 bench-xds: ## the xDS server with 1,000 Envoys, and go-control-plane's caches with the same (some 3 minutes, 4 GiB)
 	$(GO) run ./bench/xds $(ARGS)
+	$(GO) run ./bench/report
+
+sim: ## regions, controllers and AWS simulated in virtual time over thousands of seeds of faults (some 10 minutes; ARGS="-seed 75 -v" tells one's story)
+	$(GO) run ./bench/sim $(ARGS)
 	$(GO) run ./bench/report
 
 clean: ## remove what was built, not what was fetched
