@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-hot bench-xds clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -35,9 +35,10 @@ test-unit: parts dynamodb-local ## everything but end to end, with the race dete
 test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the official OpenAI package
 	$(GO) test -count=1 -timeout 15m ./e2e
 
-test-long: parts ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour
+test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./router -ginkgo.focus "through the real Envoy"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./e2e -ginkgo.focus "quarter of an hour"
+	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 10m ./controller -ginkgo.focus "killed at any time"
 
 # The official OpenAI package, pinned with hashes.
 $(TOOLS)/python-e2e/.done: e2e/requirements.txt
@@ -98,6 +99,10 @@ bench-fairness: ## what a tenant notices of one that asks for ten times its shar
 	$(GO) run ./bench/fairness $(ARGS)
 	$(GO) run ./bench/report
 
+bench-regions: ## what it is worth that a region without room sends requests to others, in virtual time (a minute)
+	$(GO) run ./bench/regions $(ARGS)
+	$(GO) run ./bench/report
+
 # The routers to compare with, pinned with hashes.
 $(TOOLS)/peers/.done: bench/routing/peers.txt
 	rm -rf $(@D)
@@ -110,6 +115,10 @@ bench-hot: ## hot paths: seal and open, verify, pick, relay (some 4 minutes)
 
 bench-xds: ## the xDS server with 1,000 Envoys, and go-control-plane's caches with the same (some 3 minutes, 4 GiB)
 	$(GO) run ./bench/xds $(ARGS)
+	$(GO) run ./bench/report
+
+sim: ## regions, controllers and AWS simulated in virtual time over thousands of seeds of faults (some 10 minutes; ARGS="-seed 75 -v" tells one's story)
+	$(GO) run ./bench/sim $(ARGS)
 	$(GO) run ./bench/report
 
 clean: ## remove what was built, not what was fetched

@@ -39,7 +39,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/http/httptrace"
 	"net/url"
 	"strings"
 	"sync/atomic"
@@ -52,17 +51,29 @@ import (
 
 // Config says where the cluster is and what is trusted.
 type Config struct {
-	// Endpoints are the regions' URLs, "https://host[:port]", in order of
-	// preference. The next is tried when one cannot be connected to.
+	// Endpoints are the regions' URLs, "https://host[:port]", every one that the
+	// tenant may use, in order of preference. The next is tried when one gives no
+	// answer, or says that the tenant's data may not be there; one that gives none
+	// is passed over until it is seen to be back.
 	Endpoints []string
 	// RootCAs verifies the endpoints' TLS certificates; nil: the system's roots.
 	RootCAs *x509.CertPool
+	// ClientCertificate, when set, gives the certificate that is shown to the endpoints,
+	// as in [tls.Config.GetClientCertificate]. It names the tenant to them in place of
+	// the edge token, which is then not sent; who has been told nothing about
+	// certificates has none. What is sealed still has the key's enclave token in it:
+	// TLS ends before the enclave.
+	ClientCertificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 	// Policy decides which recipients are trusted.
 	Policy Policy
 
 	RequestBodyBytes int64         // largest request in clear; default 4 MiB
 	RequestLifetime  time.Duration // how long a sealed request may take to reach an enclave; default 60 s, at most [seal.MaxLifetime]
-	Recipients       int           // keys that a request is sealed to, 1 to 4; default 3. With 1 it cannot run twice
+	// Recipients is how many keys a request is sealed to, 1 to 4; default 3. It can
+	// run once for each, and once more for each in a region that it had to be sent on
+	// to. With 1 it cannot run twice: once it may have reached a region it is sent to
+	// no other.
+	Recipients int
 
 	Logger *slog.Logger     // default: none
 	Now    func() time.Time // default: time.Now
@@ -71,23 +82,25 @@ type Config struct {
 // Client seals requests. It is safe for concurrent use.
 type Client struct {
 	config     Config
-	endpoints  []*url.URL
+	regions    []*region // in order of preference
 	http       *http.Client
 	recipients *recipientCache
 	homes      *homes
 	requests   atomic.Uint64
 	resealed   atomic.Uint64
+	moved      atomic.Uint64
 }
 
 // Stats are what a client has done since it was made.
 type Stats struct {
 	Requests uint64 // that were sealed
 	Resealed uint64 // of these, sealed once more, as nobody held the first recipients' keys any more
+	Moved    uint64 // times that anything was sent on to another region, as one gave no answer
 }
 
 // Stats gives the numbers so far.
 func (c *Client) Stats() Stats {
-	return Stats{Requests: c.requests.Load(), Resealed: c.resealed.Load()}
+	return Stats{Requests: c.requests.Load(), Resealed: c.resealed.Load(), Moved: c.moved.Load()}
 }
 
 // New checks the configuration. It connects to nothing yet.
@@ -120,25 +133,35 @@ func New(config Config) (*Client, error) {
 		if err != nil || u.Scheme != "https" || u.Host == "" || strings.Trim(u.Path, "/") != "" || u.RawQuery != "" {
 			return nil, fmt.Errorf("client: endpoint %q: want https://host[:port]", text)
 		}
-		c.endpoints = append(c.endpoints, u)
+		c.regions = append(c.regions, &region{place: len(c.regions), url: u})
 	}
-	c.http = newHTTPClient(config.RootCAs)
+	c.http = newHTTPClient(&config)
 	c.recipients = newRecipientCache(c)
 	c.homes = newHomes()
 	return c, nil
 }
 
-// connectTimeout is how long a region may take to accept a connection before
-// the next one is tried.
-const connectTimeout = 5 * time.Second
+const (
+	// connectTimeout is how long a region may take to accept a connection, and then
+	// for TLS, before the next one is tried. Twice it fits into the three seconds in
+	// which a request is to be elsewhere; it has room for one lost SYN, which is sent
+	// again after a second.
+	connectTimeout = 1500 * time.Millisecond
+	// A connection on which nothing comes is asked after pingAfter whether anybody is
+	// there, and is broken when pingTimeout later nobody has said so: a network that
+	// was cut tells nobody.
+	pingAfter   = time.Second
+	pingTimeout = 1500 * time.Millisecond
+)
 
-func newHTTPClient(roots *x509.CertPool) *http.Client {
+func newHTTPClient(config *Config) *http.Client {
 	return &http.Client{
 		Transport: &http.Transport{
-			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots},
+			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: config.RootCAs, GetClientCertificate: config.ClientCertificate},
 			DialContext:         (&net.Dialer{Timeout: connectTimeout}).DialContext,
 			TLSHandshakeTimeout: connectTimeout,
 			ForceAttemptHTTP2:   true,
+			HTTP2:               &http.HTTP2Config{SendPingTimeout: pingAfter, PingTimeout: pingTimeout},
 			MaxIdleConnsPerHost: 32,
 			IdleConnTimeout:     90 * time.Second,
 			Proxy:               http.ProxyFromEnvironment,
@@ -237,31 +260,40 @@ func requestIDOf(err error) string {
 	return ""
 }
 
-// sealAndSend seals the request, and once more with new recipients when those
-// it was sealed to have gone.
+// sealAndSend seals the request to what a region offers and sends it there; to the
+// next region's when that one gives no answer.
 func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question) (*http.Response, error) {
-	list, err := c.recipients.get(req.Context(), key, q.model)
+	c.requests.Add(1)
+	c.probe(req.Context(), key, q.model)
+	return eachRegion(req.Context(), c, key.Tenant(), c.config.Recipients == 1, func(r *region) (*http.Response, error) {
+		return c.askRegion(req, key, q, r)
+	})
+}
+
+// askRegion seals the request and sends it to a region, and once more with new
+// recipients when those it was sealed to have gone.
+func (c *Client) askRegion(req *http.Request, key *credential.Key, q *question, r *region) (*http.Response, error) {
+	list, err := c.recipients.get(req.Context(), r, key, q.model)
 	if err != nil {
 		return nil, err
 	}
-	c.requests.Add(1)
 	var home *seal.Recipient
 	if kid, ok := c.homes.get(q.affinity); ok {
 		home = list.find(kid)
 	}
 	recipients := list.choose(c.config.Recipients, home)
-	resp, err := c.send(req, key, q, recipients)
+	resp, err := c.send(req, r, key, q, recipients)
 	if !errors.Is(err, errStaleRecipients) {
 		return resp, err
 	}
 	c.resealed.Add(1)
 	c.config.Logger.Info("recipients have changed, sealing again", "model", q.model)
-	if list, err = c.recipients.newer(req.Context(), key, q.model, list.version); err != nil {
+	if list, err = c.recipients.newer(req.Context(), r, key, q.model, list.version); err != nil {
 		return nil, err
 	}
-	c.recipients.forget(q.model, recipients)
+	c.recipients.forget(r, q.model, recipients)
 	list.earlier = nil // what was fetched just now is sure to be there
-	resp, err = c.send(req, key, q, list.choose(c.config.Recipients, nil))
+	resp, err = c.send(req, r, key, q, list.choose(c.config.Recipients, nil))
 	if errors.Is(err, errStaleRecipients) {
 		stale := api.Errorf(http.StatusServiceUnavailable, "recipients_changing", "the cluster's instances are changing faster than requests reach them; try again")
 		stale.RetryAfter = time.Second
@@ -275,7 +307,7 @@ func (c *Client) sealAndSend(req *http.Request, key *credential.Key, q *question
 var errStaleRecipients = errors.New("recipients are stale")
 
 // send seals once.
-func (c *Client) send(req *http.Request, key *credential.Key, q *question, recipients []*seal.Recipient) (*http.Response, error) {
+func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *question, recipients []*seal.Recipient) (*http.Response, error) {
 	request := seal.Request{
 		Operation: q.operation,
 		Model:     q.model,
@@ -296,7 +328,7 @@ func (c *Client) send(req *http.Request, key *credential.Key, q *question, recip
 		return nil, fmt.Errorf("client: %w", err)
 	}
 	defer sealed.Wipe()
-	resp, err := c.post(req.Context(), key, sealed)
+	resp, err := c.post(req.Context(), r, key, sealed)
 	if err != nil {
 		return nil, err
 	}
@@ -310,63 +342,24 @@ func (c *Client) send(req *http.Request, key *credential.Key, q *question, recip
 	return opened, err
 }
 
-// post sends a sealed request to the first endpoint that takes a connection.
-// Once a connection stands the request may have run, and is not sent again.
-func (c *Client) post(ctx context.Context, key *credential.Key, sealed *seal.Sealed) (*http.Response, error) {
-	return c.eachEndpoint(ctx, key, func(endpoint *url.URL) (*http.Request, error) {
-		out, err := http.NewRequestWithContext(ctx, http.MethodPost, endpoint.JoinPath(api.PathSealed).String(), bytes.NewReader(sealed.Body))
-		if err != nil {
-			return nil, err
-		}
-		h := out.Header
-		h.Set("Content-Type", api.ContentTypeSealedRequest)
-		h.Set(api.HeaderModel, sealed.Headers.Model)
-		h.Set(api.HeaderRequestID, sealed.Headers.RequestID.String())
-		h.Set(api.HeaderRecipients, seal.FormatKeyIDs(sealed.Headers.KeyIDs))
-		if sealed.Headers.Affinity != "" {
-			h.Set(api.HeaderAffinity, sealed.Headers.Affinity)
-		}
-		if sealed.Headers.Size != "" {
-			h.Set(api.HeaderSize, sealed.Headers.Size)
-		}
-		return out, nil
-	})
-}
-
-// eachEndpoint sends the request that build makes to one endpoint after the
-// other until one can be connected to.
-func (c *Client) eachEndpoint(ctx context.Context, key *credential.Key, build func(*url.URL) (*http.Request, error)) (*http.Response, error) {
-	var failures []error
-	for _, endpoint := range c.endpoints {
-		req, err := build(endpoint)
-		if err != nil {
-			return nil, fmt.Errorf("client: %w", err)
-		}
-		req.Header.Set("Authorization", "Bearer "+string(key.EdgeToken()))
-		req.Header.Set(api.HeaderTenant, key.Tenant())
-		resp, connected, err := c.attempt(req)
-		if err == nil {
-			return resp, nil
-		}
-		failures = append(failures, err)
-		if ctx.Err() != nil || connected {
-			break
-		}
-		c.config.Logger.Warn("endpoint cannot be connected to", "endpoint", endpoint.Host, "error", err)
+// post sends a sealed request to a region.
+func (c *Client) post(ctx context.Context, r *region, key *credential.Key, sealed *seal.Sealed) (*http.Response, error) {
+	out, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url.JoinPath(api.PathSealed).String(), bytes.NewReader(sealed.Body))
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
 	}
-	return nil, fmt.Errorf("client: %w", errors.Join(failures...))
-}
-
-// attempt sends a request, and says whether it had a connection to travel on.
-// Without one it cannot have run, and another endpoint may have it.
-func (c *Client) attempt(req *http.Request) (resp *http.Response, connected bool, err error) {
-	var got atomic.Bool
-	trace := &httptrace.ClientTrace{
-		GetConn: func(string) { got.Store(false) }, // again when an idle connection turned out to be dead
-		GotConn: func(httptrace.GotConnInfo) { got.Store(true) },
+	h := out.Header
+	h.Set("Content-Type", api.ContentTypeSealedRequest)
+	h.Set(api.HeaderModel, sealed.Headers.Model)
+	h.Set(api.HeaderRequestID, sealed.Headers.RequestID.String())
+	h.Set(api.HeaderRecipients, seal.FormatKeyIDs(sealed.Headers.KeyIDs))
+	if sealed.Headers.Affinity != "" {
+		h.Set(api.HeaderAffinity, sealed.Headers.Affinity)
 	}
-	resp, err = c.http.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
-	return resp, got.Load(), err
+	if sealed.Headers.Size != "" {
+		h.Set(api.HeaderSize, sealed.Headers.Size)
+	}
+	return c.request(out, key)
 }
 
 // unsealedAnswer is the error for an answer that came in clear.
@@ -398,9 +391,25 @@ func readError(resp *http.Response) error {
 // models passes the list of models on. It is not sealed: it is not secret, and
 // what it says is checked by attestation when a model is used.
 func (c *Client) models(req *http.Request, key *credential.Key) (*http.Response, error) {
-	resp, err := c.eachEndpoint(req.Context(), key, func(endpoint *url.URL) (*http.Request, error) {
-		return http.NewRequestWithContext(req.Context(), http.MethodGet, endpoint.JoinPath(api.PathModels).String(), nil)
+	models, err := eachRegion(req.Context(), c, key.Tenant(), false, func(r *region) (*api.Models, error) {
+		return c.modelsOf(req.Context(), r, key)
 	})
+	if err != nil {
+		return nil, err
+	}
+	body, err := json.Marshal(models)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	return response(req, http.StatusOK, "application/json", io.NopCloser(bytes.NewReader(body))), nil
+}
+
+func (c *Client) modelsOf(ctx context.Context, r *region, key *credential.Key) (*api.Models, error) {
+	out, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url.JoinPath(api.PathModels).String(), nil)
+	if err != nil {
+		return nil, fmt.Errorf("client: %w", err)
+	}
+	resp, err := c.request(out, key)
 	if err != nil {
 		return nil, err
 	}
@@ -412,9 +421,5 @@ func (c *Client) models(req *http.Request, key *credential.Key) (*http.Response,
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxErrorBytes)).Decode(&models); err != nil {
 		return nil, api.Errorf(http.StatusBadGateway, "unexpected_response", "the list of models cannot be read")
 	}
-	body, err := json.Marshal(models)
-	if err != nil {
-		return nil, fmt.Errorf("client: %w", err)
-	}
-	return response(req, http.StatusOK, "application/json", io.NopCloser(bytes.NewReader(body))), nil
+	return &models, nil
 }

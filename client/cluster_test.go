@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
 	"io"
@@ -263,11 +264,15 @@ type seen struct {
 
 type route func(w http.ResponseWriter, r *http.Request)
 
-func (c *cluster) startEdge() *edge {
+func (c *cluster) startEdge() *edge { return c.startEdgeFor(tls.NoClientCert) }
+
+// startEdgeFor starts an edge for clients with or without a certificate.
+func (c *cluster) startEdgeFor(who tls.ClientAuthType) *edge {
 	e := &edge{cluster: c, routes: map[string]route{}}
 	e.server = httptest.NewUnstartedServer(e)
 	e.server.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)
 	e.server.EnableHTTP2 = true
+	e.server.TLS = &tls.Config{ClientAuth: who}
 	e.server.StartTLS()
 	DeferCleanup(e.server.Close)
 	e.url = e.server.URL

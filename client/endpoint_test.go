@@ -3,6 +3,8 @@ package client_test
 import (
 	"net"
 	"net/http"
+	"slices"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -40,6 +42,17 @@ func deafEdge() *edge {
 		Eventually(ended).Should(BeClosed())
 	})
 	return &edge{url: "https://" + listener.Addr().String()}
+}
+
+// notHere is what an Envoy says to a tenant whose data may not be in its region.
+func notHere(w http.ResponseWriter, _ *http.Request) {
+	api.Errorf(http.StatusForbidden, api.CodeRegionNotAllowed, "not here").Write(w)
+}
+
+// settle waits until no region is being asked whether it is back.
+func (t *tenant) settle() {
+	GinkgoHelper()
+	Eventually(t.sealing.Probing).Should(BeFalse())
 }
 
 var _ = Describe("Endpoints", func() {
@@ -87,7 +100,15 @@ var _ = Describe("Endpoints", func() {
 				Expect(err).NotTo(HaveOccurred())
 				Expect(refusal(resp).Status).To(Equal(http.StatusServiceUnavailable))
 			}),
-		Entry("and is hung up on", hangUp, func(_ *http.Response, err error) { Expect(err).To(HaveOccurred()) }),
+		Entry("and has a byte of an answer", func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", api.ContentTypeSealedResponse)
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		}, func(resp *http.Response, err error) {
+			Expect(err).NotTo(HaveOccurred())
+			Expect(refusal(resp).Code).To(Equal("answer_cut"))
+		}),
 		Entry("and is sent elsewhere", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, second.url+api.PathSealed, http.StatusTemporaryRedirect)
 		}, func(resp *http.Response, err error) {
@@ -95,6 +116,95 @@ var _ = Describe("Endpoints", func() {
 			Expect(refusal(resp).Code).To(Equal("unsealed_answer"))
 		}),
 	)
+
+	It("lose a request that they break off before its answer to the next, sealed anew", func(ctx SpecContext) {
+		first.on(api.PathSealed, hangUp)
+		t := c.tenant(c.config(first, second))
+		expectReply(t.ask(ctx))
+		Expect(t.sealing.Stats().Moved).To(BeEquivalentTo(1))
+		sealed := slices.Concat(first.requests(api.PathSealed), second.requests(api.PathSealed))
+		Expect(sealed).To(HaveLen(2))
+		Expect(sealed[0].header.Get(api.HeaderRequestID)).NotTo(Equal(sealed[1].header.Get(api.HeaderRequestID)))
+		Expect(second.requests(api.PathKeys)).To(HaveLen(1), "it is sealed to whom that region offers")
+	})
+
+	It("keep a request that they break off when it must not run twice", func(ctx SpecContext) {
+		first.on(api.PathSealed, hangUp)
+		config := c.config(first, second)
+		config.Recipients = 1
+		_, err := c.tenant(config).send(ctx, http.MethodPost, "/chat/completions", body(chat))
+		Expect(err).To(HaveOccurred())
+		Expect(second.seen).To(BeEmpty())
+	})
+
+	It("that could not be used are left alone, but for probes further and further apart", func(ctx SpecContext) {
+		t := c.tenant(c.config(first, second))
+		first.on(api.PathKeys, hangUp)
+		expectReply(t.ask(ctx))
+		Expect(first.count(api.PathKeys)()).To(Equal(1))
+		for i, wait := range []time.Duration{0, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second} {
+			c.clock.advance(wait - 1)
+			expectReply(t.ask(ctx))
+			if wait > 0 {
+				Expect(first.count(api.PathKeys)()).To(Equal(i + 1))
+			}
+			c.clock.advance(1)
+			expectReply(t.ask(ctx))
+			Eventually(first.count(api.PathKeys)).Should(Equal(i + 2))
+			t.settle()
+		}
+		Expect(first.requests(api.PathSealed)).To(BeEmpty())
+
+		By("one of them being answered")
+		first.on(api.PathKeys, nil)
+		c.clock.advance(30 * time.Second)
+		Eventually(func() []seen {
+			expectReply(t.ask(ctx))
+			return first.requests(api.PathSealed)
+		}).ShouldNot(BeEmpty())
+	})
+
+	It("where the tenant's data may not be are passed over, and asked again after a while", func(ctx SpecContext) {
+		t := c.tenant(c.config(first, second))
+		for _, path := range []string{api.PathKeys, api.PathSealed, api.PathModels} {
+			first.on(path, notHere)
+		}
+		for range 3 {
+			expectReply(t.ask(ctx))
+		}
+		Expect(first.requests(api.PathKeys)).To(HaveLen(1))
+		Expect(second.requests(api.PathSealed)).To(HaveLen(3))
+
+		c.clock.advance(5 * time.Minute)
+		first.on(api.PathKeys, nil)
+		expectReply(t.ask(ctx))
+		Expect(first.requests(api.PathSealed)).To(HaveLen(1), "it offers recipients by now, and refuses the request")
+		Expect(second.requests(api.PathSealed)).To(HaveLen(4))
+	})
+
+	It("none of which the tenant's data may be in say so", func(ctx SpecContext) {
+		for _, e := range []*edge{first, second} {
+			e.on(api.PathKeys, notHere)
+		}
+		Expect(refusal(c.tenant(c.config(first, second)).ask(ctx)).Code).To(Equal(api.CodeRegionNotAllowed))
+	})
+
+	It("are all tried when none could be used before", func(ctx SpecContext) {
+		t := c.tenant(c.config(first, second))
+		for _, e := range []*edge{first, second} {
+			e.on(api.PathKeys, hangUp)
+		}
+		_, err := t.send(ctx, http.MethodPost, "/chat/completions", body(chat))
+		Expect(err).To(HaveOccurred())
+		second.on(api.PathKeys, nil)
+		expectReply(t.ask(ctx))
+	})
+
+	It("are passed over for the list of models, too", func(ctx SpecContext) {
+		resp, err := c.tenant(c.config(closedEdge(), second)).send(ctx, http.MethodGet, "/models", nil)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(readAll(resp)).To(ContainSubstring(model))
+	})
 
 	It("that are all gone are an error that names each", func(ctx SpecContext) {
 		one, two := closedEdge(), closedEdge()

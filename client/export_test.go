@@ -28,3 +28,15 @@ func (h Homes) Get(affinity string) (seal.KeyID, bool) { return h.get(affinity) 
 
 // Set is set.
 func (h Homes) Set(affinity string, kid seal.KeyID) { h.set(affinity, kid) }
+
+// Probing says whether a region is being asked whether it is back.
+func (c *Client) Probing() bool {
+	for _, r := range c.regions {
+		probing := false
+		r.update(func(s *reach) { probing = s.probing })
+		if probing {
+			return true
+		}
+	}
+	return false
+}

@@ -30,14 +30,21 @@ const (
 	maxEarlier = 256
 )
 
-// recipientCache holds verified recipients by model. Verification does not
-// depend on who asked, so tenants share it.
+// recipientCache holds verified recipients by region and model: each region
+// offers what is near to it. Verification does not depend on who asked, so tenants
+// share it.
 type recipientCache struct {
 	client  *Client
 	fetches singleflight.Group
 
 	mu    sync.Mutex
-	lists map[string]recipientList // guarded by mu: by model
+	lists map[listOf]recipientList // guarded by mu
+}
+
+// listOf says what a list is of.
+type listOf struct {
+	region *region
+	model  string
 }
 
 // recipientList is one fetch's verified recipients. It does not change.
@@ -46,32 +53,32 @@ type recipientList struct {
 	// earlier are those of earlier fetches that were not listed again: busier now,
 	// but good, and perhaps where a conversation is at home.
 	earlier []*seal.Recipient
-	version int // counts the model's fetches; 0: none yet
+	version int // counts the fetches; 0: none yet
 	fetched time.Time
 }
 
 func newRecipientCache(c *Client) *recipientCache {
-	return &recipientCache{client: c, lists: map[string]recipientList{}}
+	return &recipientCache{client: c, lists: map[listOf]recipientList{}}
 }
 
 // get gives verified recipients, from the cache when it has any whose claims
 // outlast the request. A list that has aged is fetched again in the background:
 // a router that is slow or gone delays nobody whose recipients are still valid.
-func (rc *recipientCache) get(ctx context.Context, key *credential.Key, model string) (recipientList, error) {
-	list := rc.usable(model)
+func (rc *recipientCache) get(ctx context.Context, r *region, key *credential.Key, model string) (recipientList, error) {
+	list := rc.usable(r, model)
 	if len(list.recipients) == 0 {
-		return rc.newer(ctx, key, model, list.version)
+		return rc.newer(ctx, r, key, model, list.version)
 	}
 	if rc.client.config.Now().Sub(list.fetched) >= recipientsRefresh {
-		_ = rc.fetchNewer(ctx, key, model, list.version) // nobody waits for it
+		_ = rc.fetchNewer(ctx, r, key, model, list.version) // nobody waits for it
 	}
 	return list, nil
 }
 
 // newer gives a list that was fetched after the one of version seen.
-func (rc *recipientCache) newer(ctx context.Context, key *credential.Key, model string, seen int) (recipientList, error) {
+func (rc *recipientCache) newer(ctx context.Context, r *region, key *credential.Key, model string, seen int) (recipientList, error) {
 	select {
-	case result := <-rc.fetchNewer(ctx, key, model, seen):
+	case result := <-rc.fetchNewer(ctx, r, key, model, seen):
 		list, _ := result.Val.(recipientList) // empty with an error
 		return list, result.Err
 	case <-ctx.Done():
@@ -82,31 +89,31 @@ func (rc *recipientCache) newer(ctx context.Context, key *credential.Key, model 
 // fetchNewer fetches and verifies recipients, unless there is a newer list than
 // the one of version seen by now. Callers with one key who have seen one version
 // share one fetch, which goes on when they leave.
-func (rc *recipientCache) fetchNewer(ctx context.Context, key *credential.Key, model string, seen int) <-chan singleflight.Result {
-	shared := fmt.Sprintf("%s %d %s", credential.DigestOf(key.EdgeToken()), seen, model)
+func (rc *recipientCache) fetchNewer(ctx context.Context, r *region, key *credential.Key, model string, seen int) <-chan singleflight.Result {
+	shared := fmt.Sprintf("%d %s %d %s", r.place, credential.DigestOf(key.EdgeToken()), seen, model)
 	return rc.fetches.DoChan(shared, func() (any, error) {
-		if list := rc.usable(model); list.version > seen && len(list.recipients) > 0 {
+		if list := rc.usable(r, model); list.version > seen && len(list.recipients) > 0 {
 			return list, nil
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recipientsTimeout)
 		defer cancel()
-		offered, err := rc.fetch(ctx, key, model)
+		offered, err := rc.fetch(ctx, r, key, model)
 		if err != nil {
-			rc.client.config.Logger.Warn("recipients could not be fetched; those that are known go on", "model", model, "error", err)
+			rc.client.config.Logger.Warn("recipients could not be fetched; those that are known go on", "endpoint", r.url.Host, "model", model, "error", err)
 			return recipientList{}, err
 		}
 		verified, err := rc.verify(offered, model)
 		if err != nil {
 			return recipientList{}, err
 		}
-		return rc.store(model, verified), nil
+		return rc.store(r, model, verified), nil
 	})
 }
 
 // usable gives the present list without recipients that a request made now
 // might outlive.
-func (rc *recipientCache) usable(model string) recipientList {
-	list := rc.list(model)
+func (rc *recipientCache) usable(r *region, model string) recipientList {
+	list := rc.list(r, model)
 	now := rc.client.config.Now()
 	expired := func(r *seal.Recipient) bool { return !rc.outlasts(r.Claims(), now) }
 	list.recipients = slices.DeleteFunc(slices.Clone(list.recipients), expired)
@@ -152,16 +159,17 @@ func (rc *recipientCache) outlasts(claims seal.Claims, now time.Time) bool {
 	return claims.ValidAt(now) && claims.ValidAt(now.Add(rc.client.config.RequestLifetime))
 }
 
-func (rc *recipientCache) list(model string) recipientList {
+func (rc *recipientCache) list(r *region, model string) recipientList {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
-	return rc.lists[model]
+	return rc.lists[listOf{r, model}]
 }
 
-func (rc *recipientCache) store(model string, verified []*seal.Recipient) recipientList {
+func (rc *recipientCache) store(from *region, model string, verified []*seal.Recipient) recipientList {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
-	before := rc.lists[model]
+	of := listOf{from, model}
+	before := rc.lists[of]
 	list := recipientList{recipients: verified, version: before.version + 1, fetched: rc.client.config.Now()}
 	for _, r := range slices.Concat(before.recipients, before.earlier) {
 		if len(list.earlier) < maxEarlier && !slices.ContainsFunc(verified, func(v *seal.Recipient) bool { return v.KeyID() == r.KeyID() }) &&
@@ -169,27 +177,31 @@ func (rc *recipientCache) store(model string, verified []*seal.Recipient) recipi
 			list.earlier = append(list.earlier, r)
 		}
 	}
-	rc.lists[model] = list
+	rc.lists[of] = list
 	return list
 }
 
-// forget drops recipients from the model's earlier ones: nobody held their keys
+// forget drops recipients from the earlier ones of a list: nobody held their keys
 // when a request came for them.
-func (rc *recipientCache) forget(model string, gone []*seal.Recipient) {
+func (rc *recipientCache) forget(from *region, model string, gone []*seal.Recipient) {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
-	list := rc.lists[model]
+	of := listOf{from, model}
+	list := rc.lists[of]
 	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), func(r *seal.Recipient) bool { return slices.Contains(gone, r) })
-	rc.lists[model] = list
+	rc.lists[of] = list
 }
 
 // verify drops every recipient that the policy refuses. One that has been
-// verified before stays so until its claims expire: its key cannot have changed.
+// verified before, for whatever region, stays so until its claims expire: its key
+// cannot have changed.
 func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*seal.Recipient, error) {
 	known := map[seal.KeyID]*seal.Recipient{}
-	list := rc.list(model)
-	for _, r := range slices.Concat(list.recipients, list.earlier) {
-		known[r.KeyID()] = r
+	for _, from := range rc.client.regions {
+		list := rc.list(from, model)
+		for _, r := range slices.Concat(list.recipients, list.earlier) {
+			known[r.KeyID()] = r
+		}
 	}
 	now := rc.client.config.Now()
 	var verified []*seal.Recipient
@@ -231,14 +243,16 @@ func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known m
 	return rc.client.config.Policy.verify(offered, model, now)
 }
 
-func (rc *recipientCache) fetch(ctx context.Context, key *credential.Key, model string) ([]api.Recipient, error) {
+func (rc *recipientCache) fetch(ctx context.Context, r *region, key *credential.Key, model string) ([]api.Recipient, error) {
 	query := url.Values{"model": {model}}
 	if n := rc.client.config.Recipients; n > api.Offered {
 		query.Set("n", strconv.Itoa(n))
 	}
-	resp, err := rc.client.eachEndpoint(ctx, key, func(endpoint *url.URL) (*http.Request, error) {
-		return http.NewRequestWithContext(ctx, http.MethodGet, endpoint.JoinPath(api.PathKeys).String()+"?"+query.Encode(), nil)
-	})
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url.JoinPath(api.PathKeys).String()+"?"+query.Encode(), nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := rc.client.request(req, key)
 	if err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package client_test
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"encoding/base64"
 	"io"
 	"net/http"
@@ -109,6 +110,19 @@ var _ = Describe("A client", func() {
 				Expect(request.header.Get("Authorization")).To(Equal("Bearer " + string(c.key.EdgeToken())))
 				Expect(request.header.Get(api.HeaderTenant)).To(Equal("acme"))
 			}
+		}
+	})
+
+	It("shows a certificate in the place of the edge token", func(ctx SpecContext) {
+		e := c.startEdgeFor(tls.RequireAnyClientCert)
+		config := c.config(e)
+		config.ClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			return &e.server.TLS.Certificates[0], nil // any will do
+		}
+		expectReply(c.tenant(config).ask(ctx))
+		for _, request := range append(e.requests(api.PathKeys), e.requests(api.PathSealed)...) {
+			Expect(request.header).NotTo(HaveKey("Authorization"))
+			Expect(request.header.Get(api.HeaderTenant)).To(Equal("acme"))
 		}
 	})
 

@@ -71,17 +71,17 @@ type request struct {
 	failure string // empty: it was answered well
 }
 
-// send keeps two tenants asking, as fast as they are answered but for a pause.
-func (c *cluster) send() *requests {
+// send keeps some tenants asking, as fast as they are answered but for a pause.
+func (c *cluster) send(tenants int) *requests {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &requests{cancel: cancel}
-	for range 2 {
+	for range tenants {
 		r.done.Go(func() {
 			pause := time.NewTicker(20 * time.Millisecond)
 			defer pause.Stop()
 			for ctx.Err() == nil {
 				began := time.Now()
-				status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "are you there?")
+				status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "are you there?", 1)
 				if ctx.Err() == nil {
 					r.note(began, status, body, err)
 				}
@@ -122,7 +122,7 @@ func (r *requests) stop() []request {
 // records what it cost, and gives the failures.
 func (c *cluster) during(name string, fault func()) (failures []string) {
 	GinkgoHelper()
-	r := c.send()
+	r := c.send(2)
 	DeferCleanup(r.cancel)
 	Eventually(r.count, "10s").Should(BeNumerically(">", 20))
 	began := time.Now()
@@ -267,7 +267,7 @@ var _ = Describe("A fault", func() {
 		DeferCleanup(func() { close(leave) })
 		answers := make(chan string, 1)
 		go func() {
-			status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "wait for it")
+			status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "wait for it", 1)
 			answers <- fmt.Sprint(status, " ", strings.TrimSpace(body), " ", err)
 		}()
 		Eventually(ctx, arrived).Should(Receive())
@@ -319,7 +319,7 @@ var _ = Describe("A fault", func() {
 			close(stopped)
 		})
 		gone, leave := context.WithCancel(ctx)
-		go func() { _, _, _ = c.tryChat(gone, http.DefaultClient, c.base(), "never mind") }()
+		go func() { _, _, _ = c.tryChat(gone, http.DefaultClient, c.base(), "never mind", 1) }()
 		Eventually(ctx, generating).Should(BeClosed())
 		began := time.Now()
 		leave()

@@ -143,14 +143,14 @@ var _ = Describe("make up", Ordered, func() {
 // chat sends one chat completion.
 func (c *cluster) chat(ctx context.Context, httpClient *http.Client, base, text string) (status int, body string) {
 	GinkgoHelper()
-	status, body, err := c.tryChat(ctx, httpClient, base, text)
+	status, body, err := c.tryChat(ctx, httpClient, base, text, 1)
 	Expect(err).NotTo(HaveOccurred())
 	return status, body
 }
 
-func (c *cluster) tryChat(ctx context.Context, httpClient *http.Client, base, text string) (status int, body string, err error) {
+func (c *cluster) tryChat(ctx context.Context, httpClient *http.Client, base, text string, maxTokens int) (status int, body string, err error) {
 	payload, err := json.Marshal(map[string]any{
-		"model": c.env()["MRGC_MODEL"], "max_tokens": 1,
+		"model": c.env()["MRGC_MODEL"], "max_tokens": maxTokens,
 		"messages": []map[string]string{{"role": "user", "content": text}},
 	})
 	if err != nil {
@@ -178,7 +178,7 @@ func (c *cluster) sendMarker(ctx context.Context, marker string, requests int) {
 	group.SetLimit(4)
 	for i := range requests {
 		group.Go(func() error {
-			status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), fmt.Sprintf("%d %s", i, marker))
+			status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), fmt.Sprintf("%d %s", i, marker), 1)
 			if err == nil && status != http.StatusOK {
 				err = fmt.Errorf("status %d: %s", status, body)
 			}

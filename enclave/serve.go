@@ -241,7 +241,7 @@ func (e *Enclave) admit(opened *seal.Opened) *api.Error {
 	case !rules.Models.Allow(opened.Model):
 		return api.Errorf(http.StatusNotFound, "model_not_found", "the model is not served to this tenant")
 	case !rules.Regions.Allow(e.config.Region):
-		return api.Errorf(http.StatusForbidden, "region_not_allowed", "this tenant's data may not be in region %s", e.config.Region)
+		return api.Errorf(http.StatusForbidden, api.CodeRegionNotAllowed, "this tenant's data may not be in region %s", e.config.Region)
 	}
 	return nil
 }

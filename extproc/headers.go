@@ -22,7 +22,9 @@ const (
 // request is what the picker reads of a request's headers.
 type request struct {
 	envoyID string // Envoy's x-request-id; empty when Envoy makes none
-	bearer  []byte // edge token, secret; nil when there is none
+	bearer  []byte // edge token, secret; nil when there is none that can be read
+	hides   bool   // has an Authorization header that cannot be read
+	san     string // the name by which Envoy knows its client's certificate; empty when there is none
 
 	model, tenant, id string
 	recipients        []string
@@ -46,7 +48,7 @@ type field struct {
 
 // fields are the headers that matter, except Authorization.
 type fields struct {
-	contentType, envoyID                          field
+	contentType, envoyID, san                     field
 	model, tenant, recipients, id, affinity, size field
 }
 
@@ -58,6 +60,8 @@ func (f *fields) named(name string) *field {
 		return &f.contentType
 	case strings.EqualFold(name, "x-request-id"):
 		return &f.envoyID
+	case strings.EqualFold(name, api.HeaderTenantSAN):
+		return &f.san
 	case strings.EqualFold(name, api.HeaderModel):
 		return &f.model
 	case strings.EqualFold(name, api.HeaderTenant):
@@ -83,9 +87,12 @@ func readHeaders(headers []*corev3.HeaderValue) request {
 			place.times++
 		}
 	}
+	token, given := bearer(headers)
 	req := request{
 		envoyID: f.envoyID.value,
-		bearer:  bearer(headers),
+		bearer:  token,
+		hides:   given && token == nil || f.san.times > 1,
+		san:     f.san.value,
 		model:   f.model.value,
 		tenant:  f.tenant.value,
 		id:      f.id.value,
@@ -133,16 +140,15 @@ func raw(h *corev3.HeaderValue) []byte {
 }
 
 // bearer finds the token of the one Authorization header (RFC 6750, section
-// 2.1); nil when there is none, or more than one, or another scheme.
-func bearer(headers []*corev3.HeaderValue) []byte {
-	var token []byte
-	seen := false
+// 2.1), and says whether there is any such header; nil when there is none, or more
+// than one, or another scheme.
+func bearer(headers []*corev3.HeaderValue) (token []byte, seen bool) {
 	for _, h := range headers {
 		if !isAuthorization(h) {
 			continue
 		}
 		if seen {
-			return nil
+			return nil, true
 		}
 		seen = true
 		scheme, rest, ok := bytes.Cut(raw(h), []byte(" "))
@@ -150,7 +156,7 @@ func bearer(headers []*corev3.HeaderValue) []byte {
 			token = rest
 		}
 	}
-	return token
+	return token, seen
 }
 
 // wipe clears the credentials in a message that has been dealt with.

@@ -36,6 +36,7 @@ func (p *Picker) index() *index {
 	}
 	ix := newIndex(snapshot, before, staleAfter)
 	p.latest.Store(ix)
+	p.saturated.forget(func(id string) bool { return !ix.has(id) })
 	p.outcomes.forget(func(id string) bool { return !ix.has(id) || ix.newlyReady(id, before) })
 	return ix
 }
@@ -156,6 +157,7 @@ func (p *Picker) candidate(ix *index, in *fleet.Instance, now time.Time) routing
 		Instance: in,
 		InFlight: work.Requests, InFlightTokens: work.Tokens, SentTokens: work.Sent,
 		Report:    report,
+		Saturated: p.saturated.was(in.ID),
 		ErrorRate: p.outcomes.errorRate(in.ID),
 	}
 	var since time.Time

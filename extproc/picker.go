@@ -30,6 +30,10 @@ type Config struct {
 	Region fleet.Region
 	// Settings are those that [Picker.SetSettings] may change.
 	Settings
+	// Way gives the way of a tenant's requests for a model; it does not block, and what
+	// it gives does not change. Default: Region, then SpillTo, of which nobody knows how
+	// far they are.
+	Way func(model, tenant string) routing.Way
 	// View gives the latest snapshot of the fleet, or nil while there is none. It
 	// is called once for each request and must not block.
 	View func() *fleet.Snapshot
@@ -38,6 +42,9 @@ type Config struct {
 	// It compares in constant time, does not block, and does not keep bearer,
 	// which is wiped afterwards.
 	Admit func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error)
+	// AdmitCertificate does the same by the name of a client's certificate, which Envoy
+	// has verified; who comes with both must pass both. Default: nobody.
+	AdmitCertificate func(name string, san tenant.SAN, now time.Time) (*tenant.Tenant, error)
 	// Split gives how a model's requests are divided between its versions now; it
 	// does not block. Default: no model's are.
 	Split func(model string) routing.Split
@@ -67,23 +74,26 @@ type Picker struct {
 	extprocv3.UnimplementedExternalProcessorServer
 	accesslogv3.UnimplementedAccessLogServiceServer
 
-	region   fleet.Region // its own
-	settings atomic.Pointer[settings]
-	view     func() *fleet.Snapshot
-	admit    func(string, []byte, time.Time) (*tenant.Tenant, error)
-	now      func() time.Time
-	log      *slog.Logger
-	metrics  *metrics
-	split    func(string) routing.Split
-	report   func(*fleet.Instance) routing.Report // nil: heartbeats
-	ended    func(Ended)
-	inFlight *InFlight
-	outcomes *outcomes
-	homes    *homes
-	limiter  *quota.Limiter
-	recent   quota.Recent
-	shared   shared
-	book     decision.Book
+	region    fleet.Region // its own
+	settings  atomic.Pointer[settings]
+	way       func(model, tenant string) routing.Way // nil: the settings'
+	view      func() *fleet.Snapshot
+	admit     func(string, []byte, time.Time) (*tenant.Tenant, error)
+	certified func(string, tenant.SAN, time.Time) (*tenant.Tenant, error)
+	now       func() time.Time
+	log       *slog.Logger
+	metrics   *metrics
+	split     func(string) routing.Split
+	report    func(*fleet.Instance) routing.Report // nil: heartbeats
+	ended     func(Ended)
+	inFlight  *InFlight
+	outcomes  *outcomes
+	homes     *homes
+	saturated saturated
+	limiter   *quota.Limiter
+	recent    quota.Recent
+	shared    shared
+	book      decision.Book
 
 	latest atomic.Pointer[index] // of the last snapshot seen; nil before the first
 }
@@ -99,6 +109,9 @@ func New(cfg Config) (*Picker, error) {
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
+	if cfg.AdmitCertificate == nil {
+		cfg.AdmitCertificate = func(string, tenant.SAN, time.Time) (*tenant.Tenant, error) { return nil, tenant.ErrUnknown }
+	}
 	if cfg.Split == nil {
 		cfg.Split = func(string) routing.Split { return nil }
 	}
@@ -109,18 +122,20 @@ func New(cfg Config) (*Picker, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	p := &Picker{
-		region:   cfg.Region,
-		view:     cfg.View,
-		admit:    cfg.Admit,
-		now:      cfg.Now,
-		log:      cfg.Logger,
-		split:    cfg.Split,
-		report:   cfg.Report,
-		ended:    cfg.Ended,
-		inFlight: NewInFlight(cfg.InFlightTimeout),
-		outcomes: newOutcomes(),
-		homes:    newHomes(),
-		limiter:  quota.NewLimiter(),
+		region:    cfg.Region,
+		way:       cfg.Way,
+		certified: cfg.AdmitCertificate,
+		view:      cfg.View,
+		admit:     cfg.Admit,
+		now:       cfg.Now,
+		log:       cfg.Logger,
+		split:     cfg.Split,
+		report:    cfg.Report,
+		ended:     cfg.Ended,
+		inFlight:  NewInFlight(cfg.InFlightTimeout),
+		outcomes:  newOutcomes(),
+		homes:     newHomes(),
+		limiter:   quota.NewLimiter(),
 	}
 	p.settings.Store(newSettings(cfg.Region, &cfg.Settings, nil))
 	p.shared.epoch = peers.Epoch{Began: cfg.Now().UnixNano(), ID: rand.Uint64()} //nolint:gosec // tells processes apart; no secret
@@ -225,11 +240,13 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		return none, errModelNotFound(req.model)
 	}
 	settings := p.settings.Load()
+	way := p.allowed(req, rules, settings)
 	pick := routing.Request{
 		ID:           req.id,
 		Model:        req.model,
 		Recipients:   req.recipients,
-		Regions:      settings.allowed(rules),
+		Regions:      way.Regions,
+		Detours:      way.Detours,
 		PromptTokens: req.size.Prompt,
 		Split:        p.split(req.model),
 		Conversation: req.affinity,
@@ -247,6 +264,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		pick.Home = p.homes.of(req.affinity, candidates)
 	}
 	decision := routing.Pick(pick, candidates)
+	p.saturated.note(candidates)
 	switch {
 	case len(decision.Instances) > 0:
 	case decision.Reason == routing.ReasonNoRecipientReady:
@@ -269,10 +287,8 @@ func (p *Picker) rulesOf(req *request, now time.Time) (*tenant.Tenant, *api.Erro
 		return nil, errNotSealed()
 	case req.fault != "":
 		return nil, errInvalidHeader(req.fault)
-	case len(req.bearer) == 0:
-		return nil, errInvalidAPIKey()
 	}
-	rules, err := p.admit(req.tenant, req.bearer, now)
+	rules, err := p.identify(req, now)
 	switch {
 	case errors.Is(err, tenant.ErrNoList):
 		return nil, errNoTenants()
@@ -284,6 +300,35 @@ func (p *Picker) rulesOf(req *request, now time.Time) (*tenant.Tenant, *api.Erro
 		return nil, errElsewhere(p.region)
 	}
 	return rules, nil
+}
+
+// identify gives the rules of the tenant that a request is from, by its token, or
+// its client's certificate, or both.
+func (p *Picker) identify(req *request, now time.Time) (rules *tenant.Tenant, err error) {
+	if req.hides || len(req.bearer) == 0 && req.san == "" {
+		return nil, tenant.ErrUnknown
+	}
+	if req.san != "" {
+		if rules, err = p.certified(req.tenant, tenant.SAN(req.san), now); err != nil {
+			return nil, err
+		}
+	}
+	if len(req.bearer) > 0 {
+		return p.admit(req.tenant, req.bearer, now)
+	}
+	return rules, nil
+}
+
+// allowed is a request's way, as far as its tenant's data may be on it.
+func (p *Picker) allowed(req *request, rules *tenant.Tenant, settings *settings) routing.Way {
+	way := settings.way
+	if p.way != nil {
+		way = p.way(req.model, req.tenant)
+	}
+	if rules.Regions == nil {
+		return way
+	}
+	return way.Within(func(region fleet.Region) bool { return rules.Regions.Allow(string(region)) })
 }
 
 // InFlight is how many requests this picker has sent to an instance and not

@@ -16,7 +16,7 @@ const (
 	codeModelNotFound   = "model_not_found"
 	codeStaleRecipients = "stale_recipients"
 	codeNotReady        = "no_instance_ready"
-	codeElsewhere       = "region_not_allowed"
+	codeElsewhere       = api.CodeRegionNotAllowed
 	codeNoTenants       = "tenants_expired"
 	codeLimited         = "rate_limit_exceeded"
 	codeTooLarge        = "request_too_large"

@@ -8,7 +8,6 @@ import (
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
-	"github.com/mrgc/mrgc/internal/tenant"
 )
 
 // Settings are what may change while a picker runs.
@@ -60,7 +59,7 @@ func (p *Picker) SetSettings(s Settings) error {
 
 // settings are Settings as picks use them; never written to.
 type settings struct {
-	regions    []fleet.Region // own first
+	way        routing.Way // of every request, where the picker is given no other
 	staleAfter time.Duration
 	models     map[string]*modelState // those with a policy of their own
 	version    string
@@ -75,7 +74,7 @@ type modelState struct {
 // newSettings goes on counting where those before do, which may be nil.
 func newSettings(own fleet.Region, s *Settings, before *settings) *settings {
 	out := &settings{
-		regions: append([]fleet.Region{own}, s.SpillTo...), staleAfter: s.StaleAfter,
+		way: routing.Way{Regions: append([]fleet.Region{own}, s.SpillTo...)}, staleAfter: s.StaleAfter,
 		models: make(map[string]*modelState, len(s.Policies)), version: s.ConfigVersion,
 	}
 	for model, policy := range s.Policies {
@@ -86,18 +85,4 @@ func newSettings(own fleet.Region, s *Settings, before *settings) *settings {
 		out.models[model] = state
 	}
 	return out
-}
-
-// allowed are the picker's regions that a tenant's data may be in.
-func (s *settings) allowed(rules *tenant.Tenant) []fleet.Region {
-	if rules.Regions == nil {
-		return s.regions
-	}
-	var allowed []fleet.Region
-	for _, region := range s.regions {
-		if rules.Regions.Allow(string(region)) {
-			allowed = append(allowed, region)
-		}
-	}
-	return allowed
 }

@@ -34,6 +34,39 @@ var _ = Describe("A tenant's rules", func() {
 		Entry("everyone, when the list has expired", rules.Tenant{}, rules.ErrNoList, 503, "tenants_expired"),
 	)
 
+	DescribeTable("are those of whom a certificate names, which Envoy has verified", func(ctx SpecContext, allowed bool, request headers) {
+		h := start(func(c *extproc.Config) {
+			c.AdmitCertificate = func(name string, san rules.SAN, _ time.Time) (*rules.Tenant, error) {
+				if name == tenant && san == "dns:acme.example" {
+					return &rules.Tenant{Name: tenant}, nil
+				}
+				return nil, rules.ErrUnknown
+			}
+		})
+		answer := h.ask(ctx, request)
+		if allowed {
+			Expect(picked(answer)).NotTo(BeEmpty())
+			return
+		}
+		Expect(answer.GetImmediateResponse().GetStatus().GetCode()).To(BeEquivalentTo(401))
+	},
+		Entry("in the place of a token", true, sealed("1").without("authorization").and("mrgc-tenant-san", "dns:acme.example")),
+		Entry("beside its token", true, sealed("1").and("mrgc-tenant-san", "dns:acme.example")),
+		Entry("of another name", false, sealed("1").without("authorization").and("mrgc-tenant-san", "dns:other.example")),
+		Entry("of another name beside a token", false, sealed("1").and("mrgc-tenant-san", "dns:other.example")),
+		Entry("beside another's token", false, sealed("1").with("authorization", "Bearer x").and("mrgc-tenant-san", "dns:acme.example")),
+		Entry("beside what is no token", false, sealed("1").with("authorization", "Basic x").and("mrgc-tenant-san", "dns:acme.example")),
+		Entry("beside two tokens", false, sealed("1").and("authorization", "Bearer "+token).and("mrgc-tenant-san", "dns:acme.example")),
+		Entry("twice", false, sealed("1").without("authorization").and("mrgc-tenant-san", "dns:acme.example").and("mrgc-tenant-san", "dns:acme.example")),
+		Entry("as another tenant", false, sealed("1").without("authorization").with("mrgc-tenant", "other").and("mrgc-tenant-san", "dns:acme.example")),
+		Entry("not at all", false, sealed("1").without("authorization")),
+	)
+
+	It("know nobody by a certificate unless they are told to", func(ctx SpecContext) {
+		answer := start().ask(ctx, sealed("1").without("authorization").and("mrgc-tenant-san", "dns:acme.example"))
+		Expect(answer.GetImmediateResponse().GetStatus().GetCode()).To(BeEquivalentTo(401))
+	})
+
 	It("say when to ask again about a list that has expired", func(ctx SpecContext) {
 		answer := start(with(rules.Tenant{}, rules.ErrNoList)).ask(ctx, sealed("1"))
 		Expect(setHeaders(answer.GetImmediateResponse())).To(HaveKeyWithValue("retry-after", "60"))

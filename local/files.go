@@ -146,6 +146,9 @@ func (p *plan) clusterConfig() []byte {
 		}
 		fmt.Fprintf(&b, "      - {name: %q, weight: %d}\n", version, weight)
 	}
+	if p.options.TenantClientCA != "" {
+		fmt.Fprintf(&b, "tenant_client_ca: %q\n", p.options.TenantClientCA)
+	}
 	return []byte(b.String())
 }
 

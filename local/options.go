@@ -43,6 +43,10 @@ type Options struct {
 	Versions []string
 	Sim      SimOptions
 
+	// TenantClientCA is a PEM file of the CAs whose certificates tenants may show, of
+	// mrgc.yaml's tenant_client_ca; default: none.
+	TenantClientCA string
+
 	StateDir string // logs, state, env; default ".mrgc"
 	ToolsDir string // fetched parts; default ".tools"
 	BinDir   string // mrgc, mrgc-parent, mrgc-enclave; default: where this program lies
@@ -173,7 +177,7 @@ func (o *Options) completePaths() error {
 		}
 		o.BinDir = filepath.Dir(self)
 	}
-	for _, path := range []*string{&o.StateDir, &o.ToolsDir, &o.BinDir, &o.Model} {
+	for _, path := range []*string{&o.StateDir, &o.ToolsDir, &o.BinDir, &o.Model, &o.TenantClientCA} {
 		if *path == "" {
 			continue
 		}

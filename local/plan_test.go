@@ -329,6 +329,12 @@ var _ = Describe("A plan", func() {
 		Expect(err).NotTo(HaveOccurred(), "`mrgc canary set` can edit it")
 	})
 
+	It("writes down whose certificates tenants may show", func() {
+		parsed, err := config.Parse("mrgc.yaml", planFor(func(o *Options) { o.TenantClientCA = "/ca's/a \"b\".pem" }).clusterConfig())
+		Expect(err).NotTo(HaveOccurred())
+		Expect(parsed.TenantClientCA).To(Equal("/ca's/a \"b\".pem"))
+	})
+
 	It("fails when there is no port", func() {
 		full := errors.New("no free port")
 		for left := range 15 { // three for the region, six for its routers, six for its instances

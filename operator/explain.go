@@ -167,6 +167,8 @@ func placed(d *decision.Explained, i int) string {
 		return "of another version of the model"
 	case routing.CriterionRegion:
 		return "further away"
+	case routing.CriterionOverflow:
+		return "nearer or preferred, but without room"
 	case routing.CriterionGate:
 		return before.Instance + " is the conversation's home"
 	case routing.CriterionDraw:

@@ -177,7 +177,7 @@ func New(config Config) (*Parent, error) {
 			return nil, fmt.Errorf("parent: %w", err)
 		}
 	}
-	p.reports = newReporter(config.Instance.Region, first)
+	p.reports = newReporter(first)
 	return p, nil
 }
 

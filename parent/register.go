@@ -232,7 +232,7 @@ func (p *Parent) serveRecipients(w http.ResponseWriter, r *http.Request) {
 // serveKeys answers tenants in the routers' place, as Envoy asks while no
 // router does: with the one instance that this parent knows the keys of.
 func (p *Parent) serveKeys(w http.ResponseWriter, r *http.Request) {
-	rules, err := p.config.Tenants.Set().AdmitBearer(r.Header.Values(api.HeaderTenant), r.Header.Values("Authorization"), time.Now())
+	rules, err := p.config.Tenants.Set().AdmitRequest(r.Header.Values(api.HeaderTenant), r.Header.Values("Authorization"), r.Header.Values(api.HeaderTenantSAN), time.Now())
 	if err != nil {
 		api.Errorf(http.StatusUnauthorized, "invalid_api_key", "the API key is not one of this cluster's").Write(w)
 		return

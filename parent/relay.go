@@ -57,7 +57,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	if !slices.Contains(p.regionsOf(r), string(p.config.Instance.Region)) {
 		// Envoy sends nothing here that may not be here; it may have been told wrong.
-		api.Errorf(http.StatusForbidden, "region_not_allowed", "this tenant's data may not be in region %s", p.config.Instance.Region).Write(w)
+		api.Errorf(http.StatusForbidden, api.CodeRegionNotAllowed, "this tenant's data may not be in region %s", p.config.Instance.Region).Write(w)
 		return
 	}
 	started := time.Now()

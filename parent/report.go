@@ -16,7 +16,6 @@ import (
 	"google.golang.org/grpc/peer"
 	"google.golang.org/grpc/status"
 
-	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
 )
@@ -29,7 +28,6 @@ const pathReports = orcaservicev3.OpenRcaService_StreamCoreMetrics_FullMethodNam
 type reporter struct {
 	orcaservicev3.UnimplementedOpenRcaServiceServer
 
-	router identity.ID        // who may listen
 	models []loadreport.Model // that every report has
 	newest atomic.Pointer[sample]
 	ended  chan struct{}
@@ -43,9 +41,8 @@ type sample struct {
 	next    chan struct{} // closed when there is a newer one
 }
 
-func newReporter(region fleet.Region, first loadreport.Report) *reporter {
+func newReporter(first loadreport.Report) *reporter {
 	r := &reporter{
-		router: identity.ID{Region: string(region), Role: identity.RoleRouter},
 		models: first.Models,
 		ended:  make(chan struct{}),
 	}
@@ -85,7 +82,7 @@ var errDraining = status.Error(codes.Unavailable, "the instance is draining")
 // that is slow gets the newest, not all.
 func (r *reporter) StreamCoreMetrics(req *orcaservicev3.OrcaLoadReportRequest, stream orcaservicev3.OpenRcaService_StreamCoreMetricsServer) error {
 	if !r.admits(stream) {
-		return status.Error(codes.PermissionDenied, "load reports are for the routers of the instance's region")
+		return status.Error(codes.PermissionDenied, "load reports are for the cluster's routers")
 	}
 	pause := min(max(req.GetReportInterval().AsDuration(), 0), maxReportInterval)
 	for {
@@ -120,7 +117,7 @@ func (r *reporter) admits(stream orcaservicev3.OpenRcaService_StreamCoreMetricsS
 		return false
 	}
 	id, ok := identity.Peer(&info.State)
-	return ok && id == r.router
+	return ok && id.Role == identity.RoleRouter
 }
 
 // reportedModels are the instance's models with their versions.

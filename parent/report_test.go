@@ -96,13 +96,16 @@ var _ = Describe("An instance's load reports", func() {
 		}))
 	}, NodeTimeout(specTimeout))
 
+	It("are for the routers of other regions, too", func(ctx SpecContext) {
+		start().listen(ctx, identity.ID{Region: "usw2", Role: identity.RoleRouter}, 0).newest(ctx, idle())
+	}, NodeTimeout(specTimeout))
+
 	DescribeTable("are not for", func(ctx SpecContext, id identity.ID) {
 		in := start()
 		var err error
 		Eventually(ctx, in.listen(ctx, id, 0).ended).Should(Receive(&err))
 		Expect(status.Code(err)).To(Equal(codes.PermissionDenied), "%v", err)
 	},
-		Entry("a router of another region", NodeTimeout(specTimeout), identity.ID{Region: "usw2", Role: identity.RoleRouter}),
 		Entry("an Envoy", NodeTimeout(specTimeout), envoyID),
 		Entry("another parent", NodeTimeout(specTimeout), identity.ID{Region: region, Instance: "use1-9", Role: identity.RoleParent}),
 	)

@@ -26,7 +26,7 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		return
 	}
 	if !rules.Regions.Allow(string(r.config.Region)) {
-		api.Errorf(http.StatusForbidden, "region_not_allowed",
+		api.Errorf(http.StatusForbidden, api.CodeRegionNotAllowed,
 			"this tenant's data may not be in region %s: use the endpoint of a region that is allowed to it", r.config.Region).Write(w)
 		return
 	}
@@ -35,12 +35,12 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		api.Errorf(http.StatusBadRequest, "invalid_request", "n is how many recipients to list, 1 to %d", seal.MaxRecipients).Write(w)
 		return
 	}
-	regions := slices.DeleteFunc(append([]fleet.Region{r.config.Region}, r.settings.Load().SpillTo...),
-		func(region fleet.Region) bool { return !rules.Regions.Allow(string(region)) })
+	way := r.way(model, rules.Name).Within(func(region fleet.Region) bool { return rules.Regions.Allow(string(region)) })
 	var answer api.Recipients
 	offer := routing.Offer{
 		Model: model, N: n,
-		Regions: regions,
+		Regions: way.Regions,
+		Detours: way.Detours,
 		Split:   r.split(model),
 		Seed:    rand.Uint64(), //nolint:gosec // tenants must not herd; there is no secret in it
 	}

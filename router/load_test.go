@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -155,14 +156,14 @@ var _ = Describe("The load of the region's instances", func() {
 		Consistently(a.subscribed.Load, "100ms").Should(BeEquivalentTo(1))
 	})
 
-	It("is followed of those alone that are ready and in the region", func() {
+	It("is followed of those alone that are ready, and in the region or one that it spills to", func() {
 		r.start()
-		away, sick := startReporting(r.ca, "use2", "use2-0", parentID("use2", "use2-0")), startReporting(r.ca, "use1", "use1-1", parentID("use1", "use1-1"))
+		away, sick := startReporting(r.ca, "usw2", "usw2-0", parentID("usw2", "usw2-0")), startReporting(r.ca, "use1", "use1-1", parentID("use1", "use1-1"))
 		here := startReporting(r.ca, "use1", "use1-0", parentID("use1", "use1-0"))
 		sick.instance.Health = fleet.Health{Reason: "sick"}
 		r.follows(away, sick, here)
 		Eventually(r.reports("use1-0")).Should(HaveField("Queued", 1))
-		Expect(r.age("use2-0")()).To(Equal(loadreport.Missing))
+		Expect(r.age("usw2-0")()).To(Equal(loadreport.Missing))
 		Expect(away.subscribed.Load() + sick.subscribed.Load()).To(BeZero())
 
 		sick.instance.Health = fleet.Health{Enclave: true, Engine: true}
@@ -170,6 +171,24 @@ var _ = Describe("The load of the region's instances", func() {
 		Eventually(r.reports("use1-1")).Should(HaveField("Queued", 1))
 		Eventually(here.listeners.Load).Should(BeZero())
 		Expect(r.age("use1-0")()).To(Equal(loadreport.Missing), "who left is forgotten")
+	})
+
+	It("is followed less often in a region that it spills to, whose round trip is measured on the way", func() {
+		r.start()
+		Expect(r.adminPage("/regions").text).To(MatchJSON(`{"regions": [{"region": "use1", "round_trip_seconds": 0}, {"region": "use2", "round_trip_seconds": null}]}`))
+		far := startReporting(r.ca, "use2", "use2-0", parentID("use2", "use2-0"))
+		r.follows(far)
+		Eventually(r.reports("use2-0")).Should(HaveField("Queued", 1))
+		Expect(time.Duration(far.interval.Load())).To(Equal(time.Second))
+		if runtime.GOOS != "linux" {
+			Skip("round trips are measured on Linux")
+		}
+		shown := func(page string) func() string { return func() string { return r.adminPage(page).text } }
+		Eventually(shown("/regions")).Should(MatchRegexp(`"use2",\s*"round_trip_seconds": ?0\.0`))
+		Expect(r.adminPage("/metrics").text).To(ContainSubstring(`mrgc_region_round_trip_seconds{region="use1",to="use2"} `))
+
+		r.follows(startReporting(r.ca, "use1", "use1-0", parentID("use1", "use1-0")))
+		Eventually(shown("/regions")).Should(MatchRegexp(`"use2",\s*"round_trip_seconds": ?null`), "nobody is there to measure")
 	})
 
 	It("is followed to where an instance has moved", func() {

@@ -78,6 +78,9 @@ type Config struct {
 	// TenantCertificate and TenantKey are PEM files of the certificate that
 	// tenants see. They are read again when they change.
 	TenantCertificate, TenantKey string
+	// TenantClientCA is a PEM file of the CAs whose certificates tenants may show,
+	// likewise. Default: none, and no certificate is asked for.
+	TenantClientCA string
 
 	Logger *slog.Logger // default: none
 }
@@ -94,7 +97,7 @@ type Router struct {
 	log        *slog.Logger
 	started    time.Time
 	view       atomic.Pointer[fleet.Snapshot]
-	applying   sync.Mutex               // held while settings or tenants are shown: the newest of both
+	applying   sync.Mutex               // held while settings, tenants or ways are shown: the newest of all
 	settings   atomic.Pointer[Settings] // never nil
 	versions   versions
 	tenants    atomic.Pointer[tenant.Set] // with the restrictions; nil before the first list
@@ -108,9 +111,14 @@ type Router struct {
 	peers      *exchange
 	abroad     []*exchange
 	metrics    *prometheus.Registry
+	trips      *roundTrips
+	ways       atomic.Pointer[ways]
+	spillTo    []fleet.Region            // of New, then guarded by applying: where ways lead now
+	waysOf     *Settings                 // likewise: by which they were worked out
+	orders     map[string][]fleet.Region // likewise: what Envoys were told last
 
 	certificatePoll time.Duration
-	loaded          [2]int64 // versions of the tenant certificate's files; of Run, then of the goroutine that watches them
+	loaded          [3]int64 // versions of the tenant certificate's files; of Run, then of the goroutine that watches them
 }
 
 // New checks the configuration and builds the parts.
@@ -140,12 +148,15 @@ func New(config Config) (*Router, error) {
 	}}, r.log)
 
 	r.judges = newJudges(&config, r.log)
-	r.loads = newLoads(config.Region, config.Identity, r.heard, r.log)
+	r.trips = &roundTrips{configured: func() map[fleet.Region]time.Duration { return r.settings.Load().RoundTrips }}
+	spillTo := func() []fleet.Region { return r.settings.Load().SpillTo }
+	r.loads = newLoads(config.Region, spillTo, r.trips, config.Identity, r.heard, r.log)
 	if r.config.XDS.Weight == nil {
 		r.config.XDS.Weight = r.weight
 	}
 	r.scores = newScores(r.config.XDS.Weight, r.view.Load)
-	if err := errors.Join(registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker), r.scores.register(r.metrics, config.Region)); err != nil {
+	if err := errors.Join(registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker), r.scores.register(r.metrics, config.Region),
+		registerTripMetrics(r.metrics, config.Region, r.trips, spillTo)); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	var err error
@@ -156,12 +167,17 @@ func New(config Config) (*Router, error) {
 	if err := errors.Join(r.judges.set(&config.Settings, r.started), r.judges.register(r.metrics)); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
+	r.updateWays()
 	r.picker, err = extproc.New(extproc.Config{
 		Region:   config.Region,
 		Settings: config.picker(),
+		Way:      r.way,
 		View:     r.view.Load,
 		Admit: func(name string, bearer []byte, now time.Time) (*tenant.Tenant, error) {
 			return r.tenants.Load().AdmitToEdge(name, bearer, now)
+		},
+		AdmitCertificate: func(name string, san tenant.SAN, now time.Time) (*tenant.Tenant, error) {
+			return r.tenants.Load().AdmitCertificate(name, san, now)
 		},
 		Split:   r.split,
 		Ended:   r.judges.observe,
@@ -219,6 +235,7 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 		group.Go(func() error { abroad.run(ctx); return nil })
 	}
 	group.Go(func() error { r.judges.run(ctx); return nil })
+	group.Go(func() error { r.keepWays(ctx); return nil })
 	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
 	group.Go(func() error { r.followTenants(ctx); return nil })
 	group.Go(func() error { return r.xds.Run(ctx) })
@@ -372,6 +389,7 @@ func (r *Router) adminHandler() http.Handler {
 	mux.HandleFunc("GET /canary", r.judges.serve)
 	mux.HandleFunc("GET /load", r.loads.serveLoad)
 	mux.HandleFunc("GET /peers", r.servePeers)
+	mux.HandleFunc("GET /regions", r.serveRegions)
 	mux.HandleFunc("GET /scores", r.serveScores)
 	mux.HandleFunc("GET /decisions", r.serveTrace)
 	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)
@@ -420,6 +438,15 @@ func (r *Router) loadTenantCertificate() error {
 	if err != nil {
 		return fmt.Errorf("router: tenant key: %w", err)
 	}
+	if r.config.TenantClientCA != "" {
+		clients, err := os.ReadFile(r.config.TenantClientCA)
+		if err != nil {
+			return fmt.Errorf("router: CA of tenants' certificates: %w", err)
+		}
+		if err := r.xds.SetTenantClientCA(clients); err != nil {
+			return fmt.Errorf("router: %s: %w", r.config.TenantClientCA, err)
+		}
+	}
 	return r.xds.SetTenantCertificate(certPEM, keyPEM)
 }
 
@@ -443,10 +470,10 @@ func (r *Router) watchTenantCertificate(ctx context.Context) {
 	}
 }
 
-// tenantFiles says which versions of certificate and key lie there, by their
-// times: either may be written first.
-func (r *Router) tenantFiles() (versions [2]int64) {
-	for i, path := range []string{r.config.TenantCertificate, r.config.TenantKey} {
+// tenantFiles says which versions of certificate, key and CA lie there, by their
+// times: any may be written first.
+func (r *Router) tenantFiles() (versions [3]int64) {
+	for i, path := range []string{r.config.TenantCertificate, r.config.TenantKey, r.config.TenantClientCA} {
 		if info, err := os.Stat(path); err == nil {
 			versions[i] = info.ModTime().UnixNano()
 		}

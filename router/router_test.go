@@ -84,20 +84,20 @@ var _ = Describe("A router", func() {
 		Expect(resp.GetResources()).NotTo(BeEmpty())
 	})
 
-	DescribeTable("admits nobody else", func(ctx SpecContext, id identity.ID) {
+	DescribeTable("admits nobody else", func(ctx SpecContext, id identity.ID, refused codes.Code) {
 		r.start()
 		s, err := r.dial(ctx, r.tlsOf(id))
 		if err == nil {
 			_, err = s.Recv()
 		}
-		Expect(status.Code(err)).To(Equal(codes.Unavailable), "%v", err)
+		Expect(status.Code(err)).To(Equal(refused), "%v", err)
 		_, err = clientOf(sourceOf(r.ca, id)).Get("https://" + r.http + keys)
 		Expect(err).To(HaveOccurred())                                               // a TLS alert, or the connection's end if that comes first
 		Expect(r.get(ctx, keys).StatusCode).To(Equal(http.StatusServiceUnavailable)) // as its Envoy
 	},
-		Entry("an Envoy of another region", identity.ID{Region: "use2", Role: identity.RoleEnvoy}),
-		Entry("a router of another region", identity.ID{Region: "use2", Role: identity.RoleRouter}),
-		Entry("a parent", parentID("use1", "use1-0")),
+		Entry("an Envoy of another region", identity.ID{Region: "use2", Role: identity.RoleEnvoy}, codes.Unavailable),
+		Entry("a router of another region", identity.ID{Region: "use2", Role: identity.RoleRouter}, codes.PermissionDenied), // which may hear of trials
+		Entry("a parent", parentID("use1", "use1-0"), codes.Unavailable),
 	)
 
 	It("admits nobody of another authority", func(ctx SpecContext) {

@@ -19,7 +19,16 @@ import (
 // Settings are what mrgc.yaml says to a router, and may change while it runs.
 type Settings struct {
 	SpillTo []fleet.Region // other regions in order of preference
-	Models  []string
+	// SpillNearest has them in the order of their round trips instead, as far as those
+	// are known.
+	SpillNearest bool
+	// RoundTrips are those to other regions, for as long as none is measured.
+	RoundTrips map[fleet.Region]time.Duration
+	// PreferByModel and PreferByTenant are where requests are rather served, by name;
+	// what is preferred for a tenant comes before what is for a model.
+	PreferByModel, PreferByTenant map[string][]routing.Preference
+
+	Models []string
 	// Restrictions are what is to hold of tenants beside the signed list of them,
 	// which can only be less.
 	Restrictions []tenant.Restriction
@@ -78,6 +87,7 @@ func (r *Router) SetSettings(s Settings) error {
 	}
 	r.settings.Store(&s)
 	r.xds.SetSplits(s.Splits)
+	r.updateWays()
 	r.showTenants()
 	r.versions.took(s.Version, time.Now())
 	return nil

@@ -9,6 +9,8 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/router"
 )
@@ -41,6 +43,26 @@ var _ = Describe("A router's settings", func() {
 		Expect(refusal(r.get(ctx, keys)).Code).To(Equal("model_not_found"))
 		Expect(r.router.SetSettings(now(r, func(*router.Settings) {}))).To(Succeed())
 		Expect(r.get(ctx, keys).StatusCode).To(Equal(http.StatusOK))
+	})
+
+	It("say where requests are rather served, and where they spill to", func(ctx SpecContext) {
+		r := newRouter()
+		r.config.SpillTo = []fleet.Region{"use2", "usw2"}
+		r.start()
+		r.publish(startParent(r.ca, "use1", "use1-0"), startParent(r.ca, "use2", "use2-0"), startParent(r.ca, "usw2", "usw2-0"))
+		order := func() string { return r.adminPage("/regions").text }
+		Expect(r.offered(ctx)).To(HaveLen(3))
+		Expect(order()).To(MatchRegexp("use1.*use2.*usw2"))
+		Expect(r.router.SetSettings(now(r, func(s *router.Settings) { s.SpillTo = []fleet.Region{"usw2", "use2"} }))).To(Succeed())
+		Expect(order()).To(MatchRegexp("use1.*usw2.*use2"))
+		Expect(r.offered(ctx)[0]).To(Equal("claims of use1-0"))
+		Expect(r.router.SetSettings(now(r, func(s *router.Settings) {
+			s.PreferByModel = map[string][]routing.Preference{model: {{Region: "usw2"}}}
+		}))).To(Succeed())
+		Expect(r.offered(ctx)[0]).To(Equal("claims of usw2-0"))
+		Expect(r.router.SetSettings(now(r, func(s *router.Settings) { s.SpillTo = nil }))).To(Succeed())
+		Expect(r.offered(ctx)).To(Equal([]string{"claims of use1-0"}))
+		Expect(order()).NotTo(ContainSubstring("use2"))
 	})
 
 	It("that are not valid change nothing, and what was refused is shown until it is gone", func() {

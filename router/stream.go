@@ -27,8 +27,8 @@ var errOwn = errors.New("the router at this address is this one")
 
 // dial prepares a connection for one stream from who must be at an address. It
 // is opened when it is used, for which it may take connectTimeout.
-func dial(address string, self *identity.Source, want identity.ID, connectTimeout time.Duration) (*grpc.ClientConn, error) {
-	return grpc.NewClient("passthrough:///"+address,
+func dial(address string, self *identity.Source, want identity.ID, connectTimeout time.Duration, more ...grpc.DialOption) (*grpc.ClientConn, error) {
+	return grpc.NewClient("passthrough:///"+address, append(more,
 		grpc.WithTransportCredentials(credentials.NewTLS(self.ClientTLS(func(id identity.ID) bool { return id == want }))),
 		grpc.WithConnectParams(grpc.ConnectParams{
 			Backoff:           backoff.Config{BaseDelay: firstPause, Multiplier: 2, Jitter: 0.2, MaxDelay: longestPause},
@@ -36,7 +36,7 @@ func dial(address string, self *identity.Source, want identity.ID, connectTimeou
 		}),
 		grpc.WithReadBufferSize(streamBufferBytes), grpc.WithWriteBufferSize(streamBufferBytes),
 		grpc.WithDisableServiceConfig(), grpc.WithDisableRetry(),
-	)
+	)...)
 }
 
 // keepOpen has listen open a stream, and again whenever it has broken, until ctx

@@ -40,7 +40,7 @@ func (r *Router) showTenants() (changed <-chan struct{}) {
 
 // admit gives the rules of the tenant whose edge token a request has.
 func (r *Router) admit(req *http.Request) (*tenant.Tenant, *api.Error) {
-	rules, err := r.tenants.Load().AdmitBearer(req.Header.Values(api.HeaderTenant), req.Header.Values("Authorization"), time.Now())
+	rules, err := r.tenants.Load().AdmitRequest(req.Header.Values(api.HeaderTenant), req.Header.Values("Authorization"), req.Header.Values(api.HeaderTenantSAN), time.Now())
 	switch {
 	case errors.Is(err, tenant.ErrNoList):
 		return nil, api.Errorf(http.StatusServiceUnavailable, "tenants_expired", "this cluster's list of tenants has expired: its operator has to sign a new one")

@@ -70,6 +70,21 @@ var _ = Describe("A router's tenants", func() {
 		Eventually(ctx, code(ctx, keys)).Should(Equal("invalid_api_key"))
 	})
 
+	It("are known by their certificate, as Envoy has read it, in the place of a token", func(ctx SpecContext) {
+		acme.SANs, acme.EdgeTokens = []tenant.SAN{"dns:acme.example"}, nil
+		signed(acme)
+		r.start()
+		certified := func(san string) func(http.Header) {
+			return func(h http.Header) {
+				h.Del("Authorization")
+				h.Set(api.HeaderTenantSAN, san)
+			}
+		}
+		Expect(r.get(ctx, api.PathModels, certified("dns:acme.example")).StatusCode).To(Equal(http.StatusOK))
+		Expect(refusal(r.get(ctx, api.PathModels, certified("dns:other.example"))).Code).To(Equal("invalid_api_key"))
+		Expect(refusal(r.get(ctx, api.PathModels)).Code).To(Equal("invalid_api_key"), "it has no token")
+	})
+
 	It("see the models that they may use", func(ctx SpecContext) {
 		acme.Models = tenant.Names{"other"}
 		signed(acme)

@@ -65,6 +65,9 @@ func accesses(tenants []*tenant.Tenant, models []string, regions []fleet.Region)
 		for _, digest := range t.EdgeTokens {
 			callers[digest.String()] = structpb.NewStringValue(a.name + " " + t.Name)
 		}
+		for _, san := range t.SANs {
+			callers[string(san)] = structpb.NewStringValue(a.name + " " + t.Name)
+		}
 	}
 	for _, a := range byName {
 		if a.name != accessElsewhere {

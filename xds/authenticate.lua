@@ -1,8 +1,8 @@
--- Who asks: the tenant of the edge token, by the token's SHA-256. The digests are
--- the filter's context (package xds renders it into the routes): digest in hex →
--- "<access> <tenant>". The answer is dynamic metadata, which no client can set;
--- routes go by it. Whatever goes wrong here leaves a request nobody's, and the
--- routes refuse it.
+-- Who asks: the tenant of the edge token, by the token's SHA-256, or of the client's
+-- certificate, by a name in it. Both are the filter's context (package xds renders it
+-- into the routes): digest in hex, or "uri:…" or "dns:…" → "<access> <tenant>". The
+-- answer is dynamic metadata, which no client can set; routes go by it. Whatever goes
+-- wrong here leaves a request nobody's, and the routes refuse it.
 
 local band, bor, bxor, bnot = bit.band, bit.bor, bit.bxor, bit.bnot
 local lshift, rshift, ror, tobit = bit.lshift, bit.rshift, bit.ror, bit.tobit
@@ -56,23 +56,60 @@ local function sha256(text)
   return table.concat(words)
 end
 
-function envoy_on_request(handle)
-  local headers = handle:headers()
+-- by_token gives whom a token is of.
+local function by_token(known, authorization)
   -- Two Authorization headers come as one with a comma, which no token has.
-  local scheme, token = string.match(headers:get("authorization") or "", "^(%a+) ([%w_-]+)$")
+  local scheme, token = string.match(authorization, "^(%a+) ([%w_-]+)$")
   if token == nil or string.lower(scheme) ~= "bearer" or #token > longest then
+    return nil
+  end
+  return known:get(sha256(token))
+end
+
+-- by_certificate gives whom the client's certificate is of, and which name in it says
+-- so; nobody if its names are of two. Envoy has verified it: with one that does not
+-- verify there is no connection.
+local function by_certificate(known, ssl)
+  if ssl == nil or not ssl:peerCertificatePresented() or not ssl:peerCertificateValidated() then
+    return nil
+  end
+  local who, san
+  for _, kind in ipairs({ { "uri:", ssl:uriSanPeerCertificate() }, { "dns:", ssl:dnsSansPeerCertificate() } }) do
+    for _, name in ipairs(kind[2]) do
+      local named = known:get(kind[1] .. name)
+      if named ~= nil and who ~= nil and named ~= who then
+        return nil
+      elseif named ~= nil and who == nil then
+        who, san = named, kind[1] .. name
+      end
+    end
+  end
+  return who, san
+end
+
+function envoy_on_request(handle)
+  local headers, known = handle:headers(), handle:filterContext()
+  local who, san = by_certificate(known, handle:streamInfo():downstreamSslConnection())
+  local authorization = headers:get("authorization")
+  if authorization ~= nil then
+    local named = by_token(known, authorization)
+    if named == nil or who ~= nil and who ~= named then
+      return
+    end
+    who = named
+  end
+  if who == nil then
     return
   end
-  local known = handle:filterContext():get(sha256(token))
-  if known == nil then
-    return
-  end
-  local access, tenant = string.match(known, "^(%S+) (%S+)$")
+  local access, tenant = string.match(who, "^(%S+) (%S+)$")
   -- A tenant speaks for itself alone. What is no tenant's name at all is the
   -- picker's to explain.
   local claimed = headers:get("mrgc-tenant")
   if claimed ~= nil and claimed ~= tenant and string.find(claimed, "^[%l%d-]+$") then
     return
+  end
+  if san ~= nil then -- for picker and routers; the client's own was removed on the way in
+    headers:replace("mrgc-tenant-san", san)
   end
   handle:streamInfo():dynamicMetadata():set("mrgc", "access", access)
   handle:clearRouteCache()

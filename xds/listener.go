@@ -64,18 +64,26 @@ func tenantsListener(r *renderer, p plan) *listenerv3.Listener {
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(1 << 20),
 		FilterChains: []*listenerv3.FilterChain{{
 			Filters:                       managerFilters(r, manager),
-			TransportSocket:               tenantTLS(r),
+			TransportSocket:               tenantTLS(r, p),
 			TransportSocketConnectTimeout: durationpb.New(10 * time.Second),
 		}},
 	}
 }
 
-func tenantTLS(r *renderer) *corev3.TransportSocket {
-	return tlsSocket(r.pack(&tlsv3.DownstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+// tenantTLS asks for a client's certificate where there are CAs that tenants' may be
+// of. Who has none is known by a token; one that does not verify is no connection.
+func tenantTLS(r *renderer, p plan) *corev3.TransportSocket {
+	common := &tlsv3.CommonTlsContext{
 		TlsParams:                      tlsVersions(tlsv3.TlsParameters_TLSv1_3),
 		AlpnProtocols:                  []string{"h2", "http/1.1"},
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: tenantSecret, SdsConfig: overADS()}},
-	}}))
+	}
+	if p.clients != nil {
+		common.ValidationContextType = &tlsv3.CommonTlsContext_ValidationContextSdsSecretConfig{
+			ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: tenantClientSecret, SdsConfig: overADS()},
+		}
+	}
+	return tlsSocket(r.pack(&tlsv3.DownstreamTlsContext{CommonTlsContext: common, RequireClientCertificate: wrapperspb.Bool(false)}))
 }
 
 // connectionManager has the limits that hold at every port, as Envoy's own
@@ -110,7 +118,7 @@ func withoutSteering(r *renderer) *corev3.TypedExtensionConfig {
 		}}
 	}
 	return r.extension("envoy.http.early_header_mutation.header_mutation", &earlymutationv3.HeaderMutation{
-		Mutations: []*mutationrulesv3.HeaderMutation{remove(pickKey), remove(api.HeaderUncached), remove("x-envoy-")},
+		Mutations: []*mutationrulesv3.HeaderMutation{remove(pickKey), remove(api.HeaderUncached), remove(api.HeaderTenantSAN), remove("x-envoy-")},
 	})
 }
 

@@ -18,6 +18,7 @@ type plan struct {
 	accesses []access
 	routes   resource // the tenants', see admission
 	cert     certificate
+	clients  clientCA
 }
 
 // clusterPlan is a model and the regions in which it may run. The hard rule of
@@ -26,7 +27,7 @@ type plan struct {
 type clusterPlan struct {
 	name      string
 	model     string
-	endpoints [][]endpoint // by priority; the local region's first
+	endpoints [][]endpoint // by priority; the local region's first, unless another is preferred
 }
 
 // endpoint is an instance as Envoy sees it.
@@ -80,8 +81,8 @@ func clusterName(model string, allowed []fleet.Region) string {
 }
 
 // newPlan chooses the endpoints for the Envoys of a region. The order of
-// regions, its own first, is the order of priority.
-func newPlan(config Config, region fleet.Region, regions []fleet.Region, usable []dialableInstance, tenants admission, cert certificate) plan {
+// regions, its own first, is the order of priority, where the model has no other.
+func newPlan(config Config, region fleet.Region, regions []fleet.Region, orders map[string][]fleet.Region, usable []dialableInstance, tenants admission, cert certificate) plan {
 	p := plan{config: config, region: region, accesses: tenants.accesses, routes: tenants.routes, cert: cert}
 	serving := map[instancesOf][]endpoint{}
 	for _, in := range usable {
@@ -91,22 +92,22 @@ func newPlan(config Config, region fleet.Region, regions []fleet.Region, usable 
 			serving[of] = append(serving[of], e)
 		}
 	}
-	p.addClusters(config.Models, regions, serving) // those of all regions, whoever may use them
+	p.addClusters(config.Models, regions, orders, serving) // those of all regions, whoever may use them
 	for _, a := range p.accesses {
-		p.addClusters(a.models, a.regions, serving)
+		p.addClusters(a.models, a.regions, orders, serving)
 	}
 	return p
 }
 
 // addClusters adds those of models in a set of regions that are not there yet.
-func (p *plan) addClusters(models []string, allowed []fleet.Region, serving map[instancesOf][]endpoint) {
+func (p *plan) addClusters(models []string, allowed []fleet.Region, orders map[string][]fleet.Region, serving map[instancesOf][]endpoint) {
 	for _, model := range models {
 		name := clusterName(model, allowed)
 		if slices.ContainsFunc(p.clusters, func(c clusterPlan) bool { return c.name == name }) {
 			continue
 		}
 		c := clusterPlan{name: name, model: model}
-		for _, from := range allowed {
+		for _, from := range inOrder(allowed, orders, model) {
 			c.endpoints = append(c.endpoints, serving[instancesOf{model, from}])
 		}
 		p.clusters = append(p.clusters, c)

@@ -81,6 +81,9 @@ func render(p plan, before rendered) (rendered, error) {
 	}
 	r.add(keysCluster, recipientsCluster(r, p))
 	r.add(tenantSecret, p.cert.secret())
+	if p.clients != nil {
+		r.add(tenantClientSecret, p.clients.secret())
+	}
 	r.add(tenantListener, tenantsListener(r, p))
 	r.add(healthListenerName, healthListener(r, p))
 	r.byType[typeRoute][tenantRoutes] = p.routes

@@ -37,7 +37,7 @@ func TestRenderOfWhatHasChanged(t *testing.T) {
 					weight:  rapid.SampledFrom([]uint32{10, 20}).Draw(t, "weight"),
 				})
 			}
-			p := newPlan(config, "use1", regions, usable, admitted, certificate{chain: []byte("-"), key: []byte("-")})
+			p := newPlan(config, "use1", regions, nil, usable, admitted, certificate{chain: []byte("-"), key: []byte("-")})
 			again, err := render(p, before)
 			if err != nil {
 				t.Fatal(err)

@@ -60,7 +60,8 @@ func routeConfiguration(r *renderer, p plan, callers map[string]*structpb.Value)
 			route.TypedPerFilterConfig = nil
 			route.Action = toCluster(r, p, clusterName(model, a.regions))
 			route.RequestHeadersToAdd = []*corev3.HeaderValueOption{allowedRegions(a)}
-			route.RequestHeadersToRemove = []string{"authorization"} // the picker has seen it; instances have no use for it
+			// The picker has seen them; instances have no use for them.
+			route.RequestHeadersToRemove = []string{"authorization", strings.ToLower(api.HeaderTenantSAN)}
 			route.ResponseHeadersToAdd = []*corev3.HeaderValueOption{setHeader(api.HeaderServed, "%UPSTREAM_REMOTE_ADDRESS%")}
 			// What can be sent again is what is kept: by default a body over the
 			// connection's buffer limit would lose its retries.
@@ -103,7 +104,7 @@ func errUnknownModel() *api.Error {
 }
 
 func errElsewhere(p plan) *api.Error {
-	return api.Errorf(http.StatusForbidden, "region_not_allowed",
+	return api.Errorf(http.StatusForbidden, api.CodeRegionNotAllowed,
 		"this tenant's data may not be in region %s: use the endpoint of a region that is allowed to it", p.region)
 }
 

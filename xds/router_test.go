@@ -2,6 +2,7 @@ package xds_test
 
 import (
 	"crypto/tls"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -59,6 +60,9 @@ func (r *routerDouble) serveHTTP(l net.Listener) {
 	protocols.SetHTTP2(true)
 	web := &http.Server{Protocols: protocols, Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		_, _ = w.Write([]byte("router says " + req.URL.String()))
+		if san := req.Header.Values(api.HeaderTenantSAN); len(san) > 0 {
+			_, _ = fmt.Fprintf(w, " to %v", san)
+		}
 	})}
 	var ended sync.WaitGroup
 	ended.Go(func() { _ = web.Serve(tls.NewListener(l, r.source.ServerTLS(isEnvoy))) })

@@ -3,14 +3,21 @@ package xds
 import (
 	"bytes"
 	"crypto/tls"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
 	"fmt"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 	tlsv3 "github.com/envoyproxy/go-control-plane/envoy/extensions/transport_sockets/tls/v3"
 )
 
-// tenantSecret is the name of the certificate that tenants see.
-const tenantSecret = "tenant-server"
+const (
+	// tenantSecret is the name of the certificate that tenants see.
+	tenantSecret = "tenant-server"
+	// tenantClientSecret is that of the CAs whose certificates they may show.
+	tenantClientSecret = "tenant-clients"
+)
 
 // certificate is the tenants' listener's certificate chain and key in PEM.
 type certificate struct {
@@ -34,6 +41,35 @@ func (c certificate) secret() *tlsv3.Secret {
 		CertificateChain: inline(c.chain),
 		PrivateKey:       inline(c.key),
 	}}}
+}
+
+// clientCA is the CAs whose certificates tenants may show, in PEM; nil: none are asked
+// for.
+type clientCA []byte
+
+// newClientCA checks that there is nothing but certificates, at least one.
+func newClientCA(caPEM []byte) (clientCA, error) {
+	n := 0
+	for rest := bytes.TrimSpace(caPEM); len(rest) > 0; n++ {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil || block.Type != "CERTIFICATE" {
+			return nil, errors.New("CA of tenants' certificates: want PEM with CERTIFICATE alone")
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); err != nil {
+			return nil, fmt.Errorf("CA of tenants' certificates: %w", err)
+		}
+		rest = bytes.TrimSpace(rest)
+	}
+	if n == 0 {
+		return nil, errors.New("CA of tenants' certificates: there is no certificate")
+	}
+	return bytes.Clone(caPEM), nil
+}
+
+func (c clientCA) secret() *tlsv3.Secret {
+	return &tlsv3.Secret{Name: tenantClientSecret, Type: &tlsv3.Secret_ValidationContext{
+		ValidationContext: &tlsv3.CertificateValidationContext{TrustedCa: inline(c)},
+	}}
 }
 
 func inline(content []byte) *corev3.DataSource {

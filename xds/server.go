@@ -46,8 +46,10 @@ type input struct {
 	config   *Config // complete, never written to
 	snapshot *fleet.Snapshot
 	tenants  *tenant.Set
-	splits   map[string]routing.Split // by model
+	splits   map[string]routing.Split  // by model
+	orders   map[string][]fleet.Region // likewise, of the server's own region
 	cert     certificate
+	clients  clientCA
 }
 
 // New checks a configuration, down to the resources that it makes of an empty
@@ -136,6 +138,21 @@ func (s *Server) SetTenantCertificate(certPEM, keyPEM []byte) error {
 	}
 	s.mu.Lock()
 	s.input.cert = cert
+	s.mu.Unlock()
+	poke(s.wake)
+	return nil
+}
+
+// SetTenantClientCA sets the CAs, in PEM, whose certificates tenants may show. It
+// copies them. What is not valid is an error, and those before stay. The first ones
+// are for before Run: they change the listener, which closes its connections.
+func (s *Server) SetTenantClientCA(caPEM []byte) error {
+	clients, err := newClientCA(caPEM)
+	if err != nil {
+		return err
+	}
+	s.mu.Lock()
+	s.input.clients = clients
 	s.mu.Unlock()
 	poke(s.wake)
 	return nil
@@ -275,7 +292,12 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 			}
 			s.admissions[region] = made
 		}
-		p := newPlan(*in.config, region, regions, usable, s.admissions[region], in.cert)
+		orders := in.orders
+		if region != s.config.Region {
+			orders = nil
+		}
+		p := newPlan(*in.config, region, regions, orders, usable, s.admissions[region], in.cert)
+		p.clients = in.clients
 		p.split(in.splits, usable)
 		fresh, err := render(p, s.rendered[region])
 		if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -21,6 +22,7 @@ import (
 
 type connectOptions struct {
 	listen, ca, releases, developmentRoot string
+	clientCert, clientKey                 string
 	endpoints, modes, regions             []string
 	minVersion                            uint64
 	recipients                            int
@@ -35,15 +37,18 @@ func connectCommand() *cobra.Command {
 sealed to enclaves whose attestation it has verified against --releases, and the
 answer is opened here. Point any OpenAI SDK at it; the API key that the SDK
 sends is the tenant's, and it goes no further than this process.`,
-		Example: `  mrgc connect --endpoint https://use1.example.com --releases releases.json
+		Example: `  mrgc connect --endpoint https://use1.example.com --endpoint https://use2.example.com --releases releases.json
   export OPENAI_BASE_URL=http://127.0.0.1:8400/v1`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return connect(cmd.Context(), o, logger(cmd)) },
 	}
 	f := cmd.Flags()
 	f.StringVar(&o.listen, "listen", "127.0.0.1:8400", "loopback address to serve on")
-	f.StringArrayVar(&o.endpoints, "endpoint", nil, "a region's URL, https://host[:port]; repeat in order of preference")
+	f.StringSliceVar(&o.endpoints, "endpoint", nil, "a region's URL, https://host[:port]; repeat, or separate by commas, in order of preference: name every\nregion that you may use, as one that gives no answer is left for the next")
 	f.StringVar(&o.ca, "ca", "", "PEM file of roots for the endpoints' certificates (default: the system's)")
+	f.StringVar(&o.clientCert, "client-cert", "", "PEM file of a certificate that names the tenant to the endpoints, in place of the key's edge token")
+	f.StringVar(&o.clientKey, "client-key", "", "PEM file of its key; both are read for each connection")
+	cmd.MarkFlagsRequiredTogether("client-cert", "client-key")
 	f.StringVar(&o.releases, "releases", "", "JSON file of the enclave releases to trust, with their PCRs")
 	f.Uint64Var(&o.minVersion, "min-version", 0, "refuse releases below this version")
 	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept (default: every mode with a Nitro Enclave)")
@@ -109,12 +114,28 @@ func (o *connectOptions) readFiles(config *client.Config) error {
 			return fmt.Errorf("--ca %s: no certificate in it", o.ca)
 		}
 	}
+	if o.clientCert != "" {
+		if _, err := o.clientCertificate(nil); err != nil {
+			return err
+		}
+		config.ClientCertificate = o.clientCertificate
+	}
 	if o.developmentRoot != "" {
 		if config.Policy.DevelopmentRoot, err = readCertificate(o.developmentRoot); err != nil {
 			return fmt.Errorf("--trust-development-root: %w", err)
 		}
 	}
 	return nil
+}
+
+// clientCertificate reads the certificate as it is now: short-lived ones are renewed
+// in their place.
+func (o *connectOptions) clientCertificate(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+	certificate, err := tls.LoadX509KeyPair(o.clientCert, o.clientKey)
+	if err != nil {
+		return nil, fmt.Errorf("--client-cert: %w", err)
+	}
+	return &certificate, nil
 }
 
 func readCertificate(path string) (*x509.Certificate, error) {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"net/netip"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -25,6 +26,10 @@ var _ = Describe("A router's settings", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(s.Region).To(BeEquivalentTo("use1"))
 		Expect(s.SpillTo).To(Equal([]fleet.Region{"use2", "usw2"}))
+		Expect(s.SpillNearest).To(BeFalse())
+		Expect(s.RoundTrips).To(Equal(map[fleet.Region]time.Duration{"use2": 12 * time.Millisecond}))
+		Expect(s.PreferByModel).To(Equal(cluster.PreferencesByModel()))
+		Expect(s.PreferByTenant).To(Equal(cluster.PreferencesByTenant()))
 		Expect(s.Models).To(Equal([]string{cluster.Models[0].Name}))
 		Expect(s.Restrictions).To(Equal(cluster.Restrictions()))
 		Expect(s.StaleAfter).To(Equal(cluster.Fleet.StaleAfter))

@@ -128,7 +128,7 @@ func routerConfig(cluster *config.Config, region fleet.Region, o routerOptions) 
 	}
 	return router.Config{
 		Region: region, Settings: routerSettings(cluster, region, len(abroad) > 0),
-		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey,
+		TenantCertificate: o.tenantCert, TenantKey: o.tenantKey, TenantClientCA: cluster.TenantClientCA,
 		Peers: peers, PeersAbroad: abroad,
 		XDS: xds.Config{Region: region, TenantAddress: tenantAddress, HealthAddress: healthAddress},
 	}, nil
@@ -158,8 +158,11 @@ func splitPeers(cluster *config.Config, own fleet.Region, given []string) (peers
 // routerSettings are what of it may change while the router runs. Regions judge
 // together, or each by itself.
 func routerSettings(cluster *config.Config, region fleet.Region, together bool) router.Settings {
+	at := cluster.Region(region)
 	s := router.Settings{
-		SpillTo: cluster.Region(region).SpillTo, Restrictions: cluster.Restrictions(),
+		SpillTo: at.SpillTo, SpillNearest: at.SpillNearest, RoundTrips: at.RoundTripTimes(),
+		PreferByModel: cluster.PreferencesByModel(), PreferByTenant: cluster.PreferencesByTenant(),
+		Restrictions: cluster.Restrictions(),
 		Policies: cluster.Policies(), Splits: cluster.Splits(), AutoRollback: map[string]bool{},
 		StaleAfter:          cluster.Fleet.StaleAfter,
 		MessageTimeout:      cluster.Picker.MessageTimeout,

@@ -73,13 +73,18 @@ func tenantsKeygenCommand() *cobra.Command {
 func tenantsAddCommand() *cobra.Command {
 	var models, regions []string
 	var limits tenant.Limits
-	var anotherKey bool
+	var sans []string
+	var anotherKey, certificateOnly bool
 	cmd := &cobra.Command{
 		Use:   "add NAME",
 		Short: "Add a tenant, or another API key of one",
 		Long: `Add puts a tenant on the list and makes its API key, which is printed once, to
 standard error, for the tenant alone. The list gets digests of what is derived
-from it. It takes effect when the list is signed.`,
+from it. It takes effect when the list is signed.
+
+With --san Envoy knows it by its client's certificate, too, and with
+--certificate-only by nothing else. It needs its API key in either case: what the
+enclave goes by is derived from it, because TLS ends before the enclave.`,
 		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			key, err := credential.New(rand.Reader, args[0])
@@ -91,6 +96,15 @@ from it. It takes effect when the list is signed.`,
 				EdgeTokens:    tenant.Digests{credential.DigestOf(key.EdgeToken())},
 				EnclaveTokens: tenant.Digests{credential.DigestOf(key.EnclaveToken())},
 				Limits:        limits,
+			}
+			for _, san := range sans {
+				fresh.SANs = append(fresh.SANs, tenant.SAN(san))
+			}
+			if certificateOnly {
+				if len(sans) == 0 {
+					return errors.New("--certificate-only needs --san: without one nobody could come as this tenant")
+				}
+				fresh.EdgeTokens = tenant.Digests{}
 			}
 			if cmd.Flags().Changed("models") {
 				fresh.Models = models
@@ -112,8 +126,10 @@ from it. It takes effect when the list is signed.`,
 	f.IntVar(&limits.RequestsPerSecond, "requests-per-second", 0, "requests that it may send per second, in each region (default any number)")
 	f.IntVar(&limits.TokensPerMinute, "tokens-per-minute", 0, "tokens, of prompts and the most that answers may have, that it may use per minute, in each region (default any number)")
 	f.IntVar(&limits.Weight, "weight", 0, "its share while nothing is free, beside that of others (default 1)")
+	f.StringArrayVar(&sans, "san", nil, "name in its client's certificate: uri:spiffe://… or dns:…, of a CA that mrgc.yaml's tenant_client_ca has (repeat)")
+	f.BoolVar(&certificateOnly, "certificate-only", false, "its API key does not open Envoy's door, only a certificate does")
 	f.BoolVar(&anotherKey, "another-key", false, "the tenant is there: give it one more API key, beside those that it has")
-	for _, rule := range []string{"models", "regions", "requests-per-second", "tokens-per-minute", "weight"} {
+	for _, rule := range []string{"models", "regions", "requests-per-second", "tokens-per-minute", "weight", "certificate-only"} {
 		cmd.MarkFlagsMutuallyExclusive("another-key", rule)
 	}
 	return cmd
@@ -128,8 +144,11 @@ func addTenant(l *tenant.List, fresh tenant.Tenant, anotherKey bool) error {
 	case anotherKey && l.Tenants[i].Revoked:
 		return fmt.Errorf("tenant %s is revoked, another key would not change that: names are not used again", fresh.Name)
 	case anotherKey:
-		l.Tenants[i].EdgeTokens = append(l.Tenants[i].EdgeTokens, fresh.EdgeTokens...)
+		if len(l.Tenants[i].EdgeTokens) > 0 { // else only its certificate opens the door
+			l.Tenants[i].EdgeTokens = append(l.Tenants[i].EdgeTokens, fresh.EdgeTokens...)
+		}
 		l.Tenants[i].EnclaveTokens = append(l.Tenants[i].EnclaveTokens, fresh.EnclaveTokens...)
+		l.Tenants[i].SANs = append(l.Tenants[i].SANs, fresh.SANs...)
 	case i >= 0:
 		return fmt.Errorf("tenant %s is there already: --another-key gives it one more API key", fresh.Name)
 	default:
@@ -140,9 +159,10 @@ func addTenant(l *tenant.List, fresh tenant.Tenant, anotherKey bool) error {
 
 func tenantsRevokeCommand() *cobra.Command {
 	var oldKeys bool
+	var san string
 	cmd := &cobra.Command{
 		Use:   "revoke NAME",
-		Short: "Serve a tenant no more, or its old API keys",
+		Short: "Serve a tenant no more, or its old API keys, or a name of its certificates",
 		Long: `Revoke takes effect when the list is signed. A tenant that is revoked stays on
 the list, and its name is not used again.`,
 		Args: cobra.ExactArgs(1),
@@ -153,9 +173,16 @@ the list, and its name is not used again.`,
 					return fmt.Errorf("there is no tenant %s", args[0])
 				}
 				t := &l.Tenants[i]
-				if oldKeys {
-					t.EdgeTokens, t.EnclaveTokens = t.EdgeTokens[len(t.EdgeTokens)-1:], t.EnclaveTokens[len(t.EnclaveTokens)-1:]
-				} else {
+				switch {
+				case oldKeys:
+					t.EdgeTokens, t.EnclaveTokens = t.EdgeTokens[max(len(t.EdgeTokens)-1, 0):], t.EnclaveTokens[len(t.EnclaveTokens)-1:]
+				case san != "":
+					k := slices.Index(t.SANs, tenant.SAN(san))
+					if k < 0 {
+						return fmt.Errorf("tenant %s has no %s", t.Name, san)
+					}
+					t.SANs = slices.Delete(t.SANs, k, k+1)
+				default:
 					t.Revoked = true
 				}
 				return nil
@@ -163,6 +190,8 @@ the list, and its name is not used again.`,
 		},
 	}
 	cmd.Flags().BoolVar(&oldKeys, "old-keys", false, "revoke all of its API keys but the newest")
+	cmd.Flags().StringVar(&san, "san", "", "revoke this name of its certificates alone")
+	cmd.MarkFlagsMutuallyExclusive("old-keys", "san")
 	return cmd
 }
 
@@ -276,16 +305,32 @@ func writeTenants(w io.Writer, l *tenant.List, now time.Time) error {
 		fmt.Fprintf(w, "version %d, EXPIRED %s: sign it again\n", l.Version, l.ExpiresAt.Format(time.RFC3339))
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(table, "TENANT\tSTATE\tKEYS\tMODELS\tREGIONS\tREQUESTS/S\tTOKENS/MIN\tWEIGHT")
+	fmt.Fprintln(table, "TENANT\tSTATE\tKEYS\tCERTIFICATES\tMODELS\tREGIONS\tREQUESTS/S\tTOKENS/MIN\tWEIGHT")
 	for _, t := range l.Tenants {
 		state := "active"
 		if t.Revoked {
 			state = "revoked"
 		}
-		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%d\n", t.Name, state, len(t.EdgeTokens), namesText(t.Models), namesText(t.Regions),
+		fmt.Fprintf(table, "%s\t%s\t%d\t%s\t%s\t%s\t%s\t%s\t%d\n", t.Name, state, len(t.EnclaveTokens), sansText(&t), namesText(t.Models), namesText(t.Regions),
 			limitText(t.RequestsPerSecond), limitText(t.TokensPerMinute), t.Share())
 	}
 	return table.Flush()
+}
+
+// sansText are the names of a tenant's certificates.
+func sansText(t *tenant.Tenant) string {
+	if len(t.SANs) == 0 {
+		return "none"
+	}
+	texts := make([]string, len(t.SANs))
+	for i, san := range t.SANs {
+		texts[i] = string(san)
+	}
+	text := strings.Join(texts, ",")
+	if len(t.EdgeTokens) == 0 {
+		text += " only"
+	}
+	return text
 }
 
 func namesText(n tenant.Names) string {

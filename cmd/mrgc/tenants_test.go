@@ -104,6 +104,39 @@ var _ = Describe("mrgc tenants", func() {
 		Expect([]bool{admits(old), admits(fresh)}).To(Equal([]bool{false, true}))
 	})
 
+	It("names a tenant by its certificates, too, or by nothing else", func() {
+		const agent = "uri:spiffe://acme.example/agent"
+		both := add("acme", "--san", agent, "--san", "dns:acme.example")
+		only := add("umbra", "--san", "dns:umbra.example", "--certificate-only")
+		sign()
+		Expect(admits(both)).To(BeTrue())
+		now := time.Now()
+		_, err := taken().AdmitCertificate("acme", agent, now)
+		Expect(err).NotTo(HaveOccurred())
+		_, err = taken().AdmitCertificate("umbra", "dns:umbra.example", now)
+		Expect(err).NotTo(HaveOccurred())
+		_, err = taken().AdmitToEdge("umbra", only.EdgeToken(), now)
+		Expect(err).To(MatchError(tenant.ErrUnknown))
+		_, err = taken().AdmitToEnclave("umbra", only.EnclaveToken(), now)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(tenants("list").stdout).To(And(ContainSubstring(agent+",dns:acme.example  "), ContainSubstring("dns:umbra.example only  ")))
+
+		By("another key, and then only that")
+		fresh := add("umbra", "--another-key")
+		Expect(tenants("revoke", "umbra", "--old-keys").err).NotTo(HaveOccurred())
+		Expect(tenants("revoke", "acme", "--san", agent).err).NotTo(HaveOccurred())
+		Expect(tenants("revoke", "umbra", "--san", "dns:umbra.example").err).To(MatchError(ContainSubstring("0 edge tokens")), "nothing would be left to know it by")
+		sign()
+		_, err = taken().AdmitToEdge("umbra", fresh.EdgeToken(), now)
+		Expect(err).To(MatchError(tenant.ErrUnknown))
+		_, err = taken().AdmitToEnclave("umbra", fresh.EnclaveToken(), now)
+		Expect(err).NotTo(HaveOccurred())
+		_, err = taken().AdmitToEnclave("umbra", only.EnclaveToken(), now)
+		Expect(err).To(MatchError(tenant.ErrUnknown))
+		_, err = taken().AdmitCertificate("acme", agent, now)
+		Expect(err).To(MatchError(tenant.ErrUnknown))
+	})
+
 	It("lists tenants for people and for programs", func() {
 		add("acme", "--regions", "use1", "--requests-per-second", "5", "--tokens-per-minute", "600000", "--weight", "3")
 		add("umbra", "--models", "")
@@ -114,9 +147,9 @@ var _ = Describe("mrgc tenants", func() {
 		Expect(got.err).NotTo(HaveOccurred())
 		Expect(got.stdout).To(HavePrefix("version 1, expires "))
 		Expect(strings.Split(got.stdout, "\n")[1:]).To(Equal([]string{
-			"TENANT  STATE    KEYS  MODELS  REGIONS  REQUESTS/S  TOKENS/MIN  WEIGHT",
-			"acme    active   1     all     use1     5           600000      3",
-			"umbra   revoked  1     none    all      any         any         1",
+			"TENANT  STATE    KEYS  CERTIFICATES  MODELS  REGIONS  REQUESTS/S  TOKENS/MIN  WEIGHT",
+			"acme    active   1     none          all     use1     5           600000      3",
+			"umbra   revoked  1     none          none    all      any         any         1",
 			"",
 		}))
 		signed := tenants("list", "-o", "json", "--signed", filepath.Join(dir, "signed.json"), "--verify-key", filepath.Join(dir, "s.pub"))
@@ -150,6 +183,9 @@ var _ = Describe("mrgc tenants", func() {
 		Entry("rules with another key", "none of the others can be", "add", "acme", "--another-key", "--regions", "use1"),
 		Entry("a limit with another key", "none of the others can be", "add", "acme", "--another-key", "--weight", "2"),
 		Entry("a limit that is none", "requests_per_second is -1", "add", "umbra", "--requests-per-second", "-1"),
+		Entry("a certificate's name that is none", "sans[0]", "add", "umbra", "--san", "umbra.example"),
+		Entry("a certificate alone that has no name", "needs --san", "add", "umbra", "--certificate-only"),
+		Entry("to revoke a name that nobody has", "has no dns:x.example", "revoke", "acme", "--san", "dns:x.example"),
 		Entry("a region twice", "want a name, once", "add", "umbra", "--regions", "use1,use1"),
 		Entry("to revoke nobody", "there is no tenant", "revoke", "umbra"),
 		Entry("to sign with what verifies", "not PEM with a PRIVATE KEY", "sign", "--key", "DIR/s.pub"),

@@ -35,6 +35,7 @@ const (
 	HeaderSize           = "Mrgc-Size"            // bound: bucketed sizes "prompt/output" in tokens, may be absent
 	HeaderRecipients     = "Mrgc-Recipients"      // bound: key ids in hex, comma separated, in the envelope's order
 	HeaderRequestID      = "Mrgc-Request-Id"      // bound: the request id in hex
+	HeaderTenantSAN      = "Mrgc-Tenant-San"      // set by Envoy, never taken from a client: which name of its client's certificate is a tenant's; no further than picker, routers and keys
 	HeaderAllowedRegions = "Mrgc-Allowed-Regions" // set by Envoy: regions where the tenant's data may be, comma separated
 	HeaderUncached       = "Mrgc-Uncached"        // prompt tokens that the picker expects not to be cached; from picker to parent, no further
 	HeaderUsage          = "Mrgc-Usage"           // trailer: tokens used, as in HeaderSize; from enclave to parent, no further

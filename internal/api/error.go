@@ -17,6 +17,10 @@ const (
 	TypeServer         = "server_error"
 )
 
+// CodeRegionNotAllowed is the [Error.Code] of who answers in a region where the
+// tenant's data may not be. A client takes the request to another region.
+const CodeRegionNotAllowed = "region_not_allowed"
+
 // Error is an error in OpenAI's shape. Its message reaches the tenant, in clear
 // where it could not be sealed, so it never carries content of a request, a
 // key, or the reason why an envelope did not open.

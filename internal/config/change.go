@@ -3,6 +3,7 @@ package config
 import (
 	"errors"
 	"fmt"
+	"strconv"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 )
@@ -13,7 +14,7 @@ import (
 // that nobody has written.
 //
 // What can change: all of models, tenants, limits, picker and fleet, and of regions
-// which there are and where each spills to.
+// which there are, where each spills to and how far they are.
 func (c *Config) Change(to *Config, region fleet.Region) error {
 	var faults []error
 	refuse := func(field string, from, to any) {
@@ -33,6 +34,9 @@ func (c *Config) Change(to *Config, region fleet.Region) error {
 	}
 	if c.Listeners.HealthPort != to.Listeners.HealthPort {
 		refuse("listeners.health_port", c.Listeners.HealthPort, to.Listeners.HealthPort)
+	}
+	if c.TenantClientCA != to.TenantClientCA {
+		refuse("tenant_client_ca", strconv.Quote(c.TenantClientCA), strconv.Quote(to.TenantClientCA))
 	}
 	return errors.Join(faults...)
 }

@@ -34,6 +34,10 @@ type Config struct {
 	Models []Model `yaml:"models"`
 	// Tenants that may do less than the signed list of tenants says.
 	Tenants []Tenant `yaml:"tenants"`
+	// TenantClientCA is a PEM file of the CAs whose certificates tenants may show in
+	// place of an API key's edge token. Routers read it at their start, and again when
+	// it changes. Default: none, and no certificate is asked for.
+	TenantClientCA string `yaml:"tenant_client_ca"`
 
 	Limits    Limits    `yaml:"limits"`
 	Picker    Picker    `yaml:"picker"`
@@ -96,9 +100,71 @@ type Region struct {
 	// AWSRegion is AWS's name of it, such as us-east-1. Required, unique.
 	AWSRegion string `yaml:"aws_region"`
 	// SpillTo lists the regions that take requests when this one has no healthy
-	// instance, first choice first. Default: all others in the file's order. An
-	// empty list: none.
+	// instance, or no room, first choice first. Default: all others in the file's
+	// order. An empty list: none.
 	SpillTo []fleet.Region `yaml:"spill_to"`
+	// SpillNearest takes the regions of SpillTo in the order of their round trips
+	// instead, as soon as those are known. Default: whether SpillTo is left out.
+	SpillNearest bool `yaml:"spill_nearest"`
+	// RoundTrips are those to other regions, for as long as routers have measured
+	// none. Default: not known, which counts as far.
+	RoundTrips []RoundTrip `yaml:"round_trips"`
+}
+
+// RoundTrip is how far another region is.
+type RoundTrip struct {
+	// To is the other region's name. Required, unique within the region.
+	To fleet.Region `yaml:"to"`
+	// Time is how long a packet takes there and back, up to 10s. Required.
+	Time time.Duration `yaml:"time"`
+}
+
+// RoundTripTimes are the region's round trips, by where they go.
+func (r *Region) RoundTripTimes() map[fleet.Region]time.Duration {
+	times := make(map[fleet.Region]time.Duration, len(r.RoundTrips))
+	for _, trip := range r.RoundTrips {
+		times[trip.To] = trip.Time
+	}
+	return times
+}
+
+// Preference is a region that is preferred to those after it.
+type Preference struct {
+	// Region is its name. Required, unique within the list.
+	Region fleet.Region `yaml:"region"`
+	// Handicap is how much later, at most, a request's first token is to come from
+	// the regions before this one, while they have no room, rather than from here: what
+	// a request costs here more than there, in waiting time. 0s to 1m, default 0s.
+	Handicap time.Duration `yaml:"handicap"`
+}
+
+func preferences(list []Preference) (out []routing.Preference) {
+	for _, p := range list {
+		out = append(out, routing.Preference(p))
+	}
+	return out
+}
+
+// PreferencesByModel are those of models that have any, by name.
+func (c *Config) PreferencesByModel() map[string][]routing.Preference {
+	byModel := map[string][]routing.Preference{}
+	for _, m := range c.Models {
+		if len(m.Prefer) > 0 {
+			byModel[m.Name] = preferences(m.Prefer)
+		}
+	}
+	return byModel
+}
+
+// PreferencesByTenant are those of tenants that have any, by name.
+func (c *Config) PreferencesByTenant() map[string][]routing.Preference {
+	byTenant := map[string][]routing.Preference{}
+	for _, t := range c.Tenants {
+		if len(t.Prefer) > 0 {
+			byTenant[t.Name] = preferences(t.Prefer)
+		}
+	}
+	return byTenant
 }
 
 // Model is a model that the cluster serves.
@@ -110,6 +176,10 @@ type Model struct {
 	// score, least-in-flight, power-of-two or round-robin, which
 	// internal/routing explains. Default gate-then-load.
 	Policy routing.Policy `yaml:"policy"`
+	// Prefer lists regions where its requests are rather served than in those after
+	// them, whichever region they come to; the others follow as if there were no list:
+	// the region itself, and those that it spills to. Default: none.
+	Prefer []Preference `yaml:"prefer"`
 	// Versions divide its requests, at most 8. A version that is not listed, and an
 	// instance that names none, gets no request. Default: none, and all instances
 	// are alike.
@@ -143,6 +213,9 @@ type Tenant struct {
 	// Regions are those of the signed ones where its data may still be; an empty
 	// list: none. Default: all of them. Each is one of the cluster's.
 	Regions []string `yaml:"regions"`
+	// Prefer is a list as models have it, which for this tenant's requests takes the
+	// place of the model's. It lets nothing be where it may not be. Default: the model's.
+	Prefer []Preference `yaml:"prefer"`
 	// RequestsPerSecond, TokensPerMinute and Weight are the most that holds of the
 	// signed ones ([tenant.Limits]): what is larger changes nothing. At least 1.
 	// Default: what is signed.
@@ -216,6 +289,9 @@ func defaults() *Config {
 // nothing.
 func (c *Config) complete(given places) {
 	for i := range c.Regions {
+		if !given.has("regions[%d].spill_nearest", i) {
+			c.Regions[i].SpillNearest = !given.has("regions[%d].spill_to", i)
+		}
 		if given.has("regions[%d].spill_to", i) {
 			continue
 		}

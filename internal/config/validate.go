@@ -38,8 +38,12 @@ func (v *validator) config(c *Config) {
 	v.check(len(c.Regions) > 0, "regions", "want at least one region")
 	v.check(len(c.Models) > 0, "models", "want at least one model")
 	v.regions(c.Regions)
-	v.models(c.Models)
-	v.tenants(c)
+	regions := unique{}
+	for i, region := range c.Regions {
+		regions.add(string(region.Name), i)
+	}
+	v.models(c.Models, regions)
+	v.tenants(c, regions)
 	v.limits(c.Limits)
 	v.check(between(c.Picker.MessageTimeout, time.Millisecond, time.Second), "picker.message_timeout",
 		"%v: want 1ms to 1s", c.Picker.MessageTimeout)
@@ -70,6 +74,7 @@ func (v *validator) regions(regions []Region) {
 		if v.places.has("%s.spill_to", path) {
 			v.spillTo(names, region, path+".spill_to")
 		}
+		v.roundTrips(names, region, path+".round_trips")
 	}
 }
 
@@ -88,7 +93,36 @@ func (v *validator) spillTo(regions unique, region Region, path string) {
 	}
 }
 
-func (v *validator) models(models []Model) {
+func (v *validator) roundTrips(regions unique, region Region, path string) {
+	to := unique{}
+	for i, trip := range region.RoundTrips {
+		item := fmt.Sprintf("%s[%d]", path, i)
+		to.add(string(trip.To), i)
+		if v.required(trip.To != "", item+".to") {
+			_, known := regions[string(trip.To)]
+			v.check(known, item+".to", "no region is named %q", trip.To)
+			v.check(trip.To != region.Name, item+".to", "%q is the region itself", trip.To)
+			v.unique(to, string(trip.To), i, path, item+".to")
+		}
+		v.check(trip.Time > 0 && trip.Time <= 10*time.Second, item+".time", "%v: want more than nothing, and at most 10s", trip.Time)
+	}
+}
+
+func (v *validator) prefer(regions unique, list []Preference, path string) {
+	names := unique{}
+	for i, p := range list {
+		item := fmt.Sprintf("%s[%d]", path, i)
+		names.add(string(p.Region), i)
+		if v.required(p.Region != "", item+".region") {
+			_, known := regions[string(p.Region)]
+			v.check(known, item+".region", "no region is named %q", p.Region)
+			v.unique(names, string(p.Region), i, path, item+".region")
+		}
+		v.check(between(p.Handicap, 0, time.Minute), item+".handicap", "%v: want 0s to 1m", p.Handicap)
+	}
+}
+
+func (v *validator) models(models []Model, regions unique) {
 	names := unique{}
 	for i, model := range models {
 		path := fmt.Sprintf("models[%d]", i)
@@ -97,6 +131,7 @@ func (v *validator) models(models []Model) {
 			v.checkErr(fleet.ValidateModel(model.Name), path+".name")
 			v.unique(names, model.Name, i, "models", path+".name")
 		}
+		v.prefer(regions, model.Prefer, path+".prefer")
 		v.versions(model, path+".versions")
 		v.check(!model.AutoRollback || len(model.Versions) > 0, path+".auto_rollback", "there are no versions to judge")
 	}
@@ -123,13 +158,10 @@ func (v *validator) versions(model Model, path string) {
 	}
 }
 
-func (v *validator) tenants(c *Config) {
-	names, models, regions := unique{}, unique{}, unique{}
+func (v *validator) tenants(c *Config, regions unique) {
+	names, models := unique{}, unique{}
 	for i, model := range c.Models {
 		models.add(model.Name, i)
-	}
-	for i, region := range c.Regions {
-		regions.add(string(region.Name), i)
 	}
 	for i, tenant := range c.Tenants {
 		path := fmt.Sprintf("tenants[%d]", i)
@@ -141,6 +173,7 @@ func (v *validator) tenants(c *Config) {
 		}
 		v.restriction(models, tenant.Models, "model", path+".models")
 		v.restriction(regions, tenant.Regions, "region", path+".regions")
+		v.prefer(regions, tenant.Prefer, path+".prefer")
 		v.tenantLimits(&tenant, path)
 	}
 }

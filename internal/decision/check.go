@@ -24,7 +24,7 @@ func (l *line) record() (Record, error) {
 	r := Record{
 		At: l.At, EnvoyID: l.EnvoyID, Tenant: l.Tenant, Config: l.Config, FleetAt: l.FleetAt,
 		Request: routing.Request{
-			ID: l.Request.ID, Model: l.Request.Model, Recipients: l.Request.Recipients, Regions: l.Request.Regions,
+			ID: l.Request.ID, Model: l.Request.Model, Recipients: l.Request.Recipients, Regions: l.Request.Regions, Detours: l.Request.Detours,
 			Conversation: l.Request.Conversation, Policy: policy, Home: l.Request.Home, PromptTokens: l.Request.PromptTokens, Sequence: l.Request.Sequence,
 		},
 		Decision: routing.Decision{Reason: l.Decision.Reason, Gate: l.Decision.Gate, Version: l.Decision.Version},
@@ -87,6 +87,8 @@ func (l *line) check() error {
 		return fmt.Errorf("request.recipients: %d, at most %d", len(l.Request.Recipients), maxCandidates)
 	case len(l.Request.Regions) > maxRegions:
 		return fmt.Errorf("request.regions: %d, at most %d", len(l.Request.Regions), maxRegions)
+	case len(l.Request.Detours) > maxRegions:
+		return fmt.Errorf("request.detours_ns: %d, at most %d", len(l.Request.Detours), maxRegions)
 	case len(l.Request.Split) > maxVersions:
 		return fmt.Errorf("request.split: %d, at most %d", len(l.Request.Split), maxVersions)
 	case len(l.Candidates) > maxCandidates:
@@ -132,7 +134,7 @@ func (o *lineOption) candidate() (routing.Candidate, error) {
 			HeartbeatAt: in.HeartbeatAt, Load: fleet.Load(in.Load),
 		},
 		Ready: o.Ready, SinceReady: o.SinceReady,
-		InFlight: o.InFlight, InFlightTokens: o.InFlightTokens, SentTokens: o.SentTokens, ErrorRate: o.ErrorRate,
+		InFlight: o.InFlight, InFlightTokens: o.InFlightTokens, SentTokens: o.SentTokens, Saturated: o.Saturated, ErrorRate: o.ErrorRate,
 		Report: routing.Report{
 			Load: fleet.Load(o.Report.Load), Age: age, Since: o.Report.Since, UnreadTokens: o.Report.UnreadTokens,
 			ReadTokensPerSecond: o.Report.ReadRate, RequestDuration: o.Report.Duration,

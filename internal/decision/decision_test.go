@@ -7,6 +7,7 @@ import (
 	"io"
 	"math/rand/v2"
 	"reflect"
+	"slices"
 	"strings"
 	"time"
 
@@ -28,6 +29,7 @@ func record(n int, policy routing.Policy) decision.Record {
 		At: now().Add(time.Duration(n) * time.Second), EnvoyID: fmt.Sprintf("envoy-%d", n), Tenant: "acme", Config: "c0ffee", FleetAt: now(),
 		Request: routing.Request{
 			ID: fmt.Sprintf("%032x", n), Model: "smol", Regions: []fleet.Region{"use1", "use2"}, Policy: policy,
+			Detours:      []time.Duration{0, time.Duration(random.IntN(1e8))},
 			PromptTokens: 1 << random.IntN(14), Sequence: uint64(n),
 		},
 	}
@@ -39,7 +41,7 @@ func record(n int, policy routing.Policy) decision.Record {
 			Health: fleet.Health{Enclave: true, Engine: true}, HeartbeatAt: now(), Load: fleet.Load{Slots: 8},
 		}
 		r.Candidates = append(r.Candidates, routing.Candidate{
-			Instance: in, Ready: random.IntN(10) > 0, InFlight: random.IntN(9), InFlightTokens: random.IntN(20_000), ErrorRate: random.Float64() / 3,
+			Instance: in, Ready: random.IntN(10) > 0, Saturated: random.IntN(2) > 0, InFlight: random.IntN(9), InFlightTokens: random.IntN(20_000), ErrorRate: random.Float64() / 3,
 			Report: routing.Report{
 				Age: routing.Age(random.IntN(3)), Since: time.Duration(random.IntN(1e9)), Load: fleet.Load{Running: random.IntN(9), Slots: 8},
 				UnreadTokens: random.IntN(20_000), ReadTokensPerSecond: 20_000 * random.Float64(), RequestDuration: time.Duration(random.IntN(4e9)),
@@ -207,11 +209,12 @@ var _ = Describe("A replay", func() {
 
 	It("notices a decision that was changed", func() {
 		records := recorded(routing.PolicyGateThenLoad)
-		instances := records[7].Decision.Instances
+		at := slices.IndexFunc(records, func(r decision.Record) bool { return len(r.Decision.Instances) > 1 })
+		instances := records[at].Decision.Instances
 		instances[0], instances[1] = instances[1], instances[0]
 		got := replay(records, nil)
 		Expect(got.Differing).To(Equal(1))
-		Expect(got.FirstDiffering).To(Equal(records[7].Request.ID))
+		Expect(got.FirstDiffering).To(Equal(records[at].Request.ID))
 	})
 
 	It("says what another policy would have done", func() {

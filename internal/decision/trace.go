@@ -46,16 +46,17 @@ type line struct {
 }
 
 type lineRequest struct {
-	ID           string         `json:"id,omitempty"`
-	Model        string         `json:"model,omitempty"`
-	Recipients   []string       `json:"recipients,omitempty"`
-	Regions      []fleet.Region `json:"regions,omitempty"`
-	Split        []lineVersion  `json:"split,omitempty"`
-	Conversation string         `json:"conversation,omitempty"` // its opaque key
-	Policy       string         `json:"policy"`
-	Home         string         `json:"home,omitempty"`
-	PromptTokens int            `json:"prompt_tokens,omitempty"`
-	Sequence     uint64         `json:"sequence,omitempty"`
+	ID           string          `json:"id,omitempty"`
+	Model        string          `json:"model,omitempty"`
+	Recipients   []string        `json:"recipients,omitempty"`
+	Regions      []fleet.Region  `json:"regions,omitempty"`
+	Detours      []time.Duration `json:"detours_ns,omitempty"` // of the regions
+	Split        []lineVersion   `json:"split,omitempty"`
+	Conversation string          `json:"conversation,omitempty"` // its opaque key
+	Policy       string          `json:"policy"`
+	Home         string          `json:"home,omitempty"`
+	PromptTokens int             `json:"prompt_tokens,omitempty"`
+	Sequence     uint64          `json:"sequence,omitempty"`
 }
 
 type lineVersion struct {
@@ -70,6 +71,7 @@ type lineOption struct {
 	InFlight       int           `json:"in_flight"`
 	InFlightTokens int           `json:"in_flight_tokens"`
 	SentTokens     int           `json:"sent_tokens,omitempty"`
+	Saturated      bool          `json:"was_saturated,omitempty"`
 	ErrorRate      float64       `json:"error_rate"`
 	Report         lineReport    `json:"report"`
 }
@@ -135,7 +137,7 @@ func lineOf(r *Record) line {
 	l := line{
 		Version: formatVersion, At: r.At, EnvoyID: r.EnvoyID, Tenant: r.Tenant, Config: r.Config, FleetAt: r.FleetAt,
 		Request: lineRequest{
-			ID: r.Request.ID, Model: r.Request.Model, Recipients: r.Request.Recipients, Regions: r.Request.Regions,
+			ID: r.Request.ID, Model: r.Request.Model, Recipients: r.Request.Recipients, Regions: r.Request.Regions, Detours: r.Request.Detours,
 			Conversation: r.Request.Conversation, Policy: r.Request.Policy.String(), Home: r.Request.Home, PromptTokens: r.Request.PromptTokens, Sequence: r.Request.Sequence,
 		},
 		Decision: lineDecision{Order: idsOf(r.Decision), Reason: r.Decision.Reason, Gate: r.Decision.Gate, Version: r.Decision.Version},
@@ -165,7 +167,7 @@ func optionOf(c *routing.Candidate) lineOption {
 			HeartbeatAt: in.HeartbeatAt, Load: lineLoad(in.Load),
 		},
 		Ready: c.Ready, SinceReady: c.SinceReady,
-		InFlight: c.InFlight, InFlightTokens: c.InFlightTokens, SentTokens: c.SentTokens, ErrorRate: finite(c.ErrorRate),
+		InFlight: c.InFlight, InFlightTokens: c.InFlightTokens, SentTokens: c.SentTokens, Saturated: c.Saturated, ErrorRate: finite(c.ErrorRate),
 		Report: lineReport{
 			Age: c.Report.Age.String(), Since: c.Report.Since, Load: lineLoad(c.Report.Load), UnreadTokens: c.Report.UnreadTokens,
 			ReadRate: finite(c.Report.ReadTokensPerSecond), Duration: c.Report.RequestDuration,

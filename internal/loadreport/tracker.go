@@ -23,12 +23,17 @@ const (
 const (
 	FreshFor     = time.Second
 	MissingAfter = time.Minute
+	// FarFreshFor is FreshFor where reports are taken once a second, from another
+	// region: one of the last three.
+	FarFreshFor = 3 * time.Second
 )
 
 // AgeOf is the age of a report that was received so long ago.
-func AgeOf(since time.Duration) Age {
+func AgeOf(since time.Duration) Age { return ageOf(since, FreshFor) }
+
+func ageOf(since, freshFor time.Duration) Age {
 	switch {
-	case since <= FreshFor:
+	case since <= freshFor:
 		return Fresh
 	case since <= MissingAfter:
 		return Stale
@@ -60,16 +65,21 @@ type Tracker struct {
 type received struct {
 	report Report
 	at     time.Time
+	far    bool
 }
 
-// Follow says whose reports count from now on. What is held of others is
-// forgotten, and what still comes from them is not taken.
-func (t *Tracker) Follow(instances []string) {
-	held := make(map[string]received, len(instances))
+// Follow says whose reports count from now on; those of far instances are fresh for
+// [FarFreshFor]. What is held of others is forgotten, and what still comes from them
+// is not taken.
+func (t *Tracker) Follow(instances []string, far ...string) {
+	held := make(map[string]received, len(instances)+len(far))
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	for _, id := range instances {
-		held[id] = t.held[id]
+		held[id] = received{report: t.held[id].report, at: t.held[id].at}
+	}
+	for _, id := range far {
+		held[id] = received{report: t.held[id].report, at: t.held[id].at, far: true}
 	}
 	t.held = held
 }
@@ -81,7 +91,7 @@ func (t *Tracker) Put(instance string, report Report, at time.Time) {
 	t.mu.Lock()
 	defer t.mu.Unlock()
 	if last, followed := t.held[instance]; followed && !at.Before(last.at) {
-		t.held[instance] = received{report: report, at: at}
+		t.held[instance] = received{report: report, at: at, far: last.far}
 	}
 }
 
@@ -100,6 +110,9 @@ func (t *Tracker) Get(instance string, now time.Time) (report Report, since time
 func (r *received) age(now time.Time) Age {
 	if r.at.IsZero() {
 		return Missing
+	}
+	if r.far {
+		return ageOf(now.Sub(r.at), FarFreshFor)
 	}
 	return AgeOf(now.Sub(r.at))
 }

@@ -69,6 +69,17 @@ var _ = Describe("A tracker", func() {
 		Expect(age).To(Equal(loadreport.Missing))
 	})
 
+	It("takes the reports of who is far away for fresh for longer", func() {
+		t.Follow([]string{"a"}, "f")
+		t.Put("f", queued(1), at(0))
+		for now, want := range map[time.Duration]loadreport.Age{
+			3 * time.Second: loadreport.Fresh, 3*time.Second + 1: loadreport.Stale, time.Minute + 1: loadreport.Missing,
+		} {
+			_, age := get("f", now)
+			Expect(age).To(Equal(want))
+		}
+	})
+
 	It("never goes back to an earlier one", func() {
 		t.Put("a", queued(2), at(time.Second))
 		t.Put("a", queued(1), at(0))

@@ -24,6 +24,8 @@ type Candidate struct {
 	// SinceReady is how long ago the picker saw the instance become ready; 0 for
 	// one that it has not seen otherwise. See [SlowStart].
 	SinceReady time.Duration
+	// Saturated is what [Candidate.IsSaturated] said when the picker asked last.
+	Saturated bool
 	// ErrorRate is the recent share of its requests that failed, from 0 to 1, as
 	// [Outcomes.ErrorRate] says. See [FailingRate].
 	ErrorRate float64

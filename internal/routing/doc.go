@@ -25,7 +25,7 @@
 // is doing.
 //
 // Regions come before load. An instance of a preferred region is tried before
-// any of the next one.
+// any of the next one, as long as the first has room: see [OverflowMargin].
 //
 // The package is pure. It keeps nothing between calls, reads no clock, draws no
 // random numbers, does no I/O and starts no goroutine: the same input gives the

@@ -35,6 +35,7 @@ const (
 	CriterionStanding Criterion = "standing" // it fails and the other does not, or the other is probed
 	CriterionVersion  Criterion = "version"  // the split prefers the other's version for this request
 	CriterionRegion   Criterion = "region"   // the other's region is preferred
+	CriterionOverflow Criterion = "overflow" // its region is preferred, but saturated, and the other's sooner in spite of the way there
 	CriterionGate     Criterion = "gate"     // the other is the conversation's home, and not saturated
 	CriterionDraw     Criterion = "draw"     // the other was drawn, or its turn has come
 	CriterionMeasure  Criterion = "measure"  // the policy's measure is worse
@@ -103,6 +104,8 @@ func (req *Request) after(before, r ranked) Criterion {
 		return CriterionStanding
 	case before.version != r.version:
 		return CriterionVersion
+	case before.turn == beforeAll && r.turn != beforeAll:
+		return CriterionOverflow
 	case before.distance != r.distance:
 		return CriterionRegion
 	case req.Policy == PolicyRoundRobin:

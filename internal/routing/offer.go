@@ -3,6 +3,7 @@ package routing
 import (
 	"math"
 	"slices"
+	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 )
@@ -14,6 +15,8 @@ type Offer struct {
 	// Regions are those that may serve the client: the picker's own first, then
 	// the ones to spill to, in order of preference. No other is used.
 	Regions []fleet.Region
+	// Detours are those of [Request].
+	Detours []time.Duration
 	// Seed is drawn anew for each answer, so that clients do not herd.
 	Seed uint64
 	// Split is the model's.
@@ -28,10 +31,11 @@ type Offer struct {
 //   - others of that region, drawn at random, one whose first token is
 //     predicted in half the time twice as likely, and at least one of another zone than the first
 //     where there is one;
-//   - as the last, one of another region, for when the local ones have gone: of
-//     the first in the order of preference that has any, or of a version that the
-//     nearest has not. An only recipient is local, and no version gives way to
-//     another region.
+//   - as the last, one of another region, for when the local ones have gone or are
+//     saturated: of a version that the nearest has not, or else drawn like the
+//     others, where the detour counts as time until the first token; without
+//     detours of the first in the order of preference that has any. An only recipient
+//     is local, and no version gives way to another region.
 //
 // What the nearest region lacks the others make up for, and the other way
 // round.
@@ -47,6 +51,7 @@ func Candidates(o Offer, candidates []Candidate) []*fleet.Instance {
 	}
 	local := foremost(drawn)
 	away := drawn[len(local):]
+	o.sortAway(away)
 	n := min(o.N, len(local))
 	if n == o.N && n > max(1, versions(local)) && len(away) > 0 && away[0].standing == sound {
 		n-- // a place for another region
@@ -80,7 +85,7 @@ func (o *Offer) draw(candidates []Candidate) []ranked {
 		distance := slices.Index(o.Regions, in.Region)
 		version := o.Split.rank(order, in, o.Model)
 		if candidates[i].Ready && distance >= 0 && version >= 0 && slices.Contains(in.Models, o.Model) {
-			able = append(able, ranked{at: i, instance: in, distance: distance, drawn: version})
+			able = append(able, ranked{at: i, instance: in, distance: distance, turn: distance, drawn: version})
 		}
 	}
 	load := Request{Policy: PolicyGateThenLoad}
@@ -89,10 +94,25 @@ func (o *Offer) draw(candidates []Candidate) []ranked {
 	for i := range able {
 		r := &able[i]
 		r.tie = mix(r.tie ^ o.Seed)
+		if len(o.Detours) > 0 {
+			r.key += detourOf(o.Detours, r.distance)
+		}
 		r.key *= -math.Log(1 - fraction(r.tie, forOffer)) // of 1 to just above 0
 	}
 	slices.SortFunc(able, ranked.compare)
 	return able
+}
+
+// sortAway puts what is not of the nearest region in the order of luck alone,
+// whatever its region, if it is known how far those are.
+func (o *Offer) sortAway(away []ranked) {
+	if len(o.Detours) == 0 {
+		return
+	}
+	for i := range away {
+		away[i].turn = 0
+	}
+	slices.SortFunc(away, ranked.compare)
 }
 
 // luckiest gives the index of the failing instance of a region, or a nearer one,

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 )
@@ -16,6 +17,11 @@ type Request struct {
 	// Regions are those that may serve the request: the picker's own first, then
 	// the ones to spill to, in order of preference. No other is used.
 	Regions []fleet.Region
+	// Detours are how much later a first token is worth having from each of Regions
+	// than from the picker's side: the round trip there, and what the operator would
+	// rather wait than pay there. Without any, no request leaves a region because that
+	// is saturated; of regions beyond the last see [UnknownDetour].
+	Detours []time.Duration
 
 	// Split is the model's, and Conversation what its version is chosen by; the ID if
 	// that is empty.
@@ -38,13 +44,16 @@ type Request struct {
 // programs may compare it.
 type Reason string
 
-// Reasons. The first three come with instances, the others without.
+// Reasons. The first four come with instances, the others without.
 const (
-	// ReasonPicked: a recipient in the picker's own region serves.
+	// ReasonPicked: a recipient in the first of the request's regions serves, which
+	// is the picker's own unless another is preferred.
 	ReasonPicked Reason = "picked"
-	// ReasonSpilled: none in the picker's own region is ready or does not fail,
-	// one elsewhere is.
+	// ReasonSpilled: none in that region is ready or does not fail, one elsewhere is.
 	ReasonSpilled Reason = "spilled"
+	// ReasonOverflow: all in that region are saturated, and one elsewhere gives the
+	// first token sooner, the way there included.
+	ReasonOverflow Reason = "overflow"
 	// ReasonOtherVersion: no recipient of the version that the split chose is ready
 	// or does not fail, one of another version is, in whatever region.
 	ReasonOtherVersion Reason = "other_version"
@@ -107,7 +116,8 @@ func (d Decision) Destination() string {
 // [ProbeShare], a failing one is the first. Then instances of the version that the
 // split chooses come before those of others, which are for retries and for when
 // there is none. Then an instance of a preferred region comes before any of the
-// next one. Among the first of a region the
+// next one, unless the first region is saturated and another better though it is
+// further away ([OverflowMargin]). Among the first of a region the
 // request's policy decides; what follows is in the order of load, for retries.
 // Where several are equally good, a hash of request and instance spreads
 // requests over them evenly, and two pickers with the same view do not send
@@ -129,6 +139,8 @@ func Pick(req Request, candidates []Candidate) Decision {
 	switch {
 	case able[0].version > 0:
 		d.Reason = ReasonOtherVersion
+	case able[0].turn == beforeAll:
+		d.Reason = ReasonOverflow
 	case able[0].distance > 0:
 		d.Reason = ReasonSpilled
 	}
@@ -143,6 +155,7 @@ func (req *Request) order(able []ranked, candidates []Candidate) Gate {
 	req.weigh(able, candidates)
 	demote(able, ProbeShare)
 	slices.SortFunc(able, ranked.compare)
+	req.overflow(able, candidates)
 	return req.apply(foremost(able))
 }
 
@@ -159,7 +172,7 @@ func (req *Request) able(dst []ranked, candidates []Candidate) ([]ranked, Reason
 		rule, distance, version := req.rule(&candidates[i], order)
 		switch {
 		case rule == RuleNone:
-			dst = append(dst, ranked{at: i, instance: candidates[i].Instance, distance: distance, version: version})
+			dst = append(dst, ranked{at: i, instance: candidates[i].Instance, distance: distance, turn: distance, version: version})
 		case rule == RuleVersion:
 			reason = ReasonVersionWithdrawn
 		case (rule == RuleReady || rule == RuleRegion) && reason != ReasonVersionWithdrawn:
@@ -215,7 +228,7 @@ func foremost(sorted []ranked) []ranked {
 }
 
 func (r *ranked) alike(o *ranked) bool {
-	return r.standing == o.standing && r.version == o.version && r.distance == o.distance
+	return r.standing == o.standing && r.version == o.version && r.turn == o.turn
 }
 
 // apply moves the policy's choice among the foremost, which are in the order of

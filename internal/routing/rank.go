@@ -22,6 +22,7 @@ type ranked struct {
 	at       int // its index among the candidates
 	instance *fleet.Instance
 	distance int // index of its region in the order of preference
+	turn     int // the same, unless requests overflow to the region
 	version  int // place of its version in the order that the split has for the request
 	drawn    int // the same in the order drawn for an offer, which sorts by nothing of it
 	standing standing
@@ -98,7 +99,7 @@ func (r ranked) compare(o ranked) int {
 	return cmp.Or(
 		cmp.Compare(r.standing, o.standing),
 		cmp.Compare(r.version, o.version),
-		cmp.Compare(r.distance, o.distance),
+		cmp.Compare(r.turn, o.turn),
 		cmp.Compare(r.key, o.key),
 		cmp.Compare(o.score, r.score),
 		cmp.Compare(r.tie, o.tie),

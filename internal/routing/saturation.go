@@ -30,6 +30,7 @@ func SaturationOf(req Request, candidates []Candidate) Saturation {
 	req.weigh(able, candidates)
 	demote(able, 0)
 	slices.SortFunc(able, ranked.compare)
+	req.overflow(able, candidates)
 	var least Saturation
 	standIn := slowest(able, candidates)
 	for i, r := range foremost(able) {

@@ -60,13 +60,14 @@ func strict(data []byte, into any) error {
 	return nil
 }
 
-// check also refuses a token that two tenants share: either could act as the
-// other.
+// check also refuses a token or a certificate's name that two tenants share: either
+// could act as the other.
 func (l *List) check() error {
 	if len(l.Tenants) > maxTenants {
 		return fmt.Errorf("%d tenants, want at most %d", len(l.Tenants), maxTenants)
 	}
 	names, edge, enclave := map[string]bool{}, map[credential.Digest]bool{}, map[credential.Digest]bool{}
+	sans := map[SAN]bool{}
 	for i := range l.Tenants {
 		t := &l.Tenants[i]
 		if err := t.check(); err != nil {
@@ -76,6 +77,12 @@ func (l *List) check() error {
 			return fmt.Errorf("tenant %s is listed twice", t.Name)
 		}
 		names[t.Name] = true
+		for _, san := range t.SANs {
+			if sans[san] {
+				return fmt.Errorf("tenant %s: san %s is listed twice", t.Name, san)
+			}
+			sans[san] = true
+		}
 		for seen, digests := range map[*map[credential.Digest]bool]Digests{&edge: t.EdgeTokens, &enclave: t.EnclaveTokens} {
 			for _, d := range digests {
 				if (*seen)[d] {

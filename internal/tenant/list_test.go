@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"strings"
 	"testing"
 	"time"
@@ -113,6 +114,22 @@ var _ = Describe("A list", func() {
 		Entry("with an enclave token twice", "is listed twice", func(l *tenant.List) { l.Tenants[1].EnclaveTokens = l.Tenants[0].EnclaveTokens }),
 		Entry("without an edge token", "0 edge tokens", func(l *tenant.List) { l.Tenants[0].EdgeTokens = nil }),
 		Entry("without an enclave token", "0 enclave tokens", func(l *tenant.List) { l.Tenants[0].EnclaveTokens = nil }),
+		Entry("with a certificate's name twice", "san dns:a.example is listed twice", func(l *tenant.List) {
+			l.Tenants[0].SANs, l.Tenants[1].SANs = []tenant.SAN{"dns:a.example"}, []tenant.SAN{"dns:a.example"}
+		}),
+		Entry("with a certificate, but without an enclave token", "0 enclave tokens", func(l *tenant.List) {
+			l.Tenants[0].SANs, l.Tenants[0].EnclaveTokens = []tenant.SAN{"dns:a.example"}, nil
+		}),
+		Entry("with too many certificates", "9 sans", func(l *tenant.List) {
+			for i := range 9 {
+				l.Tenants[0].SANs = append(l.Tenants[0].SANs, tenant.SAN(fmt.Sprintf("dns:a%d.example", i)))
+			}
+		}),
+		Entry("with a certificate's name of no kind", "sans[0]", func(l *tenant.List) { l.Tenants[0].SANs = []tenant.SAN{"a.example"} }),
+		Entry("with a certificate's name in capitals", "sans[0]", func(l *tenant.List) { l.Tenants[0].SANs = []tenant.SAN{"dns:A.example"} }),
+		Entry("with a certificate's name that is many", "sans[0]", func(l *tenant.List) { l.Tenants[0].SANs = []tenant.SAN{"dns:*.example"} }),
+		Entry("with a certificate's URI that is none", "sans[0]", func(l *tenant.List) { l.Tenants[0].SANs = []tenant.SAN{"uri:agent"} }),
+		Entry("with a certificate's URI that is two", "sans[0]", func(l *tenant.List) { l.Tenants[0].SANs = []tenant.SAN{"uri:spiffe://a/b,spiffe://c/d"} }),
 		Entry("with a model without a name", "models[0]", func(l *tenant.List) { l.Tenants[0].Models = tenant.Names{""} }),
 		Entry("with a region twice", "regions[1]", func(l *tenant.List) { l.Tenants[0].Regions = tenant.Names{"use1", "use1"} }),
 		Entry("with requests that are too many", "requests_per_second is 1000001", func(l *tenant.List) { l.Tenants[0].RequestsPerSecond = 1_000_001 }),
@@ -120,6 +137,15 @@ var _ = Describe("A list", func() {
 		Entry("with a weight that is too large", "weight is 1001", func(l *tenant.List) { l.Tenants[0].Weight = 1001 }),
 		Entry("with a name that is too long", "models[0]", func(l *tenant.List) { l.Tenants[0].Models = tenant.Names{strings.Repeat("m", 129)} }),
 	)
+
+	It("may name a tenant by its certificate alone", func() {
+		certified := other
+		certified.EdgeTokens, certified.SANs = nil, []tenant.SAN{"uri:spiffe://umbra.example/agent"}
+		signer := tenanttest.NewSigner(GinkgoTB())
+		l, err := tenant.Verify([]ed25519.PublicKey{signer.Public()}, signer.Sign(GinkgoTB(), certified))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(l.Tenants[0].SANs).To(Equal(certified.SANs))
+	})
 
 	DescribeTable("is read strictly", func(text, reason string) {
 		_, err := tenant.ParseList([]byte(text))

@@ -46,9 +46,13 @@ type Tenant struct {
 	// Name: 1 to 63 of a-z, 0-9 and '-', no '-' at either end.
 	Name string `json:"name"`
 	// EdgeTokens and EnclaveTokens are digests of the tokens of its API keys
-	// (package credential): one each, two while a key is replaced.
+	// (package credential): one each, two while a key is replaced. Who is named by a
+	// certificate alone has no edge token.
 	EdgeTokens    Digests `json:"edge_token_sha256"`
 	EnclaveTokens Digests `json:"enclave_token_sha256"`
+	// SANs are names of certificates that Envoy and picker take in place of an edge
+	// token. The enclave sees none, and goes by its token.
+	SANs []SAN `json:"sans,omitempty"`
 	// Models are those that it may ask for, and Regions those that its data may
 	// not leave: neither its Envoy nor its instance is in another.
 	Models  Names `json:"models,omitzero"`
@@ -151,18 +155,28 @@ func (s *Set) AdmitToEnclave(name string, token []byte, now time.Time) (*Tenant,
 	return t, err
 }
 
-// AdmitBearer is [Set.AdmitToEdge] for a request's tenant and Authorization
-// headers ("Bearer <token>"), given as they were received: each must have
-// occurred once.
-func (s *Set) AdmitBearer(tenants, authorizations []string, now time.Time) (*Tenant, error) {
-	if len(tenants) != 1 || len(authorizations) != 1 {
+// AdmitRequest is [Set.AdmitToEdge] and [Set.AdmitCertificate] for a request's
+// tenant and Authorization headers ("Bearer <token>") and for what Envoy says of its
+// client's certificate, given as they were received: each must have occurred once at
+// most, and the tenant's name and one of the others must be there. What is there must
+// be right.
+func (s *Set) AdmitRequest(tenants, authorizations, sans []string, now time.Time) (t *Tenant, err error) {
+	if len(tenants) != 1 || len(authorizations) > 1 || len(sans) > 1 || len(authorizations)+len(sans) == 0 {
 		return nil, ErrUnknown
 	}
-	token, ok := strings.CutPrefix(authorizations[0], "Bearer ")
-	if !ok {
-		return nil, ErrUnknown
+	if len(sans) == 1 {
+		if t, err = s.AdmitCertificate(tenants[0], SAN(sans[0]), now); err != nil {
+			return nil, err
+		}
 	}
-	return s.AdmitToEdge(tenants[0], []byte(token), now)
+	if len(authorizations) == 1 {
+		token, ok := strings.CutPrefix(authorizations[0], "Bearer ")
+		if !ok {
+			return nil, ErrUnknown
+		}
+		return s.AdmitToEdge(tenants[0], []byte(token), now)
+	}
+	return t, nil
 }
 
 // Active are the tenants that are not revoked, by name. It says nothing about
@@ -231,8 +245,16 @@ func (t *Tenant) check() error {
 		return fmt.Errorf("tenant %.64q: want 1 to 63 of a-z, 0-9 and '-', no '-' at either end", t.Name)
 	}
 	for what, digests := range map[string]Digests{"edge": t.EdgeTokens, "enclave": t.EnclaveTokens} {
-		if len(digests) == 0 || len(digests) > maxTokens {
+		if len(digests) == 0 && (what == "enclave" || len(t.SANs) == 0) || len(digests) > maxTokens {
 			return fmt.Errorf("tenant %s: has %d %s tokens, want 1 to %d", t.Name, len(digests), what, maxTokens)
+		}
+	}
+	if len(t.SANs) > maxSANs {
+		return fmt.Errorf("tenant %s: %d sans, want at most %d", t.Name, len(t.SANs), maxSANs)
+	}
+	for i, san := range t.SANs {
+		if err := san.check(); err != nil {
+			return fmt.Errorf("tenant %s: sans[%d]: %w", t.Name, i, err)
 		}
 	}
 	for what, names := range map[string]Names{"models": t.Models, "regions": t.Regions} {

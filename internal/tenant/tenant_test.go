@@ -49,18 +49,33 @@ var _ = Describe("A set", func() {
 		}
 	})
 
-	DescribeTable("reads a request's headers", func(tenants, authorizations []string, want bool) {
-		_, err := tenanttest.Keeper(GinkgoTB(), acme).Set().AdmitBearer(tenants, authorizations, now)
+	DescribeTable("reads a request's headers", func(tenants, authorizations, sans []string, want bool) {
+		certified := acme
+		certified.SANs = []tenant.SAN{"uri:spiffe://acme.example/agent", "dns:agent.acme.example"}
+		other := tenanttest.Tenant("umbra", "other", "others")
+		other.SANs = []tenant.SAN{"dns:umbra.example"}
+		t, err := tenanttest.Keeper(GinkgoTB(), certified, other).Set().AdmitRequest(tenants, authorizations, sans, now)
 		Expect(err == nil).To(Equal(want))
+		Expect(t != nil).To(Equal(want))
 	},
-		Entry("of each one", []string{"acme"}, []string{"Bearer edge"}, true),
-		Entry("no tenant", nil, []string{"Bearer edge"}, false),
-		Entry("two tenants", []string{"acme", "acme"}, []string{"Bearer edge"}, false),
-		Entry("no token", []string{"acme"}, nil, false),
-		Entry("two tokens", []string{"acme"}, []string{"Bearer edge", "Bearer edge"}, false),
-		Entry("another scheme", []string{"acme"}, []string{"Basic edge"}, false),
-		Entry("no scheme", []string{"acme"}, []string{"edge"}, false),
-		Entry("another token", []string{"acme"}, []string{"Bearer edges"}, false),
+		Entry("of each one", []string{"acme"}, []string{"Bearer edge"}, nil, true),
+		Entry("no tenant", nil, []string{"Bearer edge"}, nil, false),
+		Entry("two tenants", []string{"acme", "acme"}, []string{"Bearer edge"}, nil, false),
+		Entry("no token", []string{"acme"}, nil, nil, false),
+		Entry("two tokens", []string{"acme"}, []string{"Bearer edge", "Bearer edge"}, nil, false),
+		Entry("another scheme", []string{"acme"}, []string{"Basic edge"}, nil, false),
+		Entry("no scheme", []string{"acme"}, []string{"edge"}, nil, false),
+		Entry("another token", []string{"acme"}, []string{"Bearer edges"}, nil, false),
+		Entry("a certificate in the place of a token", []string{"acme"}, nil, []string{"uri:spiffe://acme.example/agent"}, true),
+		Entry("another name of it", []string{"acme"}, nil, []string{"dns:agent.acme.example"}, true),
+		Entry("a certificate and a token", []string{"acme"}, []string{"Bearer edge"}, []string{"dns:agent.acme.example"}, true),
+		Entry("a certificate without a tenant", nil, nil, []string{"dns:agent.acme.example"}, false),
+		Entry("two certificates", []string{"acme"}, nil, []string{"dns:agent.acme.example", "dns:agent.acme.example"}, false),
+		Entry("another tenant's certificate", []string{"acme"}, nil, []string{"dns:umbra.example"}, false),
+		Entry("another tenant's certificate beside the own token", []string{"acme"}, []string{"Bearer edge"}, []string{"dns:umbra.example"}, false),
+		Entry("another tenant's token beside the own certificate", []string{"acme"}, []string{"Bearer other"}, []string{"dns:agent.acme.example"}, false),
+		Entry("nobody's certificate", []string{"acme"}, nil, []string{"dns:acme.example"}, false),
+		Entry("a name without its kind", []string{"acme"}, nil, []string{"agent.acme.example"}, false),
 	)
 
 	It("knows nobody before there is a list, and when its grace is over", func() {

@@ -3,7 +3,7 @@
 //
 // Every parent and every router of a region uses the region's table:
 //
-//	store, err := dynamodb.Open(ctx, dynamodb.Config{Table: dynamodb.DefaultTable, Region: "us-east-1"})
+//	store, err := dynamodb.Open(ctx, dynamodb.Config{Table: "gpu_instances", Region: "us-east-1"})
 //	if err != nil { … }
 //	defer store.Close()
 //
@@ -21,8 +21,8 @@
 // was lost is then done, and counted in Version, twice.
 //
 // Open makes no request, so that routers and parents start, and serve what they
-// can, while the table cannot be reached. Nothing here creates the table but
-// [CreateTable]. Items that are no instances are skipped with one warning each.
+// can, while the table cannot be reached. Nothing here creates the table: `mrgc
+// state init` does. Items that are no instances are skipped with one warning each.
 //
 // The AWS identity needs dynamodb:Scan, UpdateItem and DeleteItem on the table.
 package dynamodb
@@ -32,7 +32,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net/http"
 	"slices"
 	"strings"
 	"sync"
@@ -42,6 +41,7 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 
+	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/poll"
 )
@@ -72,8 +72,7 @@ type Config struct {
 // Store is a [fleet.Store] in a DynamoDB table.
 type Store struct {
 	table        *string
-	client       *sdk.Client
-	transport    *http.Transport
+	client       *dynamo.Client
 	clock        func() time.Time
 	pollInterval time.Duration
 	log          *slog.Logger
@@ -91,12 +90,12 @@ var errClosed = errors.New("fleet store is closed")
 // Open prepares the use of a table. It makes no request: a table that is not
 // there is for the first call to find out.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	client, transport, err := newClient(ctx, cfg)
+	client, err := newClient(ctx, cfg)
 	if err != nil {
 		return nil, fmt.Errorf("fleet store: %w", err)
 	}
 	s := &Store{
-		table: aws.String(cfg.Table), client: client, transport: transport,
+		table: aws.String(cfg.Table), client: client,
 		clock: cfg.Clock, pollInterval: cfg.PollInterval, log: cfg.Logger, watches: poll.NewWatches(),
 	}
 	if s.clock == nil {
@@ -110,6 +109,19 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s.log = s.log.With("table", cfg.Table)
 	return s, nil
+}
+
+func newClient(ctx context.Context, cfg Config) (*dynamo.Client, error) {
+	if err := dynamo.CheckTable(cfg.Table); err != nil {
+		return nil, err
+	}
+	client, err := dynamo.NewClient(ctx, dynamo.Settings{
+		Region: cfg.Region, Endpoint: cfg.Endpoint, Credentials: cfg.Credentials, Logger: cfg.Logger,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("DynamoDB table %s: %w", cfg.Table, err)
+	}
+	return client, nil
 }
 
 // Register adds an instance or replaces its registration.
@@ -155,7 +167,7 @@ func (s *Store) Close() error {
 	s.mu.Lock()
 	s.closed = true
 	s.mu.Unlock()
-	s.transport.CloseIdleConnections()
+	s.client.Close()
 	return nil
 }
 
@@ -188,7 +200,7 @@ func (s *Store) named(what, id string, err error) error {
 	if err == nil {
 		return nil
 	}
-	return fmt.Errorf("%s instance %s: DynamoDB table %s: %w", what, id, *s.table, explain(err))
+	return fmt.Errorf("%s instance %s: DynamoDB table %s: %w", what, id, *s.table, dynamo.Explain(err))
 }
 
 // update sets attributes of an instance, and initial ones where the instance

@@ -26,36 +26,6 @@ var _ = storetest.Describe("dynamodb", func() storetest.Open {
 })
 
 var _ = Describe("The table", func() {
-	It("is created once, and left as it is the second time", func(ctx SpecContext) {
-		cfg := createTable(ctx)
-		Expect(open(ctx, cfg).Register(ctx, instance("a"))).To(Succeed())
-		Expect(dynamodb.CreateTable(ctx, cfg)).To(Succeed())
-		Expect(storetest.Instances(ctx, open(ctx, cfg))).To(HaveLen(1))
-
-		table, err := client(cfg).DescribeTable(ctx, &sdk.DescribeTableInput{TableName: &cfg.Table})
-		Expect(err).NotTo(HaveOccurred())
-		Expect(table.Table.BillingModeSummary.BillingMode).To(Equal(types.BillingModePayPerRequest))
-	})
-
-	DescribeTable("is refused when its key is",
-		func(ctx SpecContext, attributes ...types.AttributeDefinition) {
-			cfg := newTable()
-			input := &sdk.CreateTableInput{
-				TableName: &cfg.Table, AttributeDefinitions: attributes, BillingMode: types.BillingModePayPerRequest,
-			}
-			for i, kind := range []types.KeyType{types.KeyTypeHash, types.KeyTypeRange}[:len(attributes)] {
-				input.KeySchema = append(input.KeySchema, types.KeySchemaElement{AttributeName: attributes[i].AttributeName, KeyType: kind})
-			}
-			_, err := client(cfg).CreateTable(ctx, input)
-			Expect(err).NotTo(HaveOccurred())
-			Expect(dynamodb.CreateTable(ctx, cfg)).To(MatchError(And(
-				ContainSubstring(cfg.Table), ContainSubstring("another key, want the partition key instance_id (S) alone"))))
-		},
-		Entry("of another name", attribute("id", "S")),
-		Entry("of another type", attribute("instance_id", "N")),
-		Entry("more than that", attribute("instance_id", "S"), attribute("region", "S")),
-	)
-
 	It("is named, with what to do, when it is not there", func(ctx SpecContext) {
 		cfg := newTable()
 		store := open(ctx, cfg)
@@ -84,6 +54,7 @@ var _ = Describe("An item", func() {
 			"enclave_ok": yes(false), "engine_ok": yes(true), "health_reason": s("why"),
 			"running_requests": n("1"), "queued_requests": n("2"), "slots": n("3"), "latency_ns": n("1000000"),
 			"registered_at_unix_ns": n("1000000005"), "heartbeat_at_unix_ns": n("1000000005"), "version": n("1"),
+			"expires_at_unix_s": n("86401"), // a day after the last heartbeat
 		}))
 	})
 
@@ -172,8 +143,4 @@ func yes(value bool) types.AttributeValue { return &types.AttributeValueMemberBO
 
 func list(values ...types.AttributeValue) types.AttributeValue {
 	return &types.AttributeValueMemberL{Value: values}
-}
-
-func attribute(name string, kind types.ScalarAttributeType) types.AttributeDefinition {
-	return types.AttributeDefinition{AttributeName: aws.String(name), AttributeType: kind}
 }

@@ -40,6 +40,7 @@ func encodeHeartbeat(health fleet.Health, load fleet.Load, now time.Time) item {
 		attrSlots:        number(int64(load.Slots)),
 		attrLatency:      number(int64(load.Latency)),
 		attrHeartbeatAt:  number(now.UnixNano()),
+		attrExpiresAt:    number(now.Add(silentFor).Unix()),
 	}
 }
 

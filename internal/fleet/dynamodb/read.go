@@ -10,6 +10,7 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 
+	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/poll"
 )
@@ -32,7 +33,7 @@ func (s *Store) Snapshot(ctx context.Context) (*fleet.Snapshot, error) {
 	for pages.HasMorePages() {
 		page, err := pages.NextPage(ctx)
 		if err != nil {
-			return nil, fmt.Errorf("fleet store: DynamoDB table %s: read instances: %w", *s.table, explain(err))
+			return nil, fmt.Errorf("fleet store: DynamoDB table %s: read instances: %w", *s.table, dynamo.Explain(err))
 		}
 		for _, it := range page.Items {
 			in, err := decode(it)

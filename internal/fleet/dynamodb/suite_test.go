@@ -12,9 +12,11 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb/dynamodblocal"
+	"github.com/mrgc/mrgc/internal/state/schema"
 )
 
 // TestMain lets the test binary stand in for another process of the cluster.
@@ -77,8 +79,21 @@ func config(endpoint, table string) dynamodb.Config {
 func createTable(ctx context.Context) dynamodb.Config {
 	GinkgoHelper()
 	cfg := newTable()
-	Expect(dynamodb.CreateTable(ctx, cfg)).To(Succeed())
+	ensureTable(ctx, cfg)
 	return cfg
+}
+
+// ensureTable makes a table as `mrgc state init` does, without replicas.
+func ensureTable(ctx context.Context, cfg dynamodb.Config) {
+	GinkgoHelper()
+	client, err := dynamo.NewClient(ctx, dynamo.Settings{Region: cfg.Region, Endpoint: cfg.Endpoint, Credentials: cfg.Credentials})
+	Expect(err).NotTo(HaveOccurred())
+	defer client.Close()
+	table := schema.GPUInstances
+	table.Name, table.Regions = cfg.Table, nil
+	report, err := client.Ensure(ctx, table)
+	Expect(err).NotTo(HaveOccurred())
+	Expect(report.Err()).NotTo(HaveOccurred())
 }
 
 func open(ctx context.Context, cfg dynamodb.Config) *dynamodb.Store {

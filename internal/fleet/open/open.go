@@ -6,9 +6,9 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net/url"
 	"strings"
 
+	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb"
 	"github.com/mrgc/mrgc/internal/fleet/sqlite"
@@ -35,34 +35,15 @@ func Store(ctx context.Context, address string, logger *slog.Logger) (fleet.Stor
 		}
 		return store, nil
 	case kind == "dynamodb" && rest != "":
-		cfg, err := table(rest)
+		at, err := dynamo.ParseAddress(rest)
 		if err != nil {
 			return nil, fmt.Errorf("store %q: %w", address, err)
 		}
-		cfg.Logger = logger
-		store, err := dynamodb.Open(ctx, cfg)
+		store, err := dynamodb.Open(ctx, dynamodb.Config{Table: at.Name, Region: at.Region, Endpoint: at.Endpoint, Logger: logger})
 		if err != nil {
 			return nil, err
 		}
 		return store, nil
 	}
 	return nil, fmt.Errorf("store %q: want %s", address, Forms)
-}
-
-// table reads what follows "dynamodb:".
-func table(text string) (dynamodb.Config, error) {
-	name, query, _ := strings.Cut(text, "?")
-	settings, err := url.ParseQuery(query)
-	if err != nil {
-		return dynamodb.Config{}, fmt.Errorf("after the question mark: %w", err)
-	}
-	for key, values := range settings {
-		if key != "region" && key != "endpoint" {
-			return dynamodb.Config{}, fmt.Errorf("unknown setting %q: want region or endpoint", key)
-		}
-		if len(values) != 1 || values[0] == "" {
-			return dynamodb.Config{}, fmt.Errorf("%s: want one value", key)
-		}
-	}
-	return dynamodb.Config{Table: name, Region: settings.Get("region"), Endpoint: settings.Get("endpoint")}, nil
 }

@@ -7,38 +7,27 @@
 //	if err != nil { … }
 //	defer store.Close()
 //
-// The file is in write-ahead-log mode, so that readers never wait for a writer.
-// A change is one SQL statement in a transaction of its own, which takes the
-// write lock at its start and waits for it as long as its context allows, five
-// seconds at most. Nothing else happens inside a transaction, so the lock is
-// held for microseconds. A process that is killed in the middle leaves the file
-// as it was before its change.
-//
-// A commit survives the death of every process, but the last ones may be lost
-// with the machine's power; instances register again then.
+// The file is as internal/sqlitefile has it. A change is one SQL statement in a
+// transaction of its own, and nothing else happens inside, so that its lock is
+// held for microseconds. What is lost with the machine's power instances register
+// again.
 //
 // A store follows its path: when the file is replaced by another store, the next
 // call uses that one (and instances, unknown to it, register again). While the
 // file is gone, calls fail; a running store never creates it anew.
-//
-// The file must be on a local disk. The package never opens a file that it did
-// not write, and never changes one to find that out.
 package sqlite
 
 import (
 	"context"
 	"database/sql"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"log/slog"
-	"os"
-	"path/filepath"
-	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/poll"
+	"github.com/mrgc/mrgc/internal/sqlitefile"
 )
 
 // Config says where the store is.
@@ -55,62 +44,31 @@ type Config struct {
 
 // Store is a [fleet.Store] in a SQLite file.
 type Store struct {
+	file    *sqlitefile.File
 	path    string
 	clock   func() time.Time
 	log     *slog.Logger
 	watches *poll.Watches
-
-	mu     sync.Mutex // guards what follows
-	closed bool
-	file   *file
 }
 
 var _ fleet.Store = (*Store)(nil)
 
-var errClosed = errors.New("fleet store is closed")
-
 // Open opens the store, and creates it first where there is none. It refuses a
 // file that is no fleet store, or one of a newer version, without changing it.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
-	path, err := filepath.Abs(cfg.Path)
-	if cfg.Path == "" || err != nil {
-		return nil, fmt.Errorf("fleet store: no usable path in the configuration: %q", cfg.Path)
-	}
-	s := &Store{path: path, clock: cfg.Clock, log: cfg.Logger, watches: poll.NewWatches()}
+	s := &Store{clock: cfg.Clock, log: cfg.Logger, watches: poll.NewWatches()}
 	if s.clock == nil {
 		s.clock = time.Now
 	}
 	if s.log == nil {
 		s.log = slog.New(slog.DiscardHandler)
 	}
-	if s.file, err = openOrCreate(ctx, path); err != nil {
-		return nil, fmt.Errorf("fleet store %s: %w", path, err)
-	}
-	return s, nil
-}
-
-// current is the open file, after a check that it still is what the path names.
-func (s *Store) current(ctx context.Context) (*file, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil, errClosed
-	}
-	there, err := os.Stat(s.path)
-	if err != nil {
-		return nil, fmt.Errorf("the file is gone, put it back or restart the cluster: %w", err)
-	}
-	if os.SameFile(there, s.file.info) {
-		return s.file, nil
-	}
-	replacement, err := openFile(ctx, s.path)
-	if err != nil {
+	var err error
+	if s.file, err = sqlitefile.Open(ctx, cfg.Path, kind, s.log); err != nil {
 		return nil, err
 	}
-	s.log.WarnContext(ctx, "fleet store was replaced by another file, which is used from now on", "path", s.path)
-	_ = s.file.db.Close() // nobody can reach that file any more
-	s.file = replacement
-	return s.file, nil
+	s.path = s.file.Path()
+	return s, nil
 }
 
 const registerSQL = `
@@ -194,11 +152,11 @@ func (s *Store) Deregister(ctx context.Context, id string) error {
 
 // Snapshot reads all instances.
 func (s *Store) Snapshot(ctx context.Context) (*fleet.Snapshot, error) {
-	f, err := s.current(ctx)
+	db, err := s.file.Current(ctx)
 	if err != nil {
 		return nil, fmt.Errorf("fleet store %s: %w", s.path, err)
 	}
-	snapshot, err := readSnapshot(ctx, f.db, s.clock())
+	snapshot, err := readSnapshot(ctx, db, s.clock())
 	if err != nil {
 		return nil, fmt.Errorf("fleet store %s: read instances: %w", s.path, err)
 	}
@@ -208,16 +166,7 @@ func (s *Store) Snapshot(ctx context.Context) (*fleet.Snapshot, error) {
 // Close ends the watches and closes the file.
 func (s *Store) Close() error {
 	s.watches.Close()
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.closed {
-		return nil
-	}
-	s.closed = true
-	if err := s.file.db.Close(); err != nil {
-		return fmt.Errorf("close fleet store %s: %w", s.path, err)
-	}
-	return nil
+	return s.file.Close()
 }
 
 // update is write for an instance that must exist.
@@ -235,11 +184,11 @@ func (s *Store) update(ctx context.Context, what, id, query string, args ...any)
 // write runs one statement, which is a transaction of its own, and counts the
 // rows that it changed.
 func (s *Store) write(ctx context.Context, query string, args ...any) (int64, error) {
-	f, err := s.current(ctx)
+	db, err := s.file.Current(ctx)
 	if err != nil {
 		return 0, err
 	}
-	result, err := f.db.ExecContext(ctx, query, args...)
+	result, err := db.ExecContext(ctx, query, args...)
 	if err != nil {
 		return 0, err
 	}

@@ -24,7 +24,7 @@ func (s *Store) Watch(ctx context.Context) <-chan *fleet.Snapshot {
 // watcher reads the file when it has changed.
 type watcher struct {
 	store *Store
-	file  *file
+	db    *sql.DB // that conn is of
 	// conn is the watcher's own and writes nothing: data_version counts the
 	// commits of all other connections, of this process or another, but not
 	// those of the connection that asks.
@@ -65,21 +65,21 @@ func (w *watcher) tryPoll(ctx context.Context) (*fleet.Snapshot, error) {
 
 // connect makes sure that conn is a connection to the store's current file.
 func (w *watcher) connect(ctx context.Context) error {
-	f, err := w.store.current(ctx)
+	db, err := w.store.file.Current(ctx)
 	if err != nil {
 		return err
 	}
-	if w.conn != nil && w.file == f {
+	if w.conn != nil && w.db == db {
 		return nil
 	}
 	w.disconnect()
-	if w.conn, err = f.db.Conn(ctx); err != nil {
+	if w.conn, err = db.Conn(ctx); err != nil {
 		return err
 	}
 	if w.version, err = w.conn.PrepareContext(ctx, `PRAGMA data_version`); err != nil {
 		return err
 	}
-	w.file = f
+	w.db = db
 	return nil
 }
 

@@ -45,7 +45,9 @@ func Describe(name string, newData func() Open) bool {
 	})
 }
 
-var epoch = time.Date(2026, time.March, 14, 9, 26, 53, 589793238, time.UTC)
+// epoch is when specs begin: not in the past, because a store may drop instances
+// that were last heard of days ago.
+var epoch = time.Date(2096, time.March, 14, 9, 26, 53, 589793238, time.UTC)
 
 // bench is what the specs of one implementation work with.
 type bench struct {

@@ -1,4 +1,14 @@
-package dynamodb
+// Package dynamo is how the cluster speaks to DynamoDB: clients that give up in
+// time, errors that say what to do about them, and the tables themselves.
+//
+//	address, err := dynamo.ParseAddress("gpu_instances?region=us-east-1")
+//	client, err := dynamo.NewClient(ctx, address.Settings)
+//	if err != nil { … }
+//	defer client.Close()
+//
+// What is stored is for the stores to say: internal/fleet/dynamodb and
+// internal/state/dynamodb.
+package dynamo
 
 import (
 	"context"
@@ -33,14 +43,44 @@ const (
 // tableName is DynamoDB's rule (API reference, CreateTable, TableName).
 var tableName = regexp.MustCompile(`^[a-zA-Z0-9_.-]{3,255}$`)
 
-// newClient makes a client, without a request to anyone. Whoever is done with it
-// closes the transport's idle connections.
-func newClient(ctx context.Context, cfg Config) (*sdk.Client, *http.Transport, error) {
-	if !tableName.MatchString(cfg.Table) {
-		return nil, nil, fmt.Errorf("DynamoDB table %q: want 3 to 255 of a-z, A-Z, 0-9 and _.-", cfg.Table)
+// CheckTable checks the name of a table.
+func CheckTable(name string) error {
+	if !tableName.MatchString(name) {
+		return fmt.Errorf("DynamoDB table %q: want 3 to 255 of a-z, A-Z, 0-9 and _.-", name)
 	}
+	return nil
+}
+
+// Settings say where DynamoDB is, and as whom to ask it.
+type Settings struct {
+	// Region is AWS's name of the region, "us-east-1". Empty: what the environment
+	// or AWS's shared configuration says.
+	Region string
+	// Endpoint is the URL of what speaks DynamoDB's protocol, for emulators and
+	// VPC endpoints. http is for loopback addresses. Empty: the region's own.
+	Endpoint string
+	// Credentials sign requests. nil: AWS's default chain, which on EC2 ends with
+	// the instance's role.
+	Credentials aws.CredentialsProvider
+	// Logger hears, at its debug level, what the SDK says. nil: nobody does.
+	Logger *slog.Logger
+}
+
+// Client is DynamoDB in one region.
+type Client struct {
+	*sdk.Client
+	Region string // AWS's name
+
+	transport *http.Transport
+}
+
+// Close gives the connections back that are not in use.
+func (c *Client) Close() { c.transport.CloseIdleConnections() }
+
+// NewClient makes a client, without a request to anyone.
+func NewClient(ctx context.Context, cfg Settings) (*Client, error) {
 	if err := checkEndpoint(cfg.Endpoint); err != nil {
-		return nil, nil, fmt.Errorf("DynamoDB table %s: %w", cfg.Table, err)
+		return nil, err
 	}
 	builder := awshttp.NewBuildableClient().WithTimeout(attemptTimeout).
 		WithDialerOptions(func(d *net.Dialer) { d.Timeout = dialTimeout }).
@@ -58,10 +98,10 @@ func newClient(ctx context.Context, cfg Config) (*sdk.Client, *http.Transport, e
 	}
 	settings, err := awsconfig.LoadDefaultConfig(ctx, options...)
 	if err != nil {
-		return nil, nil, fmt.Errorf("DynamoDB table %s: AWS settings: %w", cfg.Table, err)
+		return nil, fmt.Errorf("AWS settings: %w", err)
 	}
 	if settings.Region == "" {
-		return nil, nil, fmt.Errorf("DynamoDB table %s: no AWS region: name one with the table, or set AWS_REGION", cfg.Table)
+		return nil, errors.New("no AWS region: name one with the table, or set AWS_REGION")
 	}
 	// The builder, which may have been given more certificates by AWS_CA_BUNDLE,
 	// keeps its connections to itself: take its transport, to be able to close them.
@@ -73,19 +113,24 @@ func newClient(ctx context.Context, cfg Config) (*sdk.Client, *http.Transport, e
 		Transport: transport, Timeout: attemptTimeout,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
-	return sdk.NewFromConfig(settings, func(o *sdk.Options) {
+	client := sdk.NewFromConfig(settings, func(o *sdk.Options) {
 		if cfg.Endpoint != "" {
 			o.BaseEndpoint = aws.String(cfg.Endpoint)
 		}
-	}), transport, nil
+	})
+	return &Client{Client: client, Region: settings.Region, transport: transport}, nil
 }
 
 // newRetryer says what the SDK does about throttling, time-outs and dropped
-// connections. The SDK's budget for retries stays, so that a table in trouble
-// is not asked three times as often.
+// connections, and about a write to a strongly consistent table that met another
+// region's. The SDK's budget for retries stays, so that a table in trouble is not
+// asked three times as often; its waits have full jitter.
 func newRetryer() aws.Retryer {
 	return retry.NewStandard(func(o *retry.StandardOptions) {
 		o.MaxAttempts, o.MaxBackoff = attempts, maxBackoff
+		o.Retryables = append(o.Retryables, retry.RetryableErrorCode{
+			Codes: map[string]struct{}{(&types.ReplicatedWriteConflictException{}).ErrorCode(): {}},
+		})
 	})
 }
 
@@ -113,8 +158,8 @@ func checkEndpoint(endpoint string) error {
 	return nil
 }
 
-// explain says first what a person can do about an error of the SDK's.
-func explain(err error) error {
+// Explain says first what a person can do about an error of the SDK's.
+func Explain(err error) error {
 	var (
 		noTable *types.ResourceNotFoundException
 		network net.Error

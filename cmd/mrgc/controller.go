@@ -1,0 +1,96 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mrgc/mrgc/controller"
+	"github.com/mrgc/mrgc/internal/config"
+	"github.com/mrgc/mrgc/internal/fleet"
+	fleetopen "github.com/mrgc/mrgc/internal/fleet/open"
+	stateopen "github.com/mrgc/mrgc/internal/state/open"
+)
+
+type controllerOptions struct {
+	config, region, name string
+	state, store, admin  string
+	lease                time.Duration
+}
+
+func controllerCommand() *cobra.Command {
+	var o controllerOptions
+	cmd := &cobra.Command{
+		Use:   "controller",
+		Short: "Run a region's controller: run two or more, of which one leads",
+		Long: `Controller leads its region or stands by for whoever does: when the leader is gone,
+another takes over within 10 s, and goes on with what the leader had decided. What
+it remembers is in the state store; "mrgc state init" makes its tables.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return runController(cmd.Context(), o, logger(cmd)) },
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.config, "config", "mrgc.yaml", "the cluster's configuration")
+	f.StringVar(&o.region, "region", "", "region that it controls, by the configuration's name")
+	f.StringVar(&o.name, "name", "", "name of this process, for people (default the host's)")
+	f.StringVar(&o.state, "state", "", "state store: "+stateopen.Forms)
+	f.StringVar(&o.store, "store", "", "fleet store: "+fleetopen.Forms+"; without it no metrics of the fleet are written")
+	f.StringVar(&o.admin, "admin-listen", "127.0.0.1:9004", "operator's admin, loopback only: /status and /metrics")
+	f.DurationVar(&o.lease, "lease", 5*time.Second, "how long a leader leads after it was last heard of; the same for all of a region")
+	required(cmd, "region", "state")
+	return cmd
+}
+
+func runController(ctx context.Context, o controllerOptions, log *slog.Logger) (err error) {
+	cluster, err := config.Load(o.config)
+	if err != nil {
+		return err
+	}
+	settings, err := controllerConfig(cluster, o)
+	if err != nil {
+		return err
+	}
+	settings.Logger = log
+	if settings.Store, err = stateopen.Store(ctx, o.state, log); err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, settings.Store.Close()) }()
+	if o.store != "" {
+		if settings.Fleet, err = fleetopen.Store(ctx, o.store, log); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, settings.Fleet.Close()) }()
+	}
+	if settings.Admin, err = net.Listen("tcp", o.admin); err != nil {
+		return err
+	}
+	c, err := controller.New(settings)
+	if err != nil {
+		return errors.Join(err, settings.Admin.Close())
+	}
+	return c.Run(ctx)
+}
+
+// controllerConfig is what mrgc.yaml says to a region's controller.
+func controllerConfig(cluster *config.Config, o controllerOptions) (controller.Config, error) {
+	settings := controller.Config{
+		Region: fleet.Region(o.region), Name: o.name, Lease: o.lease, StaleAfter: cluster.Fleet.StaleAfter,
+	}
+	for _, region := range cluster.Regions {
+		settings.Regions = append(settings.Regions, region.Name)
+	}
+	if settings.Name == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			return settings, fmt.Errorf("--name: %w", err)
+		}
+		settings.Name = host
+	}
+	return settings, nil
+}

@@ -1,0 +1,209 @@
+package autoscaler
+
+import (
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+	"time"
+)
+
+// Capacity is what one instance can serve of one model.
+type Capacity struct {
+	Tokens float64 // per second, in and out
+}
+
+// How an estimate follows the evidence, each minute: so far towards what was proved to
+// be served in time; down when that which it allows was late; and slowly up while it
+// holds, lest one bad hour makes instances look small for ever.
+const (
+	lateTooMany = 0.01
+	proved      = 0.3
+	lower       = 0.02
+	raise       = 0.002
+	busy        = 0.8 // part of the estimate from which being in time says something
+)
+
+// learn takes the evidence of one model: with so many tokens/s asked of each instance,
+// such a share was late.
+func (c Capacity) learn(each, late float64, dt time.Duration) Capacity {
+	minutes := min(dt.Minutes(), 1)
+	switch {
+	case late > lateTooMany:
+		c.Tokens -= minutes * lower * min(each, c.Tokens)
+		if each < c.Tokens {
+			c.Tokens -= minutes * proved * (c.Tokens - each)
+		}
+	case each > c.Tokens:
+		c.Tokens += minutes * proved * (each - c.Tokens)
+	case each > busy*c.Tokens:
+		c.Tokens += minutes * raise * c.Tokens
+	}
+	return c
+}
+
+// models are in order, so that sums are the same each time.
+func (l *Load) models() []string { return slices.Sorted(maps.Keys(l.Models)) }
+
+// demand is a load in requests/s of the size that the target means: as many as would
+// keep instances as busy.
+func (c *Config) demand(s *State, l Load) float64 {
+	if !c.Learn || len(l.Models) == 0 {
+		return l.Requests
+	}
+	units := 0.0
+	for _, model := range l.models() {
+		capacity := s.Capacity[model]
+		if capacity.Tokens <= 0 {
+			return l.Requests
+		}
+		units += l.Models[model].Tokens / capacity.Tokens
+	}
+	return units * c.TargetHigh
+}
+
+// learn updates what instances are known to serve. Models share instances in
+// proportion to what they take, so each is judged by its own part of them.
+func (s *State) learn(c *Config, l Load, serving int, dt time.Duration) {
+	if !c.Learn || serving == 0 || dt <= 0 {
+		return
+	}
+	total := 0.0
+	for _, model := range l.models() {
+		total += l.Models[model].Tokens
+	}
+	if total <= 0 || l.Requests <= 0 {
+		return
+	}
+	units, known := 0.0, true
+	for _, model := range l.models() {
+		if s.Capacity[model].Tokens == 0 { // until there is evidence, a request is a request
+			s.Capacity[model] = Capacity{Tokens: c.TargetHigh * total / l.Requests}
+			known = false
+		}
+		units += l.Models[model].Tokens / s.Capacity[model].Tokens
+	}
+	if !known || units <= 0 {
+		return
+	}
+	for model, usage := range l.Models {
+		if usage.Tokens > 0 {
+			part := usage.Tokens / s.Capacity[model].Tokens / units // of the instances' time
+			s.Capacity[model] = s.Capacity[model].learn(usage.Tokens/(part*float64(serving)), usage.Late, dt)
+		}
+	}
+}
+
+// need is a number of instances, and what it is for.
+type need struct {
+	n   int
+	why string
+}
+
+// sized is how many a demand takes at so many requests/s each.
+func sized(demand, each float64) int { return int(math.Ceil(demand/each - 1e-9)) }
+
+// reserve is the demand while whichever other region is lost whose share is largest;
+// the regions that are left divide it equally.
+func (c *Config) reserve(s *State, o *Observation, demand float64) float64 {
+	if !c.Reserve {
+		return demand
+	}
+	largest := 0.0
+	for _, other := range o.Others {
+		if other.Fresh {
+			largest = max(largest, c.demand(s, other))
+		}
+	}
+	return demand + largest/float64(max(len(o.Others), 1))
+}
+
+// decide changes the number that is wanted, if it is to change.
+func (s *State) decide(c *Config, o *Observation, serving int, interrupted bool, now time.Time) {
+	if o.Hand > 0 {
+		s.AboveSince, s.BelowSince = time.Time{}, time.Time{}
+		why := fmt.Sprintf("%d by hand", o.Hand)
+		if c.clamp(o.Hand) != o.Hand {
+			why += fmt.Sprintf(", within %d to %d", c.Min, c.Max)
+		}
+		s.want(c.clamp(o.Hand), why, now)
+		return
+	}
+	if !o.Load.Fresh || serving == 0 {
+		s.AboveSince, s.BelowSince = time.Time{}, time.Time{}
+		s.want(c.clamp(s.Desired), s.Reason, now)
+		return
+	}
+	demand := c.demand(s, o.Load)
+	if c.Forecast {
+		s.foresee(c, o, demand, interrupted, now)
+		return
+	}
+	s.plain(c, demand, c.reserve(s, o, demand), serving, interrupted, now)
+}
+
+// plain follows the plain rules. What is reserved for is measured against what an
+// instance can serve, and the rest against the middle of the band.
+func (s *State) plain(c *Config, demand, withReserve float64, serving int, interrupted bool, now time.Time) {
+	busiest := max(demand, withReserve) / float64(serving)
+	since(&s.AboveSince, busiest > c.TargetHigh, interrupted, now)
+	since(&s.BelowSince, demand/float64(serving) < c.target()/2 && busiest < c.TargetHigh/2, interrupted, now)
+	if now.Sub(s.Changed) < c.Cooldown && now.After(s.Changed) {
+		return
+	}
+	wanted := need{sized(demand, c.target()), fmt.Sprintf("%.1f requests/s", demand)}
+	if n := sized(withReserve, c.TargetHigh); n > wanted.n {
+		wanted = need{n, fmt.Sprintf("%.1f requests/s should another region be lost", withReserve)}
+	}
+	n := c.clamp(wanted.n)
+	switch {
+	case lasted(s.AboveSince, c.UpAfter, now) && n > s.Desired:
+		s.want(n, fmt.Sprintf("up: %s, above %g for each instance since %v", wanted.why, c.TargetHigh, c.UpAfter), now)
+	case lasted(s.BelowSince, c.DownAfter, now) && n < s.Desired:
+		s.want(n, fmt.Sprintf("down: %s, below %g for each instance since %v", wanted.why, c.target()/2, c.DownAfter), now)
+	}
+}
+
+// foresee follows the forecast: up at once, for what is needed by the time that a
+// launch takes; down when less was and will be needed for Release.
+func (s *State) foresee(c *Config, o *Observation, demand float64, interrupted bool, now time.Time) {
+	s.Forecast.note(demand, now, c.Lead)
+	ahead := s.Forecast.ahead(demand, now, c.Lead)
+	wanted := need{sized(ahead, c.TargetHigh), fmt.Sprintf("%.1f requests/s now, up to %.1f within %v", demand, ahead, c.Lead)}
+	if withReserve := c.reserve(s, o, ahead); withReserve > ahead {
+		wanted = need{sized(withReserve, c.TargetHigh), wanted.why + fmt.Sprintf(", %.1f should another region be lost", withReserve)}
+	}
+	n := c.clamp(wanted.n)
+	since(&s.BelowSince, n < s.Desired, interrupted, now)
+	s.Forecast.peak(n, s.BelowSince.Equal(now))
+	switch {
+	case n > s.Desired:
+		s.want(n, "up: "+wanted.why, now)
+	case lasted(s.BelowSince, c.Release, now):
+		s.want(c.clamp(s.Forecast.Peak), "down: "+wanted.why, now)
+		s.BelowSince = time.Time{}
+	}
+}
+
+// want sets the number; only a change counts as one.
+func (s *State) want(n int, why string, now time.Time) {
+	if n != s.Desired {
+		s.Changed = now
+	}
+	s.Desired, s.Reason = n, why
+}
+
+// since notes when something began to be so without interruption.
+func since(at *time.Time, is, interrupted bool, now time.Time) {
+	switch {
+	case !is:
+		*at = time.Time{}
+	case at.IsZero() || interrupted:
+		*at = now
+	}
+}
+
+// lasted says whether what began then has lasted for so long.
+func lasted(since time.Time, d time.Duration, now time.Time) bool {
+	return !since.IsZero() && now.Sub(since) >= d
+}

@@ -1,0 +1,429 @@
+package controller
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/internal/state/schema"
+)
+
+// Loop is a control loop over one row of a table: S is what the row remembers, O
+// what is observed, A an action.
+type Loop[S state.Row, O, A any] struct {
+	// Name of the loop, for actions' ids, logs and metrics.
+	Name string
+	// Lease under which it runs; empty: the region's own. A loop that one controller
+	// runs for all regions has a name here.
+	Lease string
+	// Table and Key say where its row lies. The fields of S are the row's, and one
+	// more, "journal", is this package's ([state.Journal]).
+	Table schema.Table
+	Key   state.Key
+	// Initial is what is remembered before anything is stored, and of fields that the
+	// row lacks.
+	Initial S
+	// ByHand are fields that people write, without counting it in the row's version.
+	// A decision that was made on another value than is there is made again.
+	ByHand []string
+	// Every is how often it decides.
+	Every time.Duration
+
+	// Observe looks at the world. While it fails, nothing is decided.
+	Observe func(ctx context.Context) (O, error)
+	// Step decides, and is pure. Times that it is given never go back, whichever
+	// controller gives them. It is not called while actions are pending.
+	Step func(S, O, time.Time) (S, []A)
+	// Explain says what an action is and why, for people.
+	Explain func(A) (what, reason string)
+	// Execute carries an action out. It may be called again with the same id, after a
+	// crash or an error, and must have effect once. An action that fails is tried
+	// again with the next round, and those after it wait; after [MostTries] it is
+	// given up, and the next step sees the world as it is. A leader that is paused in
+	// the middle of it may finish it after its successor has done more: so what sets
+	// something has to be observed, and set again when it is not as decided.
+	Execute func(ctx context.Context, id string, action A) error
+}
+
+const (
+	// MostTries is how often an action is tried.
+	MostTries = 5
+	// mostDone is how many of the actions that have ended a row tells of.
+	mostDone = 20
+	// mostRaces is how often in a row a round begins anew because somebody else wrote.
+	mostRaces = 5
+	// executeTimeout bounds a try.
+	executeTimeout = 30 * time.Second
+	// journalField is the row's field that is this package's.
+	journalField = "journal"
+)
+
+// Runner is a Loop of whatever types.
+type Runner interface {
+	lease() string
+	check() error
+	run(t *term, as Leader)
+}
+
+// Leader is who goes round a loop: the holder of a lease, while it holds it. It is
+// for one goroutine.
+type Leader struct {
+	Store state.Store // that the loop's row is in
+	Token int64       // fencing token of the lease
+	// Held says whether the lease still is held. nil: as long as the context lives.
+	Held func() bool
+	// Above hears of a higher token that the loop's row has. nil: nobody does.
+	Above func(token int64)
+	// Now is the wall clock. nil: time.Now.
+	Now func() time.Time
+	// Logger hears what is done and why. nil: nobody does.
+	Logger *slog.Logger
+
+	metric *metrics      // nil: nothing is counted
+	ahead  time.Duration // by which the time that the loop is told is ahead of Now
+}
+
+func (l Loop[S, O, A]) lease() string { return l.Lease }
+
+func (l Loop[S, O, A]) check() error {
+	switch {
+	case l.Name == "":
+		return errors.New("loop without a name")
+	case l.Every <= 0:
+		return fmt.Errorf("loop %s: every %s: want more than 0", l.Name, l.Every)
+	case l.Observe == nil || l.Step == nil || l.Explain == nil || l.Execute == nil:
+		return fmt.Errorf("loop %s: Observe, Step, Explain and Execute are required", l.Name)
+	}
+	if l.Lease != "" {
+		if err := state.CheckLeaseName(l.Lease); err != nil {
+			return fmt.Errorf("loop %s: %w", l.Name, err)
+		}
+	}
+	return l.Key.Check(l.Table)
+}
+
+// run goes round until the term ends.
+func (l Loop[S, O, A]) run(t *term, as Leader) {
+	as.Token, as.Held, as.Above = t.token, t.valid, t.above
+	as.Logger = as.Logger.With("loop", l.Name)
+	tick := time.NewTicker(l.Every)
+	defer tick.Stop()
+	failing := false
+	for {
+		err := l.Round(t.ctx, &as)
+		result := "ok"
+		switch {
+		case t.ctx.Err() != nil:
+			return
+		case errors.Is(err, state.ErrFenced):
+			as.Logger.WarnContext(t.ctx, "somebody with a higher fencing token has written: taking the lease again", "token", t.token)
+			result = "fenced"
+		case err != nil:
+			result = "error"
+			if !failing {
+				as.Logger.WarnContext(t.ctx, "control loop fails, trying again", "error", err)
+			}
+		case failing:
+			as.Logger.InfoContext(t.ctx, "control loop goes on")
+		}
+		failing = err != nil
+		as.metric.countRound(l.Name, result)
+		select {
+		case <-t.ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// Round goes once round the loop, and anew when somebody else writes its row
+// meanwhile. A controller does that every so often; simulations, which have a time
+// of their own, call it themselves.
+func (l Loop[S, O, A]) Round(ctx context.Context, leader *Leader) error {
+	if leader.Now == nil {
+		leader.Now = time.Now
+	}
+	if leader.Logger == nil {
+		leader.Logger = slog.New(slog.DiscardHandler)
+	}
+	r := round[S, O, A]{Loop: l, ctx: ctx, leader: leader}
+	for race := 1; ; race++ {
+		err := r.decide()
+		if !errors.Is(err, state.ErrConflict) || race == mostRaces || ctx.Err() != nil {
+			return err
+		}
+	}
+}
+
+// round is one time round a loop.
+type round[S state.Row, O, A any] struct {
+	Loop[S, O, A]
+	ctx    context.Context
+	leader *Leader
+
+	version int64 // of the row, as it was read or written last
+	fence   int64
+	byHand  map[string]json.RawMessage // fields that people write
+	state   S
+	journal state.Journal
+}
+
+var errNotLeading = errors.New("no longer leading")
+
+// held says whether what is decided may be done.
+func (r *round[S, O, A]) held() bool {
+	return r.ctx.Err() == nil && (r.leader.Held == nil || r.leader.Held())
+}
+
+func (r *round[S, O, A]) decide() error {
+	if err := r.load(); err != nil {
+		return err
+	}
+	if r.fence < r.leader.Token {
+		// Whoever led before is shut out before anything is decided or done.
+		if err := r.store(nil); err != nil {
+			return err
+		}
+	}
+	if err := r.perform(); err != nil {
+		return err
+	}
+	observed, err := r.Observe(r.ctx)
+	if err != nil {
+		return fmt.Errorf("observe: %w", err)
+	}
+	now := r.time()
+	next, actions := r.Step(r.state, observed, now)
+	changed, err := r.differs(next)
+	if err != nil || (!changed && len(actions) == 0) {
+		return err
+	}
+	if err := next.Validate(); err != nil {
+		return fmt.Errorf("decision: %w", err)
+	}
+	for i, action := range actions {
+		call, err := json.Marshal(action)
+		if err != nil {
+			return fmt.Errorf("decision: %w", err)
+		}
+		what, reason := r.Explain(action)
+		r.journal.Pending = append(r.journal.Pending, state.Action{
+			// The version is the decision's own while the row exists, the time if it has
+			// ever been removed.
+			ID:   fmt.Sprintf("%s-%s-%d-%d-%x", r.Name, r.Key.Partition, r.version+1, i, now.Unix()),
+			What: what, Reason: reason, DecidedAt: now, Call: call,
+		})
+	}
+	r.journal.DecidedAt = now
+	if err := r.store(&next); err != nil {
+		return err
+	}
+	r.state = next
+	return r.perform()
+}
+
+// load reads the row.
+func (r *round[S, O, A]) load() error {
+	item, err := r.leader.Store.Get(r.ctx, r.Table, r.Key)
+	if errors.Is(err, state.ErrNotFound) {
+		item, err = state.Item{Key: r.Key, Fields: json.RawMessage(`{}`)}, nil
+	}
+	if err != nil {
+		return err
+	}
+	if item.Fence > r.leader.Token {
+		if r.leader.Above != nil {
+			r.leader.Above(item.Fence)
+		}
+		return state.ErrFenced
+	}
+	r.version, r.fence = item.Version, item.Fence
+	if err := r.decode(item.Fields); err != nil {
+		return fmt.Errorf("table %s: %s: %w", r.Table.Name, r.Key, err)
+	}
+	return nil
+}
+
+// decode reads the row's fields, those that it lacks from Initial.
+func (r *round[S, O, A]) decode(row json.RawMessage) error {
+	initial, err := json.Marshal(r.Initial)
+	if err != nil {
+		return err
+	}
+	var fields, all map[string]json.RawMessage
+	if err := errors.Join(json.Unmarshal(row, &fields), json.Unmarshal(initial, &all)); err != nil {
+		return err
+	}
+	r.keepByHand(fields)
+	maps.Copy(all, fields)
+	if row, err = json.Marshal(all); err != nil {
+		return err
+	}
+	var known struct {
+		Journal state.Journal `json:"journal"`
+	}
+	var remembered S
+	if err := errors.Join(json.Unmarshal(row, &remembered), json.Unmarshal(row, &known)); err != nil {
+		return err
+	}
+	r.state, r.journal = remembered, known.Journal
+	return r.state.Validate()
+}
+
+// time is now, or later when the row was decided on by a clock that is ahead of
+// this one: then it goes on from there at this clock's rate.
+func (r *round[S, O, A]) time() time.Time {
+	now := r.leader.Now()
+	if more := r.journal.DecidedAt.Sub(now.Add(r.leader.ahead)); more > 0 {
+		r.leader.ahead += more
+	}
+	return now.Add(r.leader.ahead).UTC().Round(0)
+}
+
+// keepByHand remembers the fields that people write, as they are.
+func (r *round[S, O, A]) keepByHand(fields map[string]json.RawMessage) {
+	r.byHand = map[string]json.RawMessage{}
+	for _, name := range r.ByHand {
+		r.byHand[name] = json.RawMessage("null")
+		if value, there := fields[name]; there {
+			r.byHand[name] = value
+		}
+	}
+}
+
+// differs says whether a decision changes what is remembered.
+func (r *round[S, O, A]) differs(next S) (bool, error) {
+	before, err := json.Marshal(r.state)
+	if err != nil {
+		return false, err
+	}
+	after, err := json.Marshal(next)
+	return !state.SameJSON(before, after), err
+}
+
+// store writes the journal, and what was decided unless that is nil: then fields
+// that people write are not touched.
+func (r *round[S, O, A]) store(decided *S) error {
+	if !r.held() {
+		return errNotLeading
+	}
+	fields := map[string]json.RawMessage{}
+	write := state.Write{Key: r.Key, Version: r.version, Fence: r.leader.Token}
+	if decided != nil || r.version == 0 {
+		if decided == nil {
+			decided = &r.state
+		}
+		encoded, err := json.Marshal(*decided)
+		if err := errors.Join(err, json.Unmarshal(encoded, &fields)); err != nil {
+			return fmt.Errorf("decision: %w", err)
+		}
+		write.Unchanged = r.byHand
+	}
+	var err error
+	if fields[journalField], err = json.Marshal(r.journal); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	if write.Fields, err = json.Marshal(fields); err != nil {
+		return fmt.Errorf("journal: %w", err)
+	}
+	version, err := r.leader.Store.Write(r.ctx, r.Table, write)
+	if err != nil {
+		return err
+	}
+	r.version, r.fence = version, r.leader.Token
+	if write.Unchanged != nil {
+		r.keepByHand(fields)
+	}
+	return nil
+}
+
+// perform carries out what is pending, in order, and notes what came of it. It is
+// an error while something is pending still.
+func (r *round[S, O, A]) perform() error {
+	if len(r.journal.Pending) == 0 {
+		return nil
+	}
+	ended := map[string]state.Action{} // and the last one may have been tried only
+	var failed error
+	for _, action := range r.journal.Pending {
+		if !r.held() {
+			failed = errNotLeading
+			break
+		}
+		action, failed = r.try(action)
+		if r.ctx.Err() != nil {
+			break // whether it was done is for the next leader to find out
+		}
+		ended[action.ID] = action
+		if action.EndedAt.IsZero() {
+			break
+		}
+		failed = nil
+	}
+	return errors.Join(r.note(ended), failed)
+}
+
+// try carries an action out once.
+func (r *round[S, O, A]) try(action state.Action) (state.Action, error) {
+	var call A
+	err := json.Unmarshal(action.Call, &call)
+	if err == nil {
+		ctx, cancel := context.WithTimeout(r.ctx, executeTimeout)
+		err = r.Execute(ctx, action.ID, call)
+		cancel()
+	}
+	action.Tries++
+	action.Error = ""
+	log := r.leader.Logger.With("action", action.What, "reason", action.Reason, "id", action.ID)
+	if err != nil {
+		action.Error = err.Error()
+		err = fmt.Errorf("%s: %w", action.What, err)
+	}
+	switch {
+	case err == nil:
+		log.InfoContext(r.ctx, "done")
+		action.EndedAt = r.time()
+		r.leader.metric.countTry(r.Name, "done")
+	case action.Tries >= MostTries:
+		log.ErrorContext(r.ctx, "given up", "error", err)
+		action.EndedAt = r.time()
+		r.leader.metric.countTry(r.Name, "given_up")
+	default:
+		r.leader.metric.countTry(r.Name, "failed")
+	}
+	return action, err
+}
+
+// note writes what came of actions, on what is there now if somebody else wrote
+// meanwhile.
+func (r *round[S, O, A]) note(ended map[string]state.Action) error {
+	for race := 1; len(ended) > 0; race++ {
+		pending := r.journal.Pending
+		r.journal.Pending = nil
+		for _, action := range pending {
+			if tried, was := ended[action.ID]; was {
+				action = tried
+			}
+			if action.EndedAt.IsZero() {
+				r.journal.Pending = append(r.journal.Pending, action)
+			} else {
+				r.journal.Done = append(r.journal.Done, action)
+			}
+		}
+		r.journal.Done = slices.Clone(r.journal.Done[max(len(r.journal.Done)-mostDone, 0):])
+		err := r.store(nil)
+		if !errors.Is(err, state.ErrConflict) || race == mostRaces {
+			return err
+		}
+		if err := r.load(); err != nil {
+			return err
+		}
+	}
+	return nil
+}

@@ -1,0 +1,92 @@
+package state_test
+
+import (
+	"testing"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/internal/state/schema"
+)
+
+func TestState(t *testing.T) {
+	RegisterFailHandler(Fail)
+	RunSpecs(t, "internal/state")
+}
+
+var _ = DescribeTable("A row is refused with", func(row state.Row, why string) {
+	Expect(row.Validate()).To(MatchError(ContainSubstring(why)))
+},
+	Entry("an unknown failover state", state.Routing{State: "DOWN"}, `failover_state "DOWN"`),
+	Entry("no failover state", state.Routing{}, `failover_state ""`),
+	Entry("a dial below 0", state.Routing{State: state.Normal, Dial: -1}, "dial_percent -1"),
+	Entry("a dial above 100", state.Routing{State: state.Normal, Dial: 101}, "dial_percent 101"),
+	Entry("a negative capacity", state.Autoscaling{DesiredCapacity: -1}, "desired_capacity -1"),
+	Entry("a negative minimum", state.Autoscaling{Min: -1}, "want 0 <= min <= max"),
+	Entry("a maximum below the minimum", state.Autoscaling{Min: 2, Max: 1}, "want 0 <= min <= max"),
+	Entry("a wash of no region", state.Wash{Trigger: "strict"}, "region"),
+	Entry("a wash for no reason", state.Wash{Region: "use1"}, `trigger ""`),
+	Entry("a wash that did nothing and passed", state.Wash{Region: "use1", Trigger: "strict", Passed: true}, "without steps"),
+	Entry("a step without a name", wash(false, state.WashStep{Passed: true}), `step ""`),
+	Entry("a step that took less than no time", wash(false, state.WashStep{Name: "a", Duration: -1}), "not negative"),
+	Entry("a step that failed, of a wash that passed", wash(true, state.WashStep{Name: "a"}), `step "a" has not passed`),
+	Entry("a heartbeat of no beat", state.Heartbeat{}, "beat 0"),
+	Entry("a minute without samples", state.Minute{}, "samples 0"),
+)
+
+func wash(passed bool, steps ...state.WashStep) state.Wash {
+	return state.Wash{Region: "use1", Trigger: "strict", Passed: passed, Steps: steps}
+}
+
+var _ = DescribeTable("A row is accepted:", func(row state.Row) {
+	Expect(row.Validate()).To(Succeed())
+},
+	Entry(nil, state.Routing{State: state.Degraded, Dial: 50}),
+	Entry(nil, state.Autoscaling{DesiredCapacity: 25, Min: 2, Max: 20}), // by hand, beyond the maximum: the autoscaler's to judge
+	Entry(nil, wash(true, state.WashStep{Name: "a", Passed: true})),
+	Entry(nil, wash(false, state.WashStep{Name: "a"})),
+	Entry(nil, state.Heartbeat{Beat: 1}),
+	Entry(nil, state.Minute{Samples: 1}),
+)
+
+var _ = Describe("Keys", func() {
+	It("of washes and minutes are in order of time, whatever the zone", func() {
+		early := time.Date(2026, time.March, 14, 9, 26, 53, 0, time.FixedZone("", 3600))
+		late := time.Date(2026, time.March, 14, 9, 26, 53, 100_000, time.UTC)
+		Expect(state.WashKey("a", early).Sort).To(Equal("2026-03-14T08:26:53.000000Z"))
+		Expect(state.WashKey("a", early).Sort < state.WashKey("a", late).Sort).To(BeTrue())
+		Expect(state.MinuteKey("use1", early)).To(Equal(state.Key{Partition: "minute/use1", Sort: "2026-03-14T08:26Z"}))
+		Expect(state.MinutesOf("use1", late)).To(Equal(state.Query{Partition: "minute/use1", From: "2026-03-14T09:26Z"}))
+	})
+
+	It("fit their tables", func() {
+		Expect(state.LeaseKey("region/use1").Check(schema.RoutingState)).To(Succeed())
+		Expect(state.HeartbeatKey("use1").Check(schema.Metrics)).To(Succeed())
+		Expect(state.MinuteKey("use1", time.Now()).Check(schema.Metrics)).To(Succeed())
+		Expect(state.WashKey("use1-0", time.Now()).Check(schema.CleanupValidation)).To(Succeed())
+	})
+
+	DescribeTable("of leases are refused:", func(name string) {
+		Expect(state.CheckLeaseName(name)).To(MatchError(ContainSubstring("lease")))
+	},
+		Entry(nil, ""), Entry(nil, "/a"), Entry(nil, "A"), Entry(nil, "a b"),
+		Entry(nil, "a234567890123456789012345678901234567890123456789012345678901234"))
+})
+
+var _ = DescribeTable("JSON is the same or not:", func(a, b string, same bool) {
+	Expect(state.SameJSON([]byte(a), []byte(b))).To(Equal(same))
+	Expect(state.SameJSON([]byte(b), []byte(a))).To(Equal(same))
+},
+	Entry(nil, `{"a":1,"b":[true,null,"x"]}`, ` { "b": [true, null, "x"], "a": 1.0 }`, true),
+	Entry(nil, `[1,2]`, `[2,1]`, false),
+	Entry(nil, `1700000000000000001`, `1700000000000000002`, false),
+	Entry(nil, `1e3`, `1000`, true),
+	Entry(nil, `0.5`, `5e-1`, true),
+	Entry(nil, `1e300`, `1e+300`, true),
+	Entry(nil, `"1"`, `1`, false),
+	Entry(nil, ``, `null`, true),
+	Entry(nil, ``, `0`, false),
+	Entry(nil, `{`, `{`, false),
+)
