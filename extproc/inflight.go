@@ -26,7 +26,17 @@ type InFlight struct {
 	// The flights in order of their start: the oldest is at head, so that
 	// expiring looks at nothing that has not expired.
 	head, tail *flight
+	// early are requests that have ended without being in flight, the last earlyKept of
+	// them: Envoy's log may overtake the pick of one that is given up at once, and what
+	// is added after its end would never end. Those that other routers have picked are
+	// among them.
+	early     map[string]struct{}
+	earlyRing [earlyKept]string // in the order in which they ended
+	earlyNext int
 }
+
+// earlyKept is more than end within the milliseconds that a pick takes.
+const earlyKept = 1024
 
 // Work is what is in flight on an instance.
 type Work = peers.Work
@@ -49,14 +59,15 @@ type flight struct {
 func NewInFlight(timeout time.Duration) *InFlight {
 	return &InFlight{
 		timeout: timeout, requests: make(map[string]*flight), counts: make(map[string]Work),
-		claims: make(map[owner]Claim), models: make(map[string]int),
+		claims: make(map[owner]Claim), models: make(map[string]int), early: make(map[string]struct{}),
 	}
 }
 
 // Add counts a request on an instance from now on, with the tokens of its prompt
 // that the instance has to read, and its claim. A request that is in flight
 // already moves there. One without an id is not counted, as nobody could say
-// that it has ended. What has expired is forgotten on the way.
+// that it has ended; nor is one whose end was reported before. What has expired is
+// forgotten on the way.
 func (f *InFlight) Add(requestID, instanceID string, tokens int, claim Claim, now time.Time) {
 	if requestID == "" {
 		return
@@ -64,6 +75,10 @@ func (f *InFlight) Add(requestID, instanceID string, tokens int, claim Claim, no
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.expire(now)
+	if _, ended := f.early[requestID]; ended {
+		delete(f.early, requestID)
+		return
+	}
 	if old := f.requests[requestID]; old != nil {
 		f.remove(old)
 	}
@@ -102,6 +117,10 @@ func (f *InFlight) Done(requestID string) (at string) {
 	if ended := f.requests[requestID]; ended != nil {
 		at = ended.instance
 		f.remove(ended)
+	} else if requestID != "" {
+		delete(f.early, f.earlyRing[f.earlyNext])
+		f.early[requestID], f.earlyRing[f.earlyNext] = struct{}{}, requestID
+		f.earlyNext = (f.earlyNext + 1) % earlyKept
 	}
 	return at
 }

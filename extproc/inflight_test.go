@@ -29,6 +29,20 @@ var _ = Describe("InFlight", func() {
 		Expect(f.On("a")).To(BeZero())
 	})
 
+	It("does not count a request that has ended before it was added, and remembers no more of those than may be", func() {
+		f := extproc.NewInFlight(timeout)
+		f.Done("overtaken")
+		f.Add("overtaken", "a", 5, extproc.Claim{}, epoch())
+		Expect(f.On("a")).To(BeZero())
+		f.Done("long ago")
+		for i := range 1024 {
+			f.Done(fmt.Sprint(i))
+		}
+		f.Add("long ago", "a", 5, extproc.Claim{}, epoch())
+		f.Add("1023", "a", 5, extproc.Claim{}, epoch())
+		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 5}))
+	})
+
 	It("forgets what has expired when something is added", func() {
 		f := extproc.NewInFlight(timeout)
 		f.Add("old", "a", 5, extproc.Claim{}, epoch())
@@ -47,7 +61,7 @@ var _ = Describe("InFlight", func() {
 				claim    extproc.Claim
 				start    time.Time
 			}
-			twin := map[string]flight{}
+			twin, early := map[string]flight{}, map[string]bool{}
 			expire := func() {
 				maps.DeleteFunc(twin, func(_ string, r flight) bool { return now.Sub(r.start) > timeout })
 			}
@@ -65,6 +79,10 @@ var _ = Describe("InFlight", func() {
 					}
 					f.Add(id, in, tokens, claim, now)
 					expire()
+					if early[id] {
+						delete(early, id)
+						return
+					}
 					twin[id] = flight{in, tokens, claim, now}
 				},
 				"move": func(t *rapid.T) {
@@ -82,6 +100,9 @@ var _ = Describe("InFlight", func() {
 					id := request.Draw(t, "request")
 					if at := f.Done(id); at != twin[id].instance {
 						t.Fatalf("ended at %q, want %q", at, twin[id].instance)
+					}
+					if _, was := twin[id]; !was {
+						early[id] = true
 					}
 					delete(twin, id)
 				},

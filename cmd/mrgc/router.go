@@ -163,7 +163,7 @@ func routerSettings(cluster *config.Config, region fleet.Region, together bool) 
 		SpillTo: at.SpillTo, SpillNearest: at.SpillNearest, RoundTrips: at.RoundTripTimes(),
 		PreferByModel: cluster.PreferencesByModel(), PreferByTenant: cluster.PreferencesByTenant(),
 		Restrictions: cluster.Restrictions(),
-		Policies: cluster.Policies(), Splits: cluster.Splits(), AutoRollback: map[string]bool{},
+		Policies:     cluster.Policies(), Splits: cluster.Splits(), AutoRollback: map[string]bool{},
 		StaleAfter:          cluster.Fleet.StaleAfter,
 		MessageTimeout:      cluster.Picker.MessageTimeout,
 		ResponseIdleTimeout: cluster.Limits.ResponseIdleTimeout,
