@@ -9,12 +9,16 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
+	"github.com/onsi/gomega/gexec"
 
 	"github.com/mrgc/mrgc/client"
 	"github.com/mrgc/mrgc/internal/api"
@@ -47,10 +51,37 @@ func (c *cluster) tenantWith(certificate *tls.Certificate) *http.Client {
 	return &http.Client{Transport: sealing}
 }
 
+// connectWith runs mrgc connect with a certificate, and gives its base URL.
+func (c *cluster) connectWith(certificate *tls.Certificate) string {
+	GinkgoHelper()
+	dir := GinkgoT().TempDir()
+	key, err := x509.MarshalPKCS8PrivateKey(certificate.PrivateKey)
+	Expect(err).NotTo(HaveOccurred())
+	for name, block := range map[string]*pem.Block{
+		"tls.crt": {Type: "CERTIFICATE", Bytes: certificate.Certificate[0]}, "tls.key": {Type: "PRIVATE KEY", Bytes: key},
+	} {
+		Expect(os.WriteFile(filepath.Join(dir, name), pem.EncodeToMemory(block), 0o600)).To(Succeed())
+	}
+	env := c.env()
+	session, err := gexec.Start(exec.Command(filepath.Join(root(), "bin", "mrgc"), "connect", "--listen", "127.0.0.1:0",
+		"--endpoint", env["MRGC_ENDPOINTS"], "--ca", env["MRGC_CA"], "--releases", env["MRGC_RELEASES"], "--trust-development-root", env["MRGC_DEVELOPMENT_ROOT"],
+		"--client-cert", filepath.Join(dir, "tls.crt"), "--client-key", filepath.Join(dir, "tls.key")), GinkgoWriter, GinkgoWriter)
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(func() { Eventually(session.Interrupt(), stopTimeout).Should(gexec.Exit()) })
+	base := regexp.MustCompile(`base_url=(\S+)/v1`)
+	Eventually(session.Err, "10s").Should(gbytes.Say(base.String()))
+	return string(base.FindSubmatch(session.Err.Contents())[1])
+}
+
 // code asks with an API key, and gives the error's code, or nothing.
 func (c *cluster) code(ctx context.Context, tenant *http.Client, key string) string {
 	GinkgoHelper()
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://mrgc/v1/chat/completions",
+	return c.codeAt(ctx, tenant, "https://mrgc", key)
+}
+
+func (c *cluster) codeAt(ctx context.Context, tenant *http.Client, base, key string) string {
+	GinkgoHelper()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, base+"/v1/chat/completions",
 		bytes.NewReader([]byte(`{"model":"told","messages":[{"role":"user","content":"who am I?"}]}`)))
 	Expect(err).NotTo(HaveOccurred())
 	req.Header.Set("Authorization", "Bearer "+key)
@@ -82,6 +113,8 @@ var _ = Describe("A tenant with a certificate", func() {
 		stranger := c.tenantWith(issuer.Certificate(GinkgoTB(), end, "dns:acme.example"))
 		Eventually(ctx, func() string { return c.code(ctx, with, key) }, "20s").Should(BeEmpty())
 		Expect(c.code(ctx, without, key)).To(Equal("invalid_api_key"), "its key alone")
+		Expect(c.codeAt(ctx, http.DefaultClient, c.base(), key)).To(Equal("invalid_api_key"), "likewise")
+		Expect(c.codeAt(ctx, http.DefaultClient, c.connectWith(issuer.Certificate(GinkgoTB(), end, san)), key)).To(BeEmpty(), "through mrgc connect")
 		Expect(c.code(ctx, stranger, key)).To(Equal("invalid_api_key"), "another certificate")
 		Expect(c.code(ctx, with, other)).To(Equal("invalid_api_key"), "another tenant's key")
 		Expect(c.code(ctx, without, other)).To(BeEmpty(), "who has no certificate needs none")

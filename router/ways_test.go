@@ -4,11 +4,13 @@ import (
 	"context"
 	"encoding/json"
 	"net/http"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
 )
 
@@ -25,6 +27,28 @@ func (r *running) offered(ctx context.Context) (claims []string) {
 	}
 	return claims
 }
+
+var _ = Describe("The regions to spill to", func() {
+	It("are in the order of their round trips, for picks and for Envoy, unless the configuration has one", func() {
+		for nearest, order := range map[bool][]string{true: {"use1", "usw2", "use2"}, false: {"use1", "use2", "usw2"}} {
+			r := newRouter()
+			r.config.SpillTo, r.config.SpillNearest = []fleet.Region{"use2", "usw2"}, nearest
+			r.config.XDS.SpillTo = map[fleet.Region][]fleet.Region{"use1": r.config.SpillTo}
+			r.config.RoundTrips = map[fleet.Region]time.Duration{"use2": 60 * time.Millisecond, "usw2": 10 * time.Millisecond}
+			r.start().publish(startParent(r.ca, "use2", "use2-0"), startParent(r.ca, "usw2", "usw2-0"))
+			var page struct{ Regions []struct{ Region string } }
+			Expect(json.Unmarshal([]byte(r.adminPage("/regions").text), &page)).To(Succeed())
+			var shown []string
+			for _, e := range page.Regions {
+				shown = append(shown, e.Region)
+			}
+			Expect(shown).To(Equal(order))
+			Eventually(func() string { return r.adminPage("/weights").text }).Should(
+				MatchRegexp(`(?s)"priority": 1,\s*"endpoints": \[\s*\{\s*"instance": "` + order[1] + `-0"`))
+			r.stop()
+		}
+	})
+})
 
 var _ = Describe("A preferred region", func() {
 	It("has most of the recipients, and the first priority", func(ctx SpecContext) {

@@ -65,6 +65,9 @@ var _ = Describe("mrgc connect", func() {
 		Entry("roots that are none", "no certificate in it", "--ca", example),
 		Entry("without a development root", "--trust-development-root", "--trust-development-root", "/nonexistent/root.pem"),
 		Entry("a development root that is none", "no certificate in it", "--trust-development-root", example),
+		Entry("a certificate without its key", "client-key", "--client-cert", example),
+		Entry("without a certificate", "--client-cert", "--client-cert", "/nonexistent/tls.crt", "--client-key", "/nonexistent/tls.key"),
+		Entry("a certificate that is none", "--client-cert", "--client-cert", example, "--client-key", example),
 		Entry("with more recipients than there can be", "5 recipients", "--recipients", "5"),
 	)
 
