@@ -14,6 +14,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/memory"
+	"github.com/mrgc/mrgc/internal/state/schema"
 )
 
 var _ = Describe("A controller", func() {
@@ -72,6 +73,30 @@ var _ = Describe("A controller", func() {
 		Expect(lease.Value.Token).To(Equal(int64(2)))
 	})
 
+	It("goes on leading when its lease was renewed at the last moment", func(ctx SpecContext) {
+		const lease = 600 * time.Millisecond
+		data := memory.New(nil)
+		late := &late{Store: data.Open()}
+		var rounds atomic.Int64
+		l := scaler(func(context.Context) (int, error) { rounds.Add(1); return 3, nil },
+			func(context.Context, string, launch) error { return nil })
+		l.Every = time.Millisecond
+		c, err := controller.New(controller.Config{
+			Region: "use1", Regions: []fleet.Region{"use1"}, Store: late, Loops: []controller.Runner{l}, Lease: lease,
+		})
+		Expect(err).NotTo(HaveOccurred())
+		life, end := context.WithCancel(ctx)
+		var running sync.WaitGroup
+		running.Go(func() {
+			defer GinkgoRecover()
+			Expect(c.Run(life)).To(Succeed())
+		})
+		DeferCleanup(func() { end(); running.Wait() })
+		Eventually(late.renewed.Load, "10s", "1ms").Should(BeTrue())
+		before := rounds.Load()
+		Eventually(rounds.Load, "5s", "1ms").Should(BeNumerically(">", before+100))
+	})
+
 	It("takes a higher token when its row has been written with one, as after its lease was removed", func(ctx SpecContext) {
 		data := memory.New(nil)
 		_, err := state.AutoscalingTable(data.Open()).Put(ctx, state.Record[state.Autoscaling]{
@@ -105,6 +130,55 @@ var _ = Describe("A controller", func() {
 		Entry("a loop without a row", badLoop(func(l *toy) { l.Key = state.Key{} }), "want 1 to 512 bytes of region"),
 	)
 })
+
+// late answers nothing about the lease, between a sixth and five sixths of its
+// first length, and then takes its time for one renewal.
+type late struct {
+	state.Store
+	renewed atomic.Bool
+
+	mu   sync.Mutex // guards what follows
+	from time.Time  // of the first write
+	done bool
+}
+
+func (l *late) lease(key state.Key, write bool) error {
+	if key != state.LeaseKey("region/use1") {
+		return nil
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.from.IsZero() && write {
+		l.from = time.Now()
+		return nil
+	}
+	if l.from.IsZero() || l.done {
+		return nil
+	}
+	if time.Since(l.from) < 490*time.Millisecond {
+		return errStore
+	}
+	if write {
+		l.done = true
+		time.Sleep(150 * time.Millisecond) // what is tested is an answer that is late
+		defer l.renewed.Store(true)
+	}
+	return nil
+}
+
+func (l *late) Get(ctx context.Context, table schema.Table, key state.Key) (state.Item, error) {
+	if err := l.lease(key, false); err != nil {
+		return state.Item{}, err
+	}
+	return l.Store.Get(ctx, table, key)
+}
+
+func (l *late) Write(ctx context.Context, table schema.Table, w state.Write) (int64, error) {
+	if err := l.lease(w.Key, true); err != nil {
+		return 0, err
+	}
+	return l.Store.Write(ctx, table, w)
+}
 
 func badLoop(change func(*toy)) func(*controller.Config) {
 	return func(c *controller.Config) {

@@ -171,7 +171,9 @@ func (e *elector) tell(ctx context.Context, err error) {
 // follow begins and ends terms, and prolongs them. What one term does has ended
 // before the next begins.
 func (e *elector) follow(ctx context.Context, token int64, left time.Duration) {
-	if e.term != nil && e.term.token != token {
+	if e.term != nil && (e.term.token != token || e.term.ctx.Err() != nil) {
+		// Its time may be over though the token is the same: a renewal came at the last
+		// moment, and its end before.
 		e.log.WarnContext(ctx, "no longer leading", "token", e.term.token)
 		e.finish()
 	}
