@@ -62,6 +62,7 @@ type Controller struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	electors []*elector
+	standing []func(context.Context) // what loops do while they stand by, each until the context ends
 }
 
 // Defaults.
@@ -143,10 +144,16 @@ func (c *Controller) elector(name string, loops []Runner, metric *metrics) (*ele
 	if name == RegionLease(c.config.Region) {
 		duties = c.regionDuties(e, metric)
 	}
+	var runners []runner
+	for _, loop := range loops {
+		r := loop.begin()
+		runners = append(runners, r)
+		c.standing = append(c.standing, func(ctx context.Context) { r.stand(ctx, e.leading, as) })
+	}
 	e.lead = func(t *term) {
 		var running sync.WaitGroup
-		for _, loop := range loops {
-			running.Go(func() { loop.run(t, as) })
+		for _, r := range runners {
+			running.Go(func() { r.lead(t, as) })
 		}
 		if duties != nil {
 			duties(t, &running)
@@ -207,6 +214,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for _, e := range c.electors {
 		running.Go(func() { e.run(ctx) })
+	}
+	for _, stand := range c.standing {
+		running.Go(func() { stand(ctx) })
 	}
 	running.Wait()
 	return nil

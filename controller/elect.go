@@ -59,6 +59,14 @@ type elector struct {
 	over    *time.Timer        // ends term when its time is over, whatever run waits for
 }
 
+// leading says whether the lease is held.
+func (e *elector) leading() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	token, _ := e.candidate.Held(time.Now())
+	return token != 0
+}
+
 func (e *elector) poke() {
 	select {
 	case e.poked <- struct{}{}:

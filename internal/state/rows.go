@@ -61,34 +61,45 @@ const (
 	Recovering     Failover = "RECOVERING"
 )
 
-// Routing is a region's row in routing_state, under the region's name.
+// Routing is the row in routing_state, under [RoutingKey], that says which regions
+// tenants are sent to. It is one row for all of them, so that what must hold of
+// all together, such as that one stays open, is stored in one write.
 type Routing struct {
+	Regions map[fleet.Region]RegionRouting `json:"regions"`
+	Memory  json.RawMessage                `json:"memory"` // what the decision remembers besides
+	Journal Journal                        `json:"journal"`
+}
+
+// RegionRouting is where one region is.
+type RegionRouting struct {
 	State  Failover  `json:"failover_state"`
-	Dial   int       `json:"dial_percent"` // of the accelerator's traffic dial, 0 to 100
+	Dial   int       `json:"dial_percent"` // that the accelerator's traffic dial is to have, 0 to 100
+	Drain  bool      `json:"drain"`        // its front doors send connections away
 	Since  time.Time `json:"since"`        // when State began
 	Reason string    `json:"reason"`       // why it is in State, for people
 	Epoch  int64     `json:"epoch"`        // counts the changes of State
-	// Hold, unless empty, is who stops the controller from changing anything, and
-	// why. People write it.
-	Hold    string          `json:"hold"`
-	Memory  json.RawMessage `json:"memory"` // what the decision remembers besides
-	Journal Journal         `json:"journal"`
+	Hold   string    `json:"hold"`         // who stops the controller from moving it, and why; empty: nobody
 }
+
+// RoutingKey is where Routing lies.
+var RoutingKey = Key{Partition: "failover"}
 
 // Validate checks what was read.
 func (r Routing) Validate() error {
-	switch r.State {
-	case Normal, Degraded, FailoverActive, Recovering:
-	default:
-		return fmt.Errorf("failover_state %q: want NORMAL, DEGRADED, FAILOVER_ACTIVE or RECOVERING", r.State)
-	}
-	if r.Dial < 0 || r.Dial > 100 {
-		return fmt.Errorf("dial_percent %d: want 0 to 100", r.Dial)
+	for region, is := range r.Regions {
+		switch is.State {
+		case Normal, Degraded, FailoverActive, Recovering:
+		default:
+			return fmt.Errorf("regions: %s: failover_state %q: want NORMAL, DEGRADED, FAILOVER_ACTIVE or RECOVERING", region, is.State)
+		}
+		if is.Dial < 0 || is.Dial > 100 {
+			return fmt.Errorf("regions: %s: dial_percent %d: want 0 to 100", region, is.Dial)
+		}
 	}
 	return nil
 }
 
-// RoutingTable is the regions' failover states.
+// RoutingTable is the failover states.
 func RoutingTable(store Store) Table[Routing] {
 	return NewTable[Routing](store, schema.RoutingState, 0)
 }
