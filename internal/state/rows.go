@@ -61,14 +61,18 @@ const (
 	Recovering     Failover = "RECOVERING"
 )
 
-// Routing is the row in routing_state, under [RoutingKey], that says which regions
-// tenants are sent to. It is one row for all of them, so that what must hold of
-// all together, such as that one stays open, is stored in one write.
-type Routing struct {
+// RoutingOf is the row in routing_state, under [RoutingKey], that says which
+// regions tenants are sent to. It is one row for all of them, so that what must
+// hold of all together, such as that one stays open, is stored in one write. What
+// the decision remembers besides is an M.
+type RoutingOf[M any] struct {
 	Regions map[fleet.Region]RegionRouting `json:"regions"`
-	Memory  json.RawMessage                `json:"memory"` // what the decision remembers besides
+	Memory  M                              `json:"memory"`
 	Journal Journal                        `json:"journal"`
 }
+
+// Routing is the row for whoever does not decide.
+type Routing = RoutingOf[json.RawMessage]
 
 // RegionRouting is where one region is.
 type RegionRouting struct {
@@ -85,7 +89,7 @@ type RegionRouting struct {
 var RoutingKey = Key{Partition: "failover"}
 
 // Validate checks what was read.
-func (r Routing) Validate() error {
+func (r RoutingOf[M]) Validate() error {
 	for region, is := range r.Regions {
 		switch is.State {
 		case Normal, Degraded, FailoverActive, Recovering:
@@ -104,25 +108,29 @@ func RoutingTable(store Store) Table[Routing] {
 	return NewTable[Routing](store, schema.RoutingState, 0)
 }
 
-// Autoscaling is a region's row in autoscaling_state. The capacities are written
-// by hand, too, without counting in the row's version.
-type Autoscaling struct {
-	DesiredCapacity int             `json:"desired_capacity"` // instances
-	Min             int             `json:"min_capacity"`
-	Max             int             `json:"max_capacity"`
-	CooldownUntil   time.Time       `json:"cooldown_until"`
-	LastAction      string          `json:"last_action"` // for people
-	LastReason      string          `json:"last_reason"`
-	LastActionAt    time.Time       `json:"last_action_at"`
-	Memory          json.RawMessage `json:"memory"` // what the decision remembers besides
-	Journal         Journal         `json:"journal"`
+// AutoscalingOf is a region's row in autoscaling_state, under the region's name.
+// The capacities are written by hand, too, without counting in the row's version.
+// What the decision remembers besides is an M.
+type AutoscalingOf[M any] struct {
+	DesiredCapacity int       `json:"desired_capacity"` // instances
+	Min             int       `json:"min_capacity"`
+	Max             int       `json:"max_capacity"`
+	CooldownUntil   time.Time `json:"cooldown_until"`
+	LastAction      string    `json:"last_action"` // for people
+	LastReason      string    `json:"last_reason"`
+	LastActionAt    time.Time `json:"last_action_at"`
+	Memory          M         `json:"memory"`
+	Journal         Journal   `json:"journal"`
 }
 
-// ByHand are the fields of Autoscaling that people write.
+// Autoscaling is the row for whoever does not decide.
+type Autoscaling = AutoscalingOf[json.RawMessage]
+
+// ByHand are the fields of AutoscalingOf that people write.
 var ByHand = []string{"desired_capacity", "min_capacity", "max_capacity"}
 
 // Validate checks what was read.
-func (a Autoscaling) Validate() error {
+func (a AutoscalingOf[M]) Validate() error {
 	if a.Min < 0 || a.Max < a.Min {
 		return fmt.Errorf("min_capacity %d, max_capacity %d: want 0 <= min <= max", a.Min, a.Max)
 	}
