@@ -37,6 +37,8 @@ type Config struct {
 	// Fleet is where the region's instances are counted for its metrics. nil: no
 	// minutes are written.
 	Fleet fleet.Store
+	// Publish sends the region's minutes to somewhere else, too. nil: nowhere.
+	Publish func(ctx context.Context, region fleet.Region, minutes []state.Record[state.Minute]) error
 	// StaleAfter is the age of an instance's heartbeat that no longer counts. Default
 	// 15 s.
 	StaleAfter time.Duration
@@ -180,10 +182,7 @@ func (c *Controller) regionDuties(e *elector, metric *metrics) func(*term, *sync
 			running.Go(func() { h.run(t, func(fleet.Region, time.Duration) {}) })
 		}
 	}
-	m := &minutes{
-		region: c.config.Region, fleet: c.config.Fleet, stale: c.config.StaleAfter,
-		table: state.MinuteTable(c.config.Store), log: c.log,
-	}
+	m := newMinutes(&c.config, c.log)
 	return func(t *term, running *sync.WaitGroup) {
 		samples := make(chan lagSample, 16)
 		running.Go(func() { m.run(t, samples) })

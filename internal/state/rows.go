@@ -267,6 +267,15 @@ func MinuteKey(region fleet.Region, at time.Time) Key {
 	return Key{Partition: "minute/" + string(region), Sort: at.UTC().Format(minuteForm)}
 }
 
+// MinuteAt is when the minute of a key begins.
+func MinuteAt(key Key) (time.Time, error) {
+	at, err := time.Parse(minuteForm, key.Sort)
+	if err != nil {
+		return at, fmt.Errorf("minute %s: %w", key, err)
+	}
+	return at, nil
+}
+
 // MinutesOf asks for a region's minutes from a time on.
 func MinutesOf(region fleet.Region, from time.Time) Query {
 	return Query{Partition: "minute/" + string(region), From: from.UTC().Format(minuteForm)}
