@@ -37,6 +37,8 @@ type Config struct {
 	// Fleet is where the region's instances are counted for its metrics. nil: no
 	// minutes are written.
 	Fleet fleet.Store
+	// Publish sends the region's minutes to somewhere else, too. nil: nowhere.
+	Publish func(ctx context.Context, region fleet.Region, minutes []state.Record[state.Minute]) error
 	// StaleAfter is the age of an instance's heartbeat that no longer counts. Default
 	// 15 s.
 	StaleAfter time.Duration
@@ -62,6 +64,7 @@ type Controller struct {
 	log      *slog.Logger
 	registry *prometheus.Registry
 	electors []*elector
+	standing []func(context.Context) // what loops do while they stand by, each until the context ends
 }
 
 // Defaults.
@@ -143,10 +146,16 @@ func (c *Controller) elector(name string, loops []Runner, metric *metrics) (*ele
 	if name == RegionLease(c.config.Region) {
 		duties = c.regionDuties(e, metric)
 	}
+	var runners []runner
+	for _, loop := range loops {
+		r := loop.begin()
+		runners = append(runners, r)
+		c.standing = append(c.standing, func(ctx context.Context) { r.stand(ctx, e.leading, as) })
+	}
 	e.lead = func(t *term) {
 		var running sync.WaitGroup
-		for _, loop := range loops {
-			running.Go(func() { loop.run(t, as) })
+		for _, r := range runners {
+			running.Go(func() { r.lead(t, as) })
 		}
 		if duties != nil {
 			duties(t, &running)
@@ -173,10 +182,7 @@ func (c *Controller) regionDuties(e *elector, metric *metrics) func(*term, *sync
 			running.Go(func() { h.run(t, func(fleet.Region, time.Duration) {}) })
 		}
 	}
-	m := &minutes{
-		region: c.config.Region, fleet: c.config.Fleet, stale: c.config.StaleAfter,
-		table: state.MinuteTable(c.config.Store), log: c.log,
-	}
+	m := newMinutes(&c.config, c.log)
 	return func(t *term, running *sync.WaitGroup) {
 		samples := make(chan lagSample, 16)
 		running.Go(func() { m.run(t, samples) })
@@ -207,6 +213,9 @@ func (c *Controller) Run(ctx context.Context) error {
 	var running sync.WaitGroup
 	for _, e := range c.electors {
 		running.Go(func() { e.run(ctx) })
+	}
+	for _, stand := range c.standing {
+		running.Go(func() { stand(ctx) })
 	}
 	running.Wait()
 	return nil

@@ -59,6 +59,14 @@ type elector struct {
 	over    *time.Timer        // ends term when its time is over, whatever run waits for
 }
 
+// leading says whether the lease is held.
+func (e *elector) leading() bool {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	token, _ := e.candidate.Held(time.Now())
+	return token != 0
+}
+
 func (e *elector) poke() {
 	select {
 	case e.poked <- struct{}{}:
@@ -171,7 +179,9 @@ func (e *elector) tell(ctx context.Context, err error) {
 // follow begins and ends terms, and prolongs them. What one term does has ended
 // before the next begins.
 func (e *elector) follow(ctx context.Context, token int64, left time.Duration) {
-	if e.term != nil && e.term.token != token {
+	if e.term != nil && (e.term.token != token || e.term.ctx.Err() != nil) {
+		// Its time may be over though the token is the same: a renewal came at the last
+		// moment, and its end before.
 		e.log.WarnContext(ctx, "no longer leading", "token", e.term.token)
 		e.finish()
 	}

@@ -6,7 +6,6 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
-	"github.com/mrgc/mrgc/internal/state"
 )
 
 // Lags is what measures lag.
@@ -23,12 +22,11 @@ func (l Lags) Behind(region fleet.Region, now time.Time) (time.Duration, bool) {
 }
 
 // Minutes is what gathers a region's minutes.
-type Minutes struct{ m minutes }
+type Minutes struct{ m *minutes }
 
-func NewMinutes(region fleet.Region, from fleet.Store, to state.Store) *Minutes {
-	return &Minutes{minutes{
-		region: region, fleet: from, stale: 15 * time.Second, table: state.MinuteTable(to), log: slog.New(slog.DiscardHandler),
-	}}
+func NewMinutes(config Config) *Minutes {
+	config.StaleAfter = defaultStaleAfter
+	return &Minutes{newMinutes(&config, slog.New(slog.DiscardHandler))}
 }
 
 func (m *Minutes) Sample(ctx context.Context, now time.Time) { m.m.sample(ctx, now) }

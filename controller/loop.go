@@ -1,6 +1,7 @@
 package controller
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"log/slog"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/state"
@@ -35,25 +37,36 @@ type Loop[S state.Row, O, A any] struct {
 	// Every is how often it decides.
 	Every time.Duration
 
-	// Observe looks at the world. While it fails, nothing is decided.
-	Observe func(ctx context.Context) (O, error)
+	// Observe looks at the world, for a leader with a token, or for a standby, whose
+	// token is 0. While it fails, nothing is decided.
+	Observe func(ctx context.Context, token int64) (O, error)
 	// Step decides, and is pure. Times that it is given never go back, whichever
 	// controller gives them. It is not called while actions are pending.
 	Step func(S, O, time.Time) (S, []A)
+	// Same says whether two states are alike in all that must outlive the leader. What
+	// differs else the leader keeps in its memory. nil: whether their JSON is the same.
+	Same func(a, b S) bool
+	// Adopt, unless nil, has a standby go round, too: it observes and decides, and
+	// neither stores nor does anything. When it comes to lead, Adopt is given what is
+	// stored and what the standby has come to, and what it gives the leader goes on
+	// with.
+	Adopt func(stored, own S, token int64) S
 	// Explain says what an action is and why, for people.
 	Explain func(A) (what, reason string)
 	// Execute carries an action out. It may be called again with the same id, after a
-	// crash or an error, and must have effect once. An action that fails is tried
-	// again with the next round, and those after it wait; after [MostTries] it is
-	// given up, and the next step sees the world as it is. A leader that is paused in
-	// the middle of it may finish it after its successor has done more: so what sets
+	// crash or an error, and must have effect once. A leader that is paused in the
+	// middle of it may finish it after its successor has done more: so what sets
 	// something has to be observed, and set again when it is not as decided.
 	Execute func(ctx context.Context, id string, action A) error
+	// Tries is how often an action is tried that fails, with each round, while those
+	// after it and the next step wait. Then it is given up, and the next step sees the
+	// world as it is. A step that decides an action again until it sees it done wants
+	// 1: then the same one, by what Explain says of it, is told of once. Default 5.
+	Tries int
 }
 
 const (
-	// MostTries is how often an action is tried.
-	MostTries = 5
+	defaultTries = 5
 	// mostDone is how many of the actions that have ended a row tells of.
 	mostDone = 20
 	// mostRaces is how often in a row a round begins anew because somebody else wrote.
@@ -68,7 +81,13 @@ const (
 type Runner interface {
 	lease() string
 	check() error
-	run(t *term, as Leader)
+	begin() runner
+}
+
+// runner is a loop in a process that leads at times.
+type runner interface {
+	lead(t *term, as Leader)
+	stand(ctx context.Context, leading func() bool, as Leader)
 }
 
 // Leader is who goes round a loop: the holder of a lease, while it holds it. It is
@@ -87,6 +106,18 @@ type Leader struct {
 
 	metric *metrics      // nil: nothing is counted
 	ahead  time.Duration // by which the time that the loop is told is ahead of Now
+
+	begun bool // it has read the row
+	own   any  // what it came to as a standby; nil: nothing
+	kept  kept
+}
+
+// kept is what a leader has in its memory of a row: it goes on with the state as
+// long as nobody else writes the row.
+type kept struct {
+	version int64
+	byHand  map[string]json.RawMessage
+	state   any
 }
 
 func (l Loop[S, O, A]) lease() string { return l.Lease }
@@ -108,10 +139,59 @@ func (l Loop[S, O, A]) check() error {
 	return l.Key.Check(l.Table)
 }
 
-// run goes round until the term ends.
-func (l Loop[S, O, A]) run(t *term, as Leader) {
+func (l Loop[S, O, A]) begin() runner { return &activeLoop[S, O, A]{Loop: l} }
+
+// activeLoop is a loop in a process.
+type activeLoop[S state.Row, O, A any] struct {
+	Loop[S, O, A]
+
+	mu    sync.Mutex // guards what follows
+	own   S          // what a standby has come to
+	stood bool       // since the last term
+}
+
+// stand goes round as a standby until the context ends, if the loop has that done.
+// What it comes to it leaves for lead to take; after a term it begins anew.
+func (l *activeLoop[S, O, A]) stand(ctx context.Context, leading func() bool, as Leader) {
+	if l.Adopt == nil {
+		return
+	}
+	tick := time.NewTicker(l.Every)
+	defer tick.Stop()
+	own := l.Initial
+	for {
+		if leading() {
+			own = l.Initial
+		} else if observed, err := l.Observe(ctx, 0); err == nil {
+			own, _ = l.Step(own, observed, as.Now().UTC().Round(0))
+			l.mu.Lock()
+			l.own, l.stood = own, true
+			l.mu.Unlock()
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// takeOwn gives what a standby has come to, once; nil: nothing.
+func (l *activeLoop[S, O, A]) takeOwn() any {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.stood {
+		return nil
+	}
+	l.stood = false
+	return l.own
+}
+
+// lead goes round until the term ends.
+func (l *activeLoop[S, O, A]) lead(t *term, as Leader) {
 	as.Token, as.Held, as.Above = t.token, t.valid, t.above
 	as.Logger = as.Logger.With("loop", l.Name)
+	as.own = l.takeOwn()
 	tick := time.NewTicker(l.Every)
 	defer tick.Stop()
 	failing := false
@@ -194,15 +274,19 @@ func (r *round[S, O, A]) decide() error {
 	if err := r.perform(); err != nil {
 		return err
 	}
-	observed, err := r.Observe(r.ctx)
+	observed, err := r.Observe(r.ctx, r.leader.Token)
 	if err != nil {
 		return fmt.Errorf("observe: %w", err)
 	}
 	now := r.time()
 	next, actions := r.Step(r.state, observed, now)
 	changed, err := r.differs(next)
-	if err != nil || (!changed && len(actions) == 0) {
+	if err != nil {
 		return err
+	}
+	if !changed && len(actions) == 0 {
+		r.keep(next)
+		return nil
 	}
 	if err := next.Validate(); err != nil {
 		return fmt.Errorf("decision: %w", err)
@@ -224,8 +308,14 @@ func (r *round[S, O, A]) decide() error {
 	if err := r.store(&next); err != nil {
 		return err
 	}
-	r.state = next
+	r.keep(next)
 	return r.perform()
+}
+
+// keep has the leader go on with a state while the row's version stays.
+func (r *round[S, O, A]) keep(next S) {
+	r.state = next
+	r.leader.kept = kept{r.version, r.byHand, next}
 }
 
 // load reads the row.
@@ -247,7 +337,27 @@ func (r *round[S, O, A]) load() error {
 	if err := r.decode(item.Fields); err != nil {
 		return fmt.Errorf("table %s: %s: %w", r.Table.Name, r.Key, err)
 	}
+	r.remember()
 	return nil
+}
+
+// remember goes on with what the leader keeps in its memory, if that is of what
+// was read; or, at the begin of a term, with what the standby came to.
+func (r *round[S, O, A]) remember() {
+	if !r.leader.begun {
+		r.leader.begun = true
+		if own, stood := r.leader.own.(S); stood && r.Adopt != nil {
+			r.keep(r.Adopt(r.state, own, r.leader.Token))
+		}
+		return
+	}
+	k := &r.leader.kept
+	if k.version != r.version || !maps.EqualFunc(k.byHand, r.byHand, state.SameJSON) {
+		return
+	}
+	if remembered, is := k.state.(S); is && r.Same != nil {
+		r.state = remembered
+	}
 }
 
 // decode reads the row's fields, those that it lacks from Initial.
@@ -299,6 +409,9 @@ func (r *round[S, O, A]) keepByHand(fields map[string]json.RawMessage) {
 
 // differs says whether a decision changes what is remembered.
 func (r *round[S, O, A]) differs(next S) (bool, error) {
+	if r.Same != nil {
+		return !r.Same(r.state, next), nil
+	}
 	before, err := json.Marshal(r.state)
 	if err != nil {
 		return false, err
@@ -335,6 +448,9 @@ func (r *round[S, O, A]) store(decided *S) error {
 	version, err := r.leader.Store.Write(r.ctx, r.Table, write)
 	if err != nil {
 		return err
+	}
+	if r.leader.kept.version == r.version {
+		r.leader.kept.version = version // its own write
 	}
 	r.version, r.fence = version, r.leader.Token
 	if write.Unchanged != nil {
@@ -390,7 +506,7 @@ func (r *round[S, O, A]) try(action state.Action) (state.Action, error) {
 		log.InfoContext(r.ctx, "done")
 		action.EndedAt = r.time()
 		r.leader.metric.countTry(r.Name, "done")
-	case action.Tries >= MostTries:
+	case action.Tries >= cmp.Or(r.Tries, defaultTries):
 		log.ErrorContext(r.ctx, "given up", "error", err)
 		action.EndedAt = r.time()
 		r.leader.metric.countTry(r.Name, "given_up")
@@ -413,7 +529,7 @@ func (r *round[S, O, A]) note(ended map[string]state.Action) error {
 			if action.EndedAt.IsZero() {
 				r.journal.Pending = append(r.journal.Pending, action)
 			} else {
-				r.journal.Done = append(r.journal.Done, action)
+				r.journal.Done = r.appendDone(r.journal.Done, action)
 			}
 		}
 		r.journal.Done = slices.Clone(r.journal.Done[max(len(r.journal.Done)-mostDone, 0):])
@@ -426,4 +542,18 @@ func (r *round[S, O, A]) note(ended map[string]state.Action) error {
 		}
 	}
 	return nil
+}
+
+// appendDone adds an action that has ended. One that is decided again and again
+// until it is seen done is told of once.
+func (l Loop[S, O, A]) appendDone(done []state.Action, action state.Action) []state.Action {
+	if n := len(done); n > 0 && l.Tries == 1 {
+		last := done[n-1]
+		if last.What == action.What && last.Reason == action.Reason && last.Error == action.Error {
+			action.Tries += last.Tries
+			action.DecidedAt = last.DecidedAt
+			done = done[:n-1]
+		}
+	}
+	return append(done, action)
 }

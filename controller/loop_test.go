@@ -14,6 +14,7 @@ import (
 
 	"github.com/mrgc/mrgc/controller"
 	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/internal/state/memory"
 	"github.com/mrgc/mrgc/internal/state/schema"
 	"github.com/mrgc/mrgc/internal/state/sqlite"
 )
@@ -32,7 +33,7 @@ type world struct {
 	before   func() // at the begin of each observation
 }
 
-func (w *world) observe(context.Context) (int, error) {
+func (w *world) observe(context.Context, int64) (int, error) {
 	if w.before != nil {
 		w.before()
 	}
@@ -56,7 +57,7 @@ func (w *world) execute(_ context.Context, id string, _ launch) error {
 type toy = controller.Loop[state.Autoscaling, int, launch]
 
 // scaler launches what is missing to the desired capacity.
-func scaler(observe func(context.Context) (int, error), execute func(context.Context, string, launch) error) toy {
+func scaler(observe func(context.Context, int64) (int, error), execute func(context.Context, string, launch) error) toy {
 	return toy{
 		Name: "scaler", Table: schema.AutoscalingState, Key: use1, ByHand: state.ByHand, Every: 50 * time.Millisecond,
 		Initial: state.Autoscaling{DesiredCapacity: 3, Min: 2, Max: 20},
@@ -149,8 +150,8 @@ var _ = Describe("A control loop", func() {
 
 	It("does nothing of what it decided after another leads, however long it slept", func(ctx SpecContext) {
 		sleeper, slept := loop(), false
-		sleeper.Observe = func(ctx context.Context) (int, error) {
-			there, err := w.observe(ctx)
+		sleeper.Observe = func(ctx context.Context, token int64) (int, error) {
+			there, err := w.observe(ctx, 1)
 			if !slept {
 				slept = true
 				Expect(round(ctx, loop(), 2)).To(Succeed()) // another, meanwhile
@@ -203,7 +204,7 @@ var _ = Describe("A control loop", func() {
 
 	It("tries a failed action again with the same id, those after it later, and gives it up in the end", func(ctx SpecContext) {
 		w.fail = errors.New("insufficient capacity")
-		for try := 1; try < controller.MostTries; try++ {
+		for try := 1; try < 5; try++ {
 			Expect(round(ctx, loop(), 1)).To(MatchError(ContainSubstring("launch number 0: insufficient capacity")))
 			pending := row(ctx).Value.Journal.Pending
 			Expect(pending).To(HaveLen(3))
@@ -222,6 +223,77 @@ var _ = Describe("A control loop", func() {
 		Expect(journal.Pending).To(BeEmpty())
 		Expect(journal.Done).To(HaveLen(4), "the one that was given up was decided anew")
 		Expect(w.launched).To(HaveLen(3))
+	})
+
+	It("tries an action once if the step decides it again, and tells of it once", func(ctx SpecContext) {
+		l := loop()
+		l.Tries, l.Initial.DesiredCapacity = 1, 1
+		w.fail = errors.New("not now")
+		leader := &controller.Leader{Store: store, Token: 1, Now: func() time.Time { return clock }}
+		for range 4 {
+			Expect(l.Round(ctx, leader)).To(Succeed())
+			clock = clock.Add(time.Second)
+		}
+		journal := row(ctx).Value.Journal
+		Expect(journal.Pending).To(BeEmpty())
+		Expect(journal.Done).To(HaveExactElements(And(HaveField("Tries", 4), HaveField("Error", "not now"))))
+		Expect(journal.Done[0].EndedAt.Sub(journal.Done[0].DecidedAt)).To(Equal(3 * time.Second))
+		w.fail = nil
+		Expect(l.Round(ctx, leader)).To(Succeed())
+		Expect(row(ctx).Value.Journal.Done).To(HaveLen(2))
+	})
+
+	Describe("whose state has what need not outlive the leader", func() {
+		// watcher counts its rounds in Memory, which is not worth a write.
+		watcher := func() toy {
+			l := loop()
+			l.Same = func(a, b state.Autoscaling) bool { return a.DesiredCapacity == b.DesiredCapacity }
+			l.Step = func(s state.Autoscaling, _ int, _ time.Time) (state.Autoscaling, []launch) {
+				s.Memory = json.RawMessage(fmt.Sprintf("%d", count(s)+1))
+				return s, nil
+			}
+			return l
+		}
+		var seen []int // rounds that each step knows of
+		BeforeEach(func() { seen = nil })
+		watched := func(l toy) toy {
+			step := l.Step
+			l.Step = func(s state.Autoscaling, there int, now time.Time) (state.Autoscaling, []launch) {
+				seen = append(seen, count(s))
+				return step(s, there, now)
+			}
+			return l
+		}
+
+		It("keeps that in memory, without a write, until somebody else writes", func(ctx SpecContext) {
+			leader := &controller.Leader{Store: store, Token: 1}
+			l := watched(watcher())
+			for range 3 {
+				Expect(l.Round(ctx, leader)).To(Succeed())
+			}
+			Expect(seen).To(Equal([]int{0, 1, 2}))
+			Expect(row(ctx).Version).To(Equal(int64(1)), "its claim alone")
+			_, err := store.Write(ctx, schema.AutoscalingState, state.Write{
+				Key: use1, Fields: json.RawMessage(`{"memory":40}`), Version: state.AnyVersion,
+			})
+			Expect(err).NotTo(HaveOccurred())
+			Expect(l.Round(ctx, leader)).To(Succeed())
+			Expect(l.Round(ctx, leader)).To(Succeed())
+			Expect(seen).To(Equal([]int{0, 1, 2, 40, 41}))
+		})
+
+		It("goes by what is written by hand, though that counts no version", func(ctx SpecContext) {
+			data := memory.New(nil)
+			leader := &controller.Leader{Store: data.Open(), Token: 1}
+			l := watched(watcher())
+			Expect(l.Round(ctx, leader)).To(Succeed())
+			Expect(l.Round(ctx, leader)).To(Succeed())
+			Expect(data.Edit(schema.AutoscalingState, use1, map[string]json.RawMessage{
+				"desired_capacity": json.RawMessage("9"), "memory": json.RawMessage("70"),
+			})).To(Succeed())
+			Expect(l.Round(ctx, leader)).To(Succeed())
+			Expect(seen).To(Equal([]int{0, 1, 70}))
+		})
 	})
 
 	It("remembers the last twenty actions", func(ctx SpecContext) {
@@ -291,6 +363,11 @@ var _ = Describe("A control loop", func() {
 		}
 	}, SpecTimeout(time.Minute))
 })
+
+func count(s state.Autoscaling) (rounds int) {
+	_ = json.Unmarshal(s.Memory, &rounds)
+	return rounds
+}
 
 // mortal is a store whose user is killed at one of its calls: before or after the
 // call has effect.

@@ -3,26 +3,32 @@ package controller
 import (
 	"context"
 	"log/slog"
-	"maps"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/state"
 )
 
-// minutes gathers what the region does, and writes a row of it for each minute.
+// minutes gathers what the region does, and makes a row of it for each minute.
 type minutes struct {
 	region fleet.Region
 	fleet  fleet.Store
 	stale  time.Duration
-	table  state.Table[state.Minute]
 	log    *slog.Logger
 
 	// What follows is the goroutine's that runs a term.
 	gathered state.Minute // sums, of the minute that is
 	begun    time.Time
-	unsent   []state.Record[state.Minute] // oldest first
+	outlets  []*outlet
 	failing  bool
+}
+
+// outlet is where minutes go.
+type outlet struct {
+	name    string
+	send    func(context.Context, []state.Record[state.Minute]) error
+	unsent  []state.Record[state.Minute] // oldest first
+	failing bool
 }
 
 const (
@@ -30,6 +36,20 @@ const (
 	// mostUnsent minutes are kept while they cannot be written.
 	mostUnsent = 60
 )
+
+func newMinutes(config *Config, log *slog.Logger) *minutes {
+	table := state.MinuteTable(config.Store)
+	m := &minutes{region: config.Region, fleet: config.Fleet, stale: config.StaleAfter, log: log}
+	m.outlets = []*outlet{{name: "table", send: func(ctx context.Context, rows []state.Record[state.Minute]) error {
+		return table.Replace(ctx, rows...)
+	}}}
+	if config.Publish != nil {
+		m.outlets = append(m.outlets, &outlet{name: "publisher", send: func(ctx context.Context, rows []state.Record[state.Minute]) error {
+			return config.Publish(ctx, config.Region, rows)
+		}})
+	}
+	return m
+}
 
 // run samples until the term ends; lag hears of lags from elsewhere.
 func (m *minutes) run(t *term, lag <-chan lagSample) {
@@ -68,8 +88,8 @@ func (m *minutes) sample(ctx context.Context, now time.Time) {
 		m.send(ctx)
 	}
 	snapshot, err := m.fleet.Snapshot(ctx)
+	tell(ctx, m.log, &m.failing, "fleet cannot be read for the metrics, trying again", err)
 	if err != nil {
-		m.tell(ctx, "fleet cannot be read for the metrics, trying again", err)
 		return
 	}
 	ready := map[string]bool{}
@@ -104,26 +124,30 @@ func (m *minutes) close() {
 	for _, sum := range []*float64{&row.Instances, &row.Ready, &row.Draining, &row.Running, &row.Queued, &row.Slots} {
 		*sum /= float64(row.Samples)
 	}
-	row.Lag = maps.Clone(row.Lag)
-	m.unsent = append(m.unsent, state.Record[state.Minute]{Key: state.MinuteKey(m.region, m.begun), Value: row})
-	m.unsent = m.unsent[max(len(m.unsent)-mostUnsent, 0):]
+	for _, o := range m.outlets {
+		o.unsent = append(o.unsent, state.Record[state.Minute]{Key: state.MinuteKey(m.region, m.begun), Value: row})
+		o.unsent = o.unsent[max(len(o.unsent)-mostUnsent, 0):]
+	}
 }
 
 // send writes what is unsent.
 func (m *minutes) send(ctx context.Context) {
-	if len(m.unsent) == 0 {
-		return
-	}
-	err := m.table.Replace(ctx, m.unsent...)
-	m.tell(ctx, "metrics cannot be written, keeping them", err)
-	if err == nil {
-		m.unsent = nil
+	for _, o := range m.outlets {
+		if len(o.unsent) == 0 {
+			continue
+		}
+		err := o.send(ctx, o.unsent)
+		tell(ctx, m.log.With("to", o.name), &o.failing, "metrics cannot be written, keeping them", err)
+		if err == nil {
+			o.unsent = nil
+		}
 	}
 }
 
-func (m *minutes) tell(ctx context.Context, what string, err error) {
-	if err != nil && !m.failing && ctx.Err() == nil {
-		m.log.WarnContext(ctx, what, "error", err)
+// tell logs an error that was none the time before.
+func tell(ctx context.Context, log *slog.Logger, failing *bool, what string, err error) {
+	if err != nil && !*failing && ctx.Err() == nil {
+		log.WarnContext(ctx, what, "error", err)
 	}
-	m.failing = err != nil
+	*failing = err != nil
 }

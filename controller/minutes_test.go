@@ -48,7 +48,7 @@ var _ = Describe("A region's minutes", func() {
 	})
 
 	It("are means of the samples of its own instances, and the worst lag, written when they are over", func(ctx SpecContext) {
-		m := controller.NewMinutes("use1", instances, data.Open())
+		m := controller.NewMinutes(controller.Config{Region: "use1", Fleet: instances, Store: data.Open()})
 		m.Sample(ctx, at(0))
 		m.Lag("use2", 2*time.Second)
 		m.Lag("use2", time.Second)
@@ -69,7 +69,7 @@ var _ = Describe("A region's minutes", func() {
 
 	It("are kept while they cannot be written, an hour of them, and written then", func(ctx SpecContext) {
 		broken := &broken{Store: data.Open(), err: errors.New("away")}
-		m := controller.NewMinutes("use1", instances, broken)
+		m := controller.NewMinutes(controller.Config{Region: "use1", Fleet: instances, Store: broken})
 		for minute := range 71 {
 			m.Sample(ctx, at(60*minute))
 		}
@@ -80,8 +80,30 @@ var _ = Describe("A region's minutes", func() {
 		Expect(rows(ctx)[59].Key.Sort).To(Equal("2026-03-14T10:36Z"))
 	})
 
+	It("are published, too, and what does not get through there waits apart", func(ctx SpecContext) {
+		var published []string
+		away := errors.New("away")
+		m := controller.NewMinutes(controller.Config{
+			Region: "use1", Fleet: instances, Store: data.Open(),
+			Publish: func(_ context.Context, region fleet.Region, minutes []state.Record[state.Minute]) error {
+				for _, minute := range minutes {
+					published = append(published, string(region)+" "+minute.Key.Sort)
+				}
+				return away
+			},
+		})
+		m.Sample(ctx, at(0))
+		m.Sample(ctx, at(60))
+		away = nil
+		m.Sample(ctx, at(120))
+		m.Sample(ctx, at(180))
+		first := "use1 2026-03-14T09:26Z"
+		Expect(published).To(Equal([]string{first, first, "use1 2026-03-14T09:27Z", "use1 2026-03-14T09:28Z"}))
+		Expect(rows(ctx)).To(HaveLen(3))
+	})
+
 	It("in which the fleet could not be read are left out", func(ctx SpecContext) {
-		m := controller.NewMinutes("use1", instances, data.Open())
+		m := controller.NewMinutes(controller.Config{Region: "use1", Fleet: instances, Store: data.Open()})
 		m.Sample(ctx, at(0))
 		Expect(instances.Close()).To(Succeed())
 		m.Sample(ctx, at(60))

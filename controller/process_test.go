@@ -80,7 +80,7 @@ func control(ctx context.Context, address string) error {
 
 func folderScaler(dir string) toy {
 	return scaler(
-		func(context.Context) (int, error) {
+		func(context.Context, int64) (int, error) {
 			files, err := os.ReadDir(dir)
 			return len(files), err
 		},

@@ -39,7 +39,7 @@ var _ = Describe("Help", func() {
 		Entry(nil, "canary set", "MODEL VERSION WEIGHT"),
 		Entry(nil, "scale", "status"),
 		Entry(nil, "scale status", "--state", "--why", "--output"),
-		Entry(nil, "controller", "--region", "--state", "--store", "--lease", "--admin-listen", "--name", "--config"),
+		Entry(nil, "controller", "--region", "--state", "--cloudwatch", "--store", "--lease", "--admin-listen", "--name", "--config"),
 		Entry(nil, "state", "init", "schema", "--regions", "--output"),
 		Entry(nil, "state init", "--state", "dynamodb:[PREFIX]", "can be run again"),
 		Entry(nil, "parts", "fetch"),

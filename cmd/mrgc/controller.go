@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/controller"
+	"github.com/mrgc/mrgc/controller/cloudwatch"
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	fleetopen "github.com/mrgc/mrgc/internal/fleet/open"
@@ -21,6 +23,7 @@ import (
 type controllerOptions struct {
 	config, region, name string
 	state, store, admin  string
+	cloudwatch           string
 	lease                time.Duration
 }
 
@@ -41,6 +44,7 @@ it remembers is in the state store; "mrgc state init" makes its tables.`,
 	f.StringVar(&o.name, "name", "", "name of this process, for people (default the host's)")
 	f.StringVar(&o.state, "state", "", "state store: "+stateopen.Forms)
 	f.StringVar(&o.store, "store", "", "fleet store: "+fleetopen.Forms+"; without it no metrics of the fleet are written")
+	f.StringVar(&o.cloudwatch, "cloudwatch", "", "publish the region's metrics by the minute: NAMESPACE[?region=REGION&endpoint=URL]; needs --store")
 	f.StringVar(&o.admin, "admin-listen", "127.0.0.1:9004", "operator's admin, loopback only: /status and /metrics")
 	f.DurationVar(&o.lease, "lease", 5*time.Second, "how long a leader leads after it was last heard of; the same for all of a region")
 	required(cmd, "region", "state")
@@ -57,6 +61,14 @@ func runController(ctx context.Context, o controllerOptions, log *slog.Logger) (
 		return err
 	}
 	settings.Logger = log
+	if o.cloudwatch != "" {
+		publisher, err := openCloudWatch(ctx, o, log)
+		if err != nil {
+			return err
+		}
+		defer publisher.Close()
+		settings.Publish = publisher.Publish
+	}
 	if settings.Store, err = stateopen.Store(ctx, o.state, log); err != nil {
 		return err
 	}
@@ -75,6 +87,22 @@ func runController(ctx context.Context, o controllerOptions, log *slog.Logger) (
 		return errors.Join(err, settings.Admin.Close())
 	}
 	return c.Run(ctx)
+}
+
+func openCloudWatch(ctx context.Context, o controllerOptions, log *slog.Logger) (*cloudwatch.Publisher, error) {
+	if o.store == "" {
+		return nil, errors.New("--cloudwatch: needs --store, from where the fleet is counted")
+	}
+	at, err := awsclient.ParseAddress(o.cloudwatch)
+	if err != nil {
+		return nil, fmt.Errorf("--cloudwatch %q: %w", o.cloudwatch, err)
+	}
+	at.Logger = log
+	publisher, err := cloudwatch.Open(ctx, cloudwatch.Config{Settings: at.Settings, Namespace: at.Name})
+	if err != nil {
+		return nil, fmt.Errorf("--cloudwatch: %w", err)
+	}
+	return publisher, nil
 }
 
 // controllerConfig is what mrgc.yaml says to a region's controller.

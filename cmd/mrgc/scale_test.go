@@ -132,6 +132,8 @@ var _ = Describe("mrgc controller", func() {
 	},
 		Entry("a region that is not there", "region euw1 is none of the cluster's", "--region", "euw1"),
 		Entry("a lease that is no time", "length 1ns", "--region", "use1", "--lease", "1ns"),
+		Entry("metrics of nothing", "needs --store", "--region", "use1", "--cloudwatch", "MRGC"),
+		Entry("metrics for AWS's own", "not beginning with AWS/", "--region", "use1", "--store", "sqlite:x", "--cloudwatch", "AWS/x"),
 		Entry("an admin for everybody", "loopback only", "--region", "use1", "--admin-listen", "0.0.0.0:0"),
 	)
 })

@@ -7,6 +7,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb/dynamodblocal"
 	"github.com/mrgc/mrgc/internal/state/schema"
@@ -59,7 +60,7 @@ var _ = Describe("mrgc state init", func() {
 		Expect(got.stdout).To(MatchRegexp(`a-routing_state +as it should be\n`))
 		Expect(got.stdout).NotTo(ContainSubstring("created"))
 
-		client, err := dynamo.NewClient(ctx, dynamo.Settings{Region: "us-east-1", Endpoint: server.Endpoint()})
+		client, err := dynamo.NewClient(ctx, awsclient.Settings{Region: "us-east-1", Endpoint: server.Endpoint()})
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(client.Close)
 		_, err = client.Ensure(ctx, schema.Table{Name: "b-metrics", PartitionKey: schema.Attribute{Name: "id", Type: "S"}})

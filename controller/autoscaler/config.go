@@ -70,6 +70,9 @@ func (c Config) withDefaults() Config {
 	return c
 }
 
+// Defaulted is the configuration with the defaults filled in.
+func (c Config) Defaulted() Config { return c.withDefaults() }
+
 // Check says what of a configuration cannot be.
 func (c Config) Check() error {
 	c = c.withDefaults()

@@ -19,6 +19,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb/dynamodblocal"
 	"github.com/mrgc/mrgc/internal/state/schema"
@@ -53,7 +54,7 @@ func needLocal() (client *dynamo.Client, prefix string) {
 
 func connect(endpoint string) *dynamo.Client {
 	GinkgoHelper()
-	client, err := dynamo.NewClient(context.Background(), dynamo.Settings{
+	client, err := dynamo.NewClient(context.Background(), awsclient.Settings{
 		Region: "us-east-1", Endpoint: endpoint, Credentials: credentials.NewStaticCredentialsProvider("local", "local", ""),
 	})
 	Expect(err).NotTo(HaveOccurred())

@@ -61,57 +61,76 @@ const (
 	Recovering     Failover = "RECOVERING"
 )
 
-// Routing is a region's row in routing_state, under the region's name.
-type Routing struct {
+// RoutingOf is the row in routing_state, under [RoutingKey], that says which
+// regions tenants are sent to. It is one row for all of them, so that what must
+// hold of all together, such as that one stays open, is stored in one write. What
+// the decision remembers besides is an M.
+type RoutingOf[M any] struct {
+	Regions map[fleet.Region]RegionRouting `json:"regions"`
+	Memory  M                              `json:"memory"`
+	Journal Journal                        `json:"journal"`
+}
+
+// Routing is the row for whoever does not decide.
+type Routing = RoutingOf[json.RawMessage]
+
+// RegionRouting is where one region is.
+type RegionRouting struct {
 	State  Failover  `json:"failover_state"`
-	Dial   int       `json:"dial_percent"` // of the accelerator's traffic dial, 0 to 100
+	Dial   int       `json:"dial_percent"` // that the accelerator's traffic dial is to have, 0 to 100
+	Drain  bool      `json:"drain"`        // its front doors send connections away
 	Since  time.Time `json:"since"`        // when State began
 	Reason string    `json:"reason"`       // why it is in State, for people
 	Epoch  int64     `json:"epoch"`        // counts the changes of State
-	// Hold, unless empty, is who stops the controller from changing anything, and
-	// why. People write it.
-	Hold    string          `json:"hold"`
-	Memory  json.RawMessage `json:"memory"` // what the decision remembers besides
-	Journal Journal         `json:"journal"`
+	Hold   string    `json:"hold"`         // who stops the controller from moving it, and why; empty: nobody
 }
 
+// RoutingKey is where Routing lies.
+var RoutingKey = Key{Partition: "failover"}
+
 // Validate checks what was read.
-func (r Routing) Validate() error {
-	switch r.State {
-	case Normal, Degraded, FailoverActive, Recovering:
-	default:
-		return fmt.Errorf("failover_state %q: want NORMAL, DEGRADED, FAILOVER_ACTIVE or RECOVERING", r.State)
-	}
-	if r.Dial < 0 || r.Dial > 100 {
-		return fmt.Errorf("dial_percent %d: want 0 to 100", r.Dial)
+func (r RoutingOf[M]) Validate() error {
+	for region, is := range r.Regions {
+		switch is.State {
+		case Normal, Degraded, FailoverActive, Recovering:
+		default:
+			return fmt.Errorf("regions: %s: failover_state %q: want NORMAL, DEGRADED, FAILOVER_ACTIVE or RECOVERING", region, is.State)
+		}
+		if is.Dial < 0 || is.Dial > 100 {
+			return fmt.Errorf("regions: %s: dial_percent %d: want 0 to 100", region, is.Dial)
+		}
 	}
 	return nil
 }
 
-// RoutingTable is the regions' failover states.
+// RoutingTable is the failover states.
 func RoutingTable(store Store) Table[Routing] {
 	return NewTable[Routing](store, schema.RoutingState, 0)
 }
 
-// Autoscaling is a region's row in autoscaling_state. The capacities are written
-// by hand, too, without counting in the row's version.
-type Autoscaling struct {
-	DesiredCapacity int             `json:"desired_capacity"` // instances
-	Min             int             `json:"min_capacity"`
-	Max             int             `json:"max_capacity"`
-	CooldownUntil   time.Time       `json:"cooldown_until"`
-	LastAction      string          `json:"last_action"` // for people
-	LastReason      string          `json:"last_reason"`
-	LastActionAt    time.Time       `json:"last_action_at"`
-	Memory          json.RawMessage `json:"memory"` // what the decision remembers besides
-	Journal         Journal         `json:"journal"`
+// AutoscalingOf is a region's row in autoscaling_state, under the region's name.
+// The capacities are written by hand, too, without counting in the row's version.
+// What the decision remembers besides is an M.
+type AutoscalingOf[M any] struct {
+	DesiredCapacity int       `json:"desired_capacity"` // instances
+	Min             int       `json:"min_capacity"`
+	Max             int       `json:"max_capacity"`
+	CooldownUntil   time.Time `json:"cooldown_until"`
+	LastAction      string    `json:"last_action"` // for people
+	LastReason      string    `json:"last_reason"`
+	LastActionAt    time.Time `json:"last_action_at"`
+	Memory          M         `json:"memory"`
+	Journal         Journal   `json:"journal"`
 }
 
-// ByHand are the fields of Autoscaling that people write.
+// Autoscaling is the row for whoever does not decide.
+type Autoscaling = AutoscalingOf[json.RawMessage]
+
+// ByHand are the fields of AutoscalingOf that people write.
 var ByHand = []string{"desired_capacity", "min_capacity", "max_capacity"}
 
 // Validate checks what was read.
-func (a Autoscaling) Validate() error {
+func (a AutoscalingOf[M]) Validate() error {
 	if a.Min < 0 || a.Max < a.Min {
 		return fmt.Errorf("min_capacity %d, max_capacity %d: want 0 <= min <= max", a.Min, a.Max)
 	}
@@ -246,6 +265,15 @@ const minuteForm = "2006-01-02T15:04Z"
 // MinuteKey is where a region's minute lies.
 func MinuteKey(region fleet.Region, at time.Time) Key {
 	return Key{Partition: "minute/" + string(region), Sort: at.UTC().Format(minuteForm)}
+}
+
+// MinuteAt is when the minute of a key begins.
+func MinuteAt(key Key) (time.Time, error) {
+	at, err := time.Parse(minuteForm, key.Sort)
+	if err != nil {
+		return at, fmt.Errorf("minute %s: %w", key, err)
+	}
+	return at, nil
 }
 
 // MinutesOf asks for a region's minutes from a time on.

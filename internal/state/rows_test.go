@@ -7,6 +7,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/schema"
 )
@@ -19,10 +20,10 @@ func TestState(t *testing.T) {
 var _ = DescribeTable("A row is refused with", func(row state.Row, why string) {
 	Expect(row.Validate()).To(MatchError(ContainSubstring(why)))
 },
-	Entry("an unknown failover state", state.Routing{State: "DOWN"}, `failover_state "DOWN"`),
-	Entry("no failover state", state.Routing{}, `failover_state ""`),
-	Entry("a dial below 0", state.Routing{State: state.Normal, Dial: -1}, "dial_percent -1"),
-	Entry("a dial above 100", state.Routing{State: state.Normal, Dial: 101}, "dial_percent 101"),
+	Entry("an unknown failover state", routing("DOWN", 0), `use1: failover_state "DOWN"`),
+	Entry("no failover state", routing("", 0), `failover_state ""`),
+	Entry("a dial below 0", routing(state.Normal, -1), "use1: dial_percent -1"),
+	Entry("a dial above 100", routing(state.Normal, 101), "dial_percent 101"),
 	Entry("a negative capacity", state.Autoscaling{DesiredCapacity: -1}, "desired_capacity -1"),
 	Entry("a negative minimum", state.Autoscaling{Min: -1}, "want 0 <= min <= max"),
 	Entry("a maximum below the minimum", state.Autoscaling{Min: 2, Max: 1}, "want 0 <= min <= max"),
@@ -36,6 +37,10 @@ var _ = DescribeTable("A row is refused with", func(row state.Row, why string) {
 	Entry("a minute without samples", state.Minute{}, "samples 0"),
 )
 
+func routing(is state.Failover, dial int) state.Routing {
+	return state.Routing{Regions: map[fleet.Region]state.RegionRouting{"use1": {State: is, Dial: dial}}}
+}
+
 func wash(passed bool, steps ...state.WashStep) state.Wash {
 	return state.Wash{Region: "use1", Trigger: "strict", Passed: passed, Steps: steps}
 }
@@ -43,7 +48,8 @@ func wash(passed bool, steps ...state.WashStep) state.Wash {
 var _ = DescribeTable("A row is accepted:", func(row state.Row) {
 	Expect(row.Validate()).To(Succeed())
 },
-	Entry(nil, state.Routing{State: state.Degraded, Dial: 50}),
+	Entry(nil, state.Routing{}),
+	Entry(nil, routing(state.Degraded, 50)),
 	Entry(nil, state.Autoscaling{DesiredCapacity: 25, Min: 2, Max: 20}), // by hand, beyond the maximum: the autoscaler's to judge
 	Entry(nil, wash(true, state.WashStep{Name: "a", Passed: true})),
 	Entry(nil, wash(false, state.WashStep{Name: "a"})),

@@ -3,9 +3,9 @@
 //
 //	store, err := open.Store(ctx, "dynamodb:?region=us-east-1", log)
 //	routing := state.RoutingTable(store)
-//	row, err := routing.Get(ctx, state.Key{Partition: "use1"})
+//	row, err := routing.Get(ctx, state.RoutingKey)
 //	if err != nil { … }
-//	row.Value.Dial = 0
+//	row.Value.Regions = …
 //	row, err = routing.Put(ctx, row, state.Fenced(token))
 //
 // A [Store] keeps items: an object of fields under a key, in one of the tables of

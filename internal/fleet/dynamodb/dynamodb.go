@@ -41,6 +41,7 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/poll"
@@ -115,7 +116,7 @@ func newClient(ctx context.Context, cfg Config) (*dynamo.Client, error) {
 	if err := dynamo.CheckTable(cfg.Table); err != nil {
 		return nil, err
 	}
-	client, err := dynamo.NewClient(ctx, dynamo.Settings{
+	client, err := dynamo.NewClient(ctx, awsclient.Settings{
 		Region: cfg.Region, Endpoint: cfg.Endpoint, Credentials: cfg.Credentials, Logger: cfg.Logger,
 	})
 	if err != nil {

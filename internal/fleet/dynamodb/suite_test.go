@@ -12,6 +12,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb"
@@ -86,7 +87,7 @@ func createTable(ctx context.Context) dynamodb.Config {
 // ensureTable makes a table as `mrgc state init` does, without replicas.
 func ensureTable(ctx context.Context, cfg dynamodb.Config) {
 	GinkgoHelper()
-	client, err := dynamo.NewClient(ctx, dynamo.Settings{Region: cfg.Region, Endpoint: cfg.Endpoint, Credentials: cfg.Credentials})
+	client, err := dynamo.NewClient(ctx, awsclient.Settings{Region: cfg.Region, Endpoint: cfg.Endpoint, Credentials: cfg.Credentials})
 	Expect(err).NotTo(HaveOccurred())
 	defer client.Close()
 	table := schema.GPUInstances

@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"strings"
 
-	"github.com/mrgc/mrgc/internal/dynamo"
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb"
 	"github.com/mrgc/mrgc/internal/fleet/sqlite"
@@ -35,7 +35,7 @@ func Store(ctx context.Context, address string, logger *slog.Logger) (fleet.Stor
 		}
 		return store, nil
 	case kind == "dynamodb" && rest != "":
-		at, err := dynamo.ParseAddress(rest)
+		at, err := awsclient.ParseAddress(rest)
 		if err != nil {
 			return nil, fmt.Errorf("store %q: %w", address, err)
 		}

@@ -1,7 +1,7 @@
 // Package dynamodb keeps the cluster's state in DynamoDB tables: the store of a
 // cluster on AWS.
 //
-//	store, err := dynamodb.Open(ctx, dynamodb.Config{Settings: dynamo.Settings{Region: "us-east-1"}})
+//	store, err := dynamodb.Open(ctx, dynamodb.Config{Settings: awsclient.Settings{Region: "us-east-1"}})
 //	if err != nil { … }
 //	defer store.Close()
 //
@@ -36,6 +36,7 @@ import (
 	sdk "github.com/aws/aws-sdk-go-v2/service/dynamodb"
 	"github.com/aws/aws-sdk-go-v2/service/dynamodb/types"
 
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/schema"
@@ -43,7 +44,7 @@ import (
 
 // Config says where the store is.
 type Config struct {
-	dynamo.Settings
+	awsclient.Settings
 	// Prefix of the tables' names; may be empty.
 	Prefix string
 	// StrongRegion is the region whose strongly consistent tables are used, by AWS's

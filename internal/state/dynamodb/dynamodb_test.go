@@ -21,6 +21,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/dynamo"
 	"github.com/mrgc/mrgc/internal/fleet/dynamodb/dynamodblocal"
 	"github.com/mrgc/mrgc/internal/state"
@@ -68,7 +69,7 @@ func tables(ctx context.Context) dynamodb.Config {
 }
 
 func config(endpoint string) dynamodb.Config {
-	return dynamodb.Config{Settings: dynamo.Settings{
+	return dynamodb.Config{Settings: awsclient.Settings{
 		Region: "us-east-1", Endpoint: endpoint, Credentials: credentials.NewStaticCredentialsProvider("local", "local", ""),
 	}}
 }

@@ -8,7 +8,7 @@ import (
 	"log/slog"
 	"strings"
 
-	"github.com/mrgc/mrgc/internal/dynamo"
+	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/dynamodb"
 	"github.com/mrgc/mrgc/internal/state/sqlite"
@@ -59,7 +59,7 @@ func Tables(address string) (dynamodb.Config, error) {
 	if !is {
 		return dynamodb.Config{}, fmt.Errorf("state store %q: want dynamodb:[PREFIX][?region=REGION&endpoint=URL]: only DynamoDB has tables to make", address)
 	}
-	at, err := dynamo.ParseAddress(rest, "strong-region")
+	at, err := awsclient.ParseAddress(rest, "strong-region")
 	if err != nil {
 		return dynamodb.Config{}, fmt.Errorf("state store %q: %w", address, err)
 	}

@@ -392,7 +392,7 @@ func describeRows(b *bench) {
 			Key: state.LeaseKey("use1"), Value: lease.Record{Holder: "a", Token: 1, Length: time.Second},
 		})
 		Expect(err).NotTo(HaveOccurred())
-		_, err = state.RoutingTable(b.store).Get(ctx, use1)
+		_, err = state.RoutingTable(b.store).Get(ctx, state.RoutingKey)
 		Expect(err).To(MatchError(state.ErrNotFound))
 		got, err := state.LeaseTable(b.store).GetMany(ctx, []state.Key{state.LeaseKey("use1"), state.LeaseKey("use2")})
 		Expect(err).NotTo(HaveOccurred())

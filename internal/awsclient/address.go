@@ -1,4 +1,4 @@
-package dynamo
+package awsclient
 
 import (
 	"fmt"
@@ -7,9 +7,9 @@ import (
 	"strings"
 )
 
-// Address is what follows "dynamodb:" in the address of a store.
+// Address is something at AWS, as flags name it.
 type Address struct {
-	Name string // of a table, or what names of tables begin with; may be empty
+	Name string // what it is called there, such as a table; may be empty
 	Settings
 	Others map[string]string // settings that the caller of ParseAddress allowed
 }
