@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-hot bench-xds sim clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-hot bench-xds bench-autoscaling sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,10 @@ bench-canary: ## how soon a canary that is worse is found out, in virtual time (
 
 bench-fairness: ## what a tenant notices of one that asks for ten times its share, in virtual time (some 5 minutes)
 	$(GO) run ./bench/fairness $(ARGS)
+	$(GO) run ./bench/report
+
+bench-autoscaling: ## days replayed to the autoscaler: what misses, and what it costs beside an oracle, in virtual time (some 2 minutes)
+	$(GO) run ./bench/autoscaling $(ARGS)
 	$(GO) run ./bench/report
 
 # The routers to compare with, pinned with hashes.
