@@ -50,7 +50,19 @@ type fakeEnclave struct {
 
 	tenants []string // guarded by mu: lists that it has been handed since its start
 
+	credentials []api.AWSCredentials // guarded by mu: handed to it since its start
+
 	refusesTenants atomic.Bool
+}
+
+// handedCredentials are the ids of the credentials that the enclave has been handed.
+func (e *fakeEnclave) handedCredentials() (ids []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, c := range e.credentials {
+		ids = append(ids, c.AccessKeyID+" "+c.SecretAccessKey+" "+c.SessionToken)
+	}
+	return ids
 }
 
 // handed are the lists of tenants that the enclave has been handed.
@@ -100,6 +112,24 @@ func (e *fakeEnclave) start() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.tenants = append(e.tenants, string(file))
+		w.WriteHeader(http.StatusNoContent)
+	})
+	e.credentials = nil
+	mux.HandleFunc("GET "+api.PathAWSCredentials, func(w http.ResponseWriter, _ *http.Request) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		var held api.AWSCredentials
+		if n := len(e.credentials); n > 0 {
+			held.AccessKeyID = e.credentials[n-1].AccessKeyID
+		}
+		_ = json.NewEncoder(w).Encode(held)
+	})
+	mux.HandleFunc("PUT "+api.PathAWSCredentials, func(w http.ResponseWriter, r *http.Request) {
+		var c api.AWSCredentials
+		_ = json.NewDecoder(r.Body).Decode(&c)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.credentials = append(e.credentials, c)
 		w.WriteHeader(http.StatusNoContent)
 	})
 	listener, err := vsock.Listen(e.address)

@@ -26,6 +26,19 @@ type Tenants struct {
 	Version uint64 `json:"version"` // of the list; 0: none yet
 }
 
+// PathAWSCredentials is where an enclave takes credentials for KMS from its
+// parent, by PUT, and says by GET which it holds. An enclave that does not ask
+// KMS has no such path.
+const PathAWSCredentials = "/aws-credentials"
+
+// AWSCredentials are the body of [PathAWSCredentials]; of what is held only the
+// id is told.
+type AWSCredentials struct {
+	AccessKeyID     string `json:"access_key_id"` // empty: none yet
+	SecretAccessKey string `json:"secret_access_key,omitempty"`
+	SessionToken    string `json:"session_token,omitempty"`
+}
+
 // Request and response headers. Those that the envelope binds are marked; a
 // request carries each of them at most once.
 const (

@@ -66,9 +66,8 @@ var (
 
 // Credentials are of AWS.
 type Credentials struct {
-	AccessKeyID     string `json:"access_key_id"`
-	SecretAccessKey string `json:"secret_access_key"`
-	SessionToken    string `json:"session_token,omitempty"`
+	AccessKeyID, SecretAccessKey string
+	SessionToken                 string // of temporary ones; empty: none
 }
 
 // Config says where KMS is, and who asks.
