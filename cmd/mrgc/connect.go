@@ -16,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/client"
+	"github.com/mrgc/mrgc/client/kmskey"
 	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/lockdown"
 )
@@ -26,6 +27,7 @@ type connectOptions struct {
 	endpoints, modes, regions             []string
 	minVersion                            uint64
 	recipients                            int
+	kmsKey                                string
 }
 
 func connectCommand() *cobra.Command {
@@ -54,6 +56,7 @@ sends is the tenant's, and it goes no further than this process.`,
 	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept (default: every mode with a Nitro Enclave)")
 	f.StringSliceVar(&o.regions, "allow-region", nil, "regions that requests may go to (default: all)")
 	f.IntVar(&o.recipients, "recipients", 3, "enclaves that a request is sealed to, 1 to 4; with 1 it cannot run twice")
+	f.StringVar(&o.kmsKey, "kms-key", "", "ARN of a KMS key of your own: each request is sealed by a data key that KMS releases to attested enclaves only; AWS credentials are found as the AWS CLI finds them")
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to trust IN PLACE OF AWS's: protects nothing")
 	required(cmd, "endpoint", "releases")
 	return cmd
@@ -69,6 +72,13 @@ func connect(ctx context.Context, o connectOptions, log *slog.Logger) error {
 	}
 	if err := o.readFiles(&config); err != nil {
 		return err
+	}
+	if o.kmsKey != "" {
+		key, err := kmskey.Open(ctx, o.kmsKey)
+		if err != nil {
+			return fmt.Errorf("--kms-key: %w", err)
+		}
+		config.DataKeys = key
 	}
 	if config.Policy.DevelopmentRoot != nil {
 		log.Warn("TRUSTING A DEVELOPMENT ROOT: attestation proves nothing against whoever runs this cluster; never send it anything that matters",
