@@ -20,6 +20,7 @@ import (
 	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/tenant"
@@ -105,7 +106,7 @@ func (p *plan) tenantFiles(key *credential.Key, now time.Time) (map[string][]byt
 	if err != nil {
 		return nil, err
 	}
-	private, public, err := tenant.MarshalKey(signing)
+	private, public, err := dsse.MarshalKey(signing)
 	if err != nil {
 		return nil, err
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/tenant"
@@ -282,7 +283,7 @@ var _ = Describe("A plan", func() {
 		Expect(err).NotTo(HaveOccurred())
 		files, err := p.tenantFiles(&key, now)
 		Expect(err).NotTo(HaveOccurred())
-		keys, err := tenant.ParseVerificationKeys(files["/state/tenants-signing.pub"])
+		keys, err := dsse.ParseVerificationKeys(files["/state/tenants-signing.pub"])
 		Expect(err).NotTo(HaveOccurred())
 		keeper, err := tenant.NewKeeper(keys...)
 		Expect(err).NotTo(HaveOccurred())
@@ -296,7 +297,7 @@ var _ = Describe("A plan", func() {
 				Expect(string(content)).NotTo(ContainSubstring(hidden), path)
 			}
 		}
-		_, err = tenant.ParseSigningKey(files["/state/tenants-signing.key"])
+		_, err = dsse.ParseSigningKey(files["/state/tenants-signing.key"])
 		Expect(err).NotTo(HaveOccurred(), "`mrgc tenants sign` can go on from there")
 		_, err = tenant.ParseList(files["/state/tenants.json"])
 		Expect(err).NotTo(HaveOccurred())

@@ -27,6 +27,7 @@ var trusted = map[string]string{
 	"github.com/mrgc/mrgc/internal/api":        "names and errors that the tenant sees",
 	"github.com/mrgc/mrgc/internal/cms":        "opens what KMS releases to the enclave",
 	"github.com/mrgc/mrgc/internal/credential": "tells the tenant",
+	"github.com/mrgc/mrgc/internal/dsse":       "verifies what the operator has signed",
 	"github.com/mrgc/mrgc/internal/tenant":     "whom the operator has signed, and what they may do",
 	"github.com/mrgc/mrgc/internal/identity":   "mutual TLS to the guard",
 	"github.com/mrgc/mrgc/internal/kms":        "has KMS release tenants' data keys",

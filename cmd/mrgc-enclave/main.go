@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/enclave"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/kms"
 	"github.com/mrgc/mrgc/internal/lockdown"
@@ -96,7 +97,7 @@ func tenantKeeper(path string) (*tenant.Keeper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key that verifies tenants: %w", err)
 	}
-	keys, err := tenant.ParseVerificationKeys(content)
+	keys, err := dsse.ParseVerificationKeys(content)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}

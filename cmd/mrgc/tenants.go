@@ -19,6 +19,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/tenant"
 )
 
@@ -54,7 +55,7 @@ func tenantsKeygenCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			private, public, err := tenant.MarshalKey(key)
+			private, public, err := dsse.MarshalKey(key)
 			if err != nil {
 				return err
 			}
@@ -213,7 +214,7 @@ expires, changed or not: an hour later nobody would be served.`,
 			if err != nil {
 				return fmt.Errorf("--key: %w", err)
 			}
-			key, err := tenant.ParseSigningKey(pem)
+			key, err := dsse.ParseSigningKey(pem)
 			clear(pem)
 			if err != nil {
 				return fmt.Errorf("%s: %w", keyPath, err)
@@ -283,7 +284,7 @@ func readList(cmd *cobra.Command, signed, verify string) (*tenant.List, error) {
 	if err != nil {
 		return nil, fmt.Errorf("--verify-key: %w", err)
 	}
-	keys, err := tenant.ParseVerificationKeys(pem)
+	keys, err := dsse.ParseVerificationKeys(pem)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", verify, err)
 	}
