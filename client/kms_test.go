@@ -2,14 +2,10 @@ package client_test
 
 import (
 	"context"
-	"crypto/tls"
 	"encoding/json"
 	"errors"
 	"net/http"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials"
-	awskms "github.com/aws/aws-sdk-go-v2/service/kms"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
@@ -42,13 +38,7 @@ func keyPolicy(w *softkmstest.World, mayGenerate, image string) []byte {
 // keyOf is the tenant's key as the client uses it: by the AWS SDK.
 func keyOf(w *softkmstest.World) *kmskey.Key {
 	GinkgoHelper()
-	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.Roots, MinVersion: tls.VersionTLS13}}
-	DeferCleanup(transport.CloseIdleConnections)
-	key, err := kmskey.New(awskms.New(awskms.Options{
-		BaseEndpoint: aws.String("https://" + w.Address), Region: softkmstest.Region, RetryMaxAttempts: 1,
-		HTTPClient:  &http.Client{Transport: transport},
-		Credentials: credentials.NewStaticCredentialsProvider(w.Tenant.Credentials.AccessKeyID, w.Tenant.Credentials.SecretAccessKey, ""),
-	}), softkms.ARN(softkmstest.Region, tenantKey))
+	key, err := kmskey.New(w.Client(GinkgoTB(), w.Tenant), softkms.ARN(softkmstest.Region, tenantKey))
 	Expect(err).NotTo(HaveOccurred())
 	return key
 }

@@ -16,6 +16,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/kms"
+
 	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/nsm"
 	"github.com/mrgc/mrgc/standin/devca"
@@ -132,6 +136,18 @@ func (w *World) note(e softkms.Event) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.events = append(w.events, e)
+}
+
+// Client is the SDK's own, signing as a principal. Its connections are closed when
+// the test is over.
+func (w *World) Client(t testing.TB, who softkms.Principal) *kms.Client {
+	t.Helper()
+	transport := &http.Transport{TLSClientConfig: &tls.Config{RootCAs: w.Roots, MinVersion: tls.VersionTLS13}}
+	t.Cleanup(transport.CloseIdleConnections)
+	return kms.New(kms.Options{
+		BaseEndpoint: aws.String("https://" + w.Address), Region: Region, RetryMaxAttempts: 1, HTTPClient: &http.Client{Transport: transport},
+		Credentials: credentials.NewStaticCredentialsProvider(who.Credentials.AccessKeyID, who.Credentials.SecretAccessKey, who.Credentials.SessionToken),
+	})
 }
 
 // Events are the calls so far.
