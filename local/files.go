@@ -42,7 +42,15 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 	if err != nil {
 		return "", err
 	}
-	releases, err := p.release()
+	measured, err := p.release()
+	if err != nil {
+		return "", err
+	}
+	releases, err := json.MarshalIndent(measured, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	keyPolicy, err := p.keyPolicy(measured)
 	if err != nil {
 		return "", err
 	}
@@ -59,6 +67,9 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 		p.caFile:   ca.RootPEM(),
 		p.nsmRoot:  root.PEM(),
 		p.releases: releases,
+
+		p.kms.policy: keyPolicy,
+		p.kms.env:    p.kmsEnv(),
 	})
 	for path, content := range files {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
@@ -87,12 +98,12 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 }
 
 // release is what the tenant trusts: the measurement of this very build.
-func (p *plan) release() ([]byte, error) {
+func (p *plan) release() ([]attest.Release, error) {
 	pcrs, err := softnsm.Measure(p.bin("mrgc-enclave"))
 	if err != nil {
 		return nil, err
 	}
-	return json.MarshalIndent([]attest.Release{{Version: 1, Name: "local build", PCRs: pcrs}}, "", "  ")
+	return []attest.Release{{Version: 1, Name: "local build", PCRs: pcrs}}, nil
 }
 
 // tenantsValid is for how long the list of a start holds: longer than a cluster

@@ -72,6 +72,7 @@ type plan struct {
 	nsmRoot   string
 	releases  string
 	store     string
+	kms       softwareKMS
 	regions   []region
 	engines   []engine // to start
 	draw      func() (string, error)
@@ -102,7 +103,9 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		}
 		p.regions = append(p.regions, r)
 	}
-	return p, nil
+	var err error
+	p.kms, err = p.planKMS()
+	return p, err
 }
 
 func (p *plan) region(name string) (region, error) {
@@ -188,6 +191,9 @@ func (p *plan) instances() []instance {
 // hybrid vsock puts the guest's connections to port 5001.
 func (in *instance) engineRelay() string { return "unix:" + in.vsock + "_5001" }
 
+// kmsRelay is what the enclave dials to reach KMS: port 5002.
+func (in *instance) kmsRelay() string { return "unix:" + in.vsock + "_5002" }
+
 // requests is the enclave's port 5000.
 func (in *instance) requests() string { return "unix:" + in.vsock + ":5000" }
 
@@ -258,6 +264,7 @@ func (p *plan) enclave(in instance, token string) process {
 	return process{name: "enclave-" + in.id, rank: rankEnclave, env: []string{token}, args: []string{
 		p.bin("mrgc-enclave"), "-listen", in.requests(), "-engine", in.engineRelay(), "-nsm", "unix:" + in.nsm,
 		"-identity", "unix:" + p.caSocket, "-tenants-key", p.signing + ".pub", "-model", p.options.ModelName, "-mode", "process",
+		"-kms", in.kmsRelay(), "-kms-region", in.aws, "-kms-roots", p.caFile,
 	}}
 }
 
@@ -267,11 +274,12 @@ func (p *plan) parent(in instance, token string) process {
 		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
 		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName, "-metrics-listen", in.metrics,
 		"-tenants", p.signed, "-tenants-key", p.signing + ".pub",
+		"-kms-relay", in.kmsRelay(), "-kms-host", p.kms.address,
 	}
 	if p.options.Sim.Slots > 0 {
 		args = append(args, "-engine-slots", strconv.Itoa(p.options.Sim.Slots))
 	}
-	return process{name: "parent-" + in.id, rank: rankParent, env: []string{token}, args: args}
+	return process{name: "parent-" + in.id, rank: rankParent, env: append(awsEnvironment(p.kms.cluster), token), args: args}
 }
 
 func (p *plan) router(r region, part routerPart, token string) process {

@@ -174,7 +174,15 @@ var _ = Describe("A plan", func() {
 			"router-usw2":    {Region: "usw2", Role: identity.RoleRouter},
 			"router-usw2-1":  {Region: "usw2", Role: identity.RoleRouter},
 		} {
-			Expect(byName[name].env).To(Equal([]string{"MRGC_IDENTITY_TOKEN=" + secret + id.String()}), name)
+			var tokens []string
+			for _, variable := range byName[name].env {
+				if strings.HasPrefix(variable, "MRGC_IDENTITY_TOKEN=") {
+					tokens = append(tokens, variable)
+				} else {
+					Expect(name).To(HavePrefix("parent-"), "it gets %s, and no other part does: the credentials for KMS", variable)
+				}
+			}
+			Expect(tokens).To(Equal([]string{"MRGC_IDENTITY_TOKEN=" + secret + id.String()}), name)
 		}
 		for _, name := range []string{"engine-0", "envoy-use1", "connect"} {
 			Expect(byName[name].env).To(BeEmpty(), name)
@@ -317,7 +325,7 @@ var _ = Describe("A plan", func() {
 
 	It("fails when there is no port", func() {
 		full := errors.New("no free port")
-		for left := range 15 { // three for the region, six for its routers, six for its instances
+		for left := range 16 { // three for the region, six for its routers, six for its instances, one for KMS
 			draw := counting()
 			_, err := newPlan(planFor().options, "/tmp/mrgc-1", "127.0.0.1:8400", func() (string, error) {
 				if left--; left < 0 {
