@@ -65,6 +65,9 @@ var _ = Describe("mrgc connect", func() {
 		Entry("roots that are none", "no certificate in it", "--ca", example),
 		Entry("without a development root", "--trust-development-root", "--trust-development-root", "/nonexistent/root.pem"),
 		Entry("a development root that is none", "no certificate in it", "--trust-development-root", example),
+		Entry("with releases that a key should verify, and none is there", "--releases-key", "--releases-key", "/nonexistent/releases.pub"),
+		Entry("with a KMS key by its alias", "want arn:aws:kms:", "--kms-key", "alias/tenant"),
+		Entry("with a KMS key where no cluster is", "where no cluster is", "--kms-key", "arn:aws:kms:eu-west-1:111122223333:key/1234"),
 		Entry("with more recipients than there can be", "5 recipients", "--recipients", "5"),
 	)
 
