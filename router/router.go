@@ -77,6 +77,9 @@ type Config struct {
 	// ConfigVersion names the configuration in decision records.
 	ConfigVersion string
 
+	// Inspection is which releases the enclaves should be of; nil: nobody looks.
+	Inspection *Inspection
+
 	Store    fleet.Store
 	Identity *identity.Source
 	// TenantCertificate and TenantKey are PEM files of the certificate that
@@ -107,6 +110,7 @@ type Router struct {
 	xds        *xds.Server
 	picker     *extproc.Picker
 	recipients *collector
+	inspector  *inspector // nil: nobody looks
 	loads      *loads
 	scores     *scores
 	peers      *exchange
@@ -144,6 +148,11 @@ func New(config Config) (*Router, error) {
 		IdleConnTimeout:     2 * documentRefresh,
 	}}, r.log)
 
+	if config.Inspection != nil {
+		r.inspector = newInspector(*config.Inspection, r.log)
+		r.recipients.inspect = r.inspector.inspect
+		r.metrics.MustRegister(r.inspector)
+	}
 	r.trips = &roundTrips{configured: config.RoundTrips}
 	r.spillTo = config.SpillTo
 	r.loads = newLoads(config.Region, config.SpillTo, r.trips, config.Identity, r.heard, r.log)
@@ -254,6 +263,9 @@ func (r *Router) collect(ctx context.Context) {
 		}
 		if snapshot := r.view.Load(); snapshot != nil {
 			r.recipients.refresh(ctx, snapshot, time.Now())
+			if r.inspector != nil {
+				r.inspector.forget(snapshot)
+			}
 		}
 	}
 }
@@ -361,6 +373,9 @@ func (r *Router) adminHandler() http.Handler {
 	mux.HandleFunc("GET /peers", r.peers.serve)
 	mux.HandleFunc("GET /regions", r.serveRegions)
 	mux.HandleFunc("GET /scores", r.serveScores)
+	if r.inspector != nil {
+		mux.HandleFunc("GET /releases", r.inspector.serve)
+	}
 	mux.HandleFunc("GET /decisions", r.serveTrace)
 	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))
