@@ -16,22 +16,16 @@ import (
 )
 
 // Interval is how often the file is looked at.
-const Interval = time.Second
+const Interval = 250 * time.Millisecond
 
 // File is a signed manifest in a file that is replaced as a whole.
 type File struct {
 	path string
 	keys []ed25519.PublicKey
 	log  *slog.Logger
-	seen stamp  // of the content that was looked at last
-	file []byte // what held was read from
+	seen os.FileInfo // of the file that was looked at last; nil: there was none
+	file []byte      // what held was read from
 	held atomic.Pointer[release.Manifest]
-}
-
-// stamp tells one content of a file from another.
-type stamp struct {
-	size     int64
-	modified time.Time
 }
 
 // Open reads the keys and the manifest, both of which must be good at the start.
@@ -76,18 +70,18 @@ func (f *File) Run(ctx context.Context) {
 
 // look takes the file's content, once for each.
 func (f *File) look() error {
-	var fresh stamp // zero while there is no file
 	info, err := os.Stat(f.path)
-	if err == nil {
-		fresh = stamp{info.Size(), info.ModTime()}
-	}
-	if fresh == f.seen && f.Manifest() != nil {
-		return nil
-	}
-	f.seen = fresh // an error is said once
 	if err != nil {
+		if f.seen == nil && f.Manifest() != nil {
+			return nil // said once
+		}
+		f.seen = nil
 		return err
 	}
+	if f.seen != nil && sameContent(f.seen, info) {
+		return nil
+	}
+	f.seen = info // an error is said once
 	content, err := os.ReadFile(f.path)
 	if err != nil {
 		return err
@@ -105,4 +99,10 @@ func (f *File) look() error {
 	f.file = content
 	f.held.Store(m)
 	return nil
+}
+
+// sameContent compares what tells one content of a file from another. Two that
+// are written within the clock's tick differ by their inodes only.
+func sameContent(a, b os.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }
