@@ -17,6 +17,7 @@ import (
 	"github.com/onsi/gomega/gexec"
 
 	"github.com/mrgc/mrgc/internal/attest"
+	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/standin/softkms"
 )
 
@@ -52,6 +53,25 @@ func (c *cluster) kmsEvents() (events []softkms.Event) {
 		events = append(events, event)
 	}
 	return events
+}
+
+// mrgc runs a command, and gives its standard output.
+func (c *cluster) mrgc(args ...string) string {
+	GinkgoHelper()
+	out, err := exec.Command(filepath.Join(root(), "bin", "mrgc"), args...).Output()
+	Expect(err).NotTo(HaveOccurred())
+	return string(out)
+}
+
+// audit runs `mrgc audit` on a process's log.
+func (c *cluster) audit(command, process string, more ...string) string {
+	GinkgoHelper()
+	return c.mrgc(append([]string{"audit", command, filepath.Join(c.stateDir, "audit", process+".log")}, more...)...)
+}
+
+func show(c *cluster, process, event string) string {
+	GinkgoHelper()
+	return c.audit("show", process, "--event", event)
 }
 
 var _ = Describe("A KMS key of the tenant's own", func() {
@@ -93,5 +113,46 @@ var _ = Describe("A KMS key of the tenant's own", func() {
 		status, body := c.chat(ctx, http.DefaultClient, c.base(), "hello")
 		Expect(status).To(Equal(http.StatusOK), body)
 		Expect(c.kmsEvents()).To(HaveLen(before))
+
+		By("each instance's audit log has its own, and verifies")
+		events := c.kmsEvents()
+		for i, instance := range []string{"use1-0", "use2-0"} {
+			show := func() string { return c.audit("show", "parent-"+instance, "--event", audit.KeyReleased) }
+			Eventually(ctx, show, "10s").Should(ContainSubstring(`"request":"` + events[2*i+1].Context["mrgc:request-id"] + `"`))
+			Expect(strings.Count(show(), "\n")).To(Equal(1))
+			Expect(c.audit("verify", "parent-"+instance)).To(MatchRegexp(`1 key_released\nhead 1:[0-9a-f]{64}\n`))
+		}
+		Expect(show(c, "router-use1", audit.EnclaveRelease)).To(And(ContainSubstring(`"instance":"use1-0"`), ContainSubstring(`"instance":"use2-0"`),
+			ContainSubstring(releases[0].PCRs[0].String())))
+	})
+
+})
+
+var _ = Describe("The manifest of releases", func() {
+	It("is followed by routers, which say which instance runs another program, and go on", func(ctx SpecContext) {
+		engine := newToldEngine()
+		c := startCluster("--regions", "use1", "--instances", "2", "--engine-url", engine.server.URL, "--model-name", "told", "--ask=false")
+		router := c.env()["MRGC_ADMIN_USE1"]
+		Eventually(ctx, func() string { return get(ctx, router+"/metrics") }, "20s").Should(And(
+			ContainSubstring(`mrgc_enclave_trusted{instance="use1-0"} 1`), ContainSubstring(`mrgc_enclave_release{instance="use1-1"} 1`)))
+
+		By("a manifest that trusts another build only")
+		content, err := os.ReadFile(c.env()["MRGC_RELEASES"])
+		Expect(err).NotTo(HaveOccurred())
+		releases, err := attest.ParseReleases(content)
+		Expect(err).NotTo(HaveOccurred())
+		releases[0].PCRs[0] = attest.ExtendedPCR([]byte("another build"))
+		content, err = json.Marshal(releases)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(os.WriteFile(filepath.Join(c.stateDir, "other.json"), content, 0o600)).To(Succeed())
+		c.mrgc("releases", "sign", "--key", filepath.Join(c.stateDir, "releases-signing.key"), "--releases", filepath.Join(c.stateDir, "other.json"),
+			"--out", filepath.Join(c.stateDir, "releases.signed.json"))
+		Eventually(ctx, func() string { return get(ctx, router+"/metrics") }, "30s", "200ms").Should(And(
+			ContainSubstring(`mrgc_enclave_trusted{instance="use1-0"} 0`), ContainSubstring(`mrgc_enclave_trusted{instance="use1-1"} 0`)))
+		Expect(get(ctx, router+"/releases")).To(ContainSubstring("match no trusted release"))
+		Expect(show(c, "router-use1", audit.DocumentRefused)).To(ContainSubstring(`"instance":"use1-0"`))
+		Expect(show(c, "router-use1", audit.Manifest)).To(ContainSubstring(`"version":"2"`))
+		status, body := c.chat(ctx, http.DefaultClient, c.base(), "hello")
+		Expect(status).To(Equal(http.StatusOK), body) // the client's own policy decides, and no router's
 	})
 })

@@ -62,6 +62,8 @@ type Enclave struct {
 	keys    *keyring
 	replays *seal.ReplaySet
 	slots   chan struct{}
+
+	releases keyReleases // of data keys, by KMS
 }
 
 // New checks the configuration, makes the first key and has it attested.
@@ -127,6 +129,7 @@ func (e *Enclave) Handler() http.Handler {
 	if e.config.KMS != nil {
 		mux.HandleFunc("GET "+api.PathAWSCredentials, e.serveCredentials)
 		mux.HandleFunc("PUT "+api.PathAWSCredentials, e.takeCredentials)
+		mux.HandleFunc("GET "+api.PathKeyReleases, e.serveKeyReleases)
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	return mux

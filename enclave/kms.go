@@ -15,7 +15,7 @@ import (
 // dataKeys has KMS decrypt the data key of one request; nil: KMS is not asked
 // here. A request that was run already is refused before KMS is asked: else
 // whoever has seen one could have KMS asked, at its price, as often as he likes.
-func (e *Enclave) dataKeys(ctx context.Context, key seal.KeyID, request seal.RequestID) seal.DecryptDataKey {
+func (e *Enclave) dataKeys(ctx context.Context, key seal.KeyID, request seal.RequestID, tenant string) seal.DecryptDataKey {
 	if e.config.KMS == nil {
 		return nil
 	}
@@ -24,9 +24,12 @@ func (e *Enclave) dataKeys(ctx context.Context, key seal.KeyID, request seal.Req
 			return nil, seal.ErrReplayed
 		}
 		plaintext, err := e.config.KMS.Decrypt(ctx, ciphertext, encryptionContext)
+		done := api.KeyRelease{Time: e.config.Now(), RequestID: request.String(), Tenant: tenant}
 		if err != nil {
 			e.config.Logger.Warn("KMS gave no data key", "request", request, "error", err)
+			done.Error = err.Error()
 		}
+		e.releases.add(done)
 		return plaintext, err
 	}
 }

@@ -2,6 +2,7 @@ package enclave_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"strings"
 
@@ -181,3 +182,45 @@ func (r *running) putCredentials(body string) (status int) {
 	Expect(err).NotTo(HaveOccurred())
 	return r.send(req).StatusCode
 }
+
+var _ = Describe("Key releases", func() {
+	ask := func(r *running, enclaveName string, after uint64) (said api.KeyReleases) {
+		GinkgoHelper()
+		resp, err := r.client.Get(fmt.Sprintf("%s%s?enclave=%s&after=%d", r.url, api.PathKeyReleases, enclaveName, after))
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(resp.Body.Close)
+		Expect(resp.StatusCode).To(Equal(http.StatusOK))
+		Expect(json.Unmarshal([]byte(readAll(resp)), &said)).To(Succeed())
+		return said
+	}
+
+	It("are told until the parent has them, with the refused ones, and without content", func() {
+		w := startKMS(thisImage)
+		r := start(says(`{}`), withKMS(w))
+		Expect(ask(r, "", 0).Releases).To(BeEmpty())
+		sealed := r.seal(chat, byDataKey(w))
+		Expect(open(sealed, r.send(r.post(sealed))).err).NotTo(HaveOccurred())
+		Expect(w.PutKeyPolicy(tenantKey, keyPolicy(w, otherImage(w)))).To(Succeed())
+		refused := r.send(r.post(r.seal(chat, byDataKey(w))))
+		Expect(refused.StatusCode).To(Equal(http.StatusForbidden))
+
+		said := ask(r, "", 0)
+		Expect(said.Lost).To(BeZero())
+		Expect(said.Releases).To(HaveExactElements(
+			api.KeyRelease{Sequence: 1, Time: r.clock.Now(), RequestID: sealed.Headers.RequestID.String(), Tenant: tenant},
+			And(HaveField("Sequence", uint64(2)), HaveField("Error", ContainSubstring("AccessDeniedException"))),
+		))
+		Expect(ask(r, "another", 2).Releases).To(HaveLen(2), "what another enclave has told is not this one's")
+		Expect(ask(r, said.Enclave, 1).Releases).To(HaveLen(1))
+		Expect(ask(r, said.Enclave, 2).Releases).To(BeEmpty())
+		Expect(ask(r, "", 0)).To(And(HaveField("Releases", BeEmpty()), HaveField("Lost", uint64(0))), "a parent that has started anew gets none twice")
+		Expect(ask(r, said.Enclave, 99).Releases).To(BeEmpty())
+	})
+
+	It("are counted when they are too many to keep", func() {
+		told := enclave.KeyReleasesAfter(5000, "", 0)
+		Expect(told.Lost).To(BeEquivalentTo(5000 - 4096))
+		Expect(told.Releases).To(HaveLen(4096))
+		Expect(told.Releases[0].Sequence).To(BeEquivalentTo(5000 - 4096 + 1))
+	})
+})

@@ -93,7 +93,7 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, *a
 	if err != nil {
 		return nil, refusal(err)
 	}
-	opened, err := key.OpenWith(e.dataKeys(r.Context(), key.KeyID(), headers.RequestID),
+	opened, err := key.OpenWith(e.dataKeys(r.Context(), key.KeyID(), headers.RequestID, headers.Tenant),
 		now, prologue, headers, body, seal.Limits{MaxLifetime: e.config.RequestLifetime})
 	if err != nil {
 		return nil, refusal(err)

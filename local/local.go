@@ -71,8 +71,10 @@ func Run(ctx context.Context, options Options) (err error) {
 
 // lockState keeps two clusters out of one state directory.
 func lockState(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
+	for _, sub := range []string{"logs", "audit"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {

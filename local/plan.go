@@ -71,6 +71,8 @@ type plan struct {
 	caFile    string
 	nsmRoot   string
 	releases  string
+	manifest  string // the same, signed
+	releasing string // the key that signs it: .key, and .pub that verifies
 	store     string
 	kms       softwareKMS
 	regions   []region
@@ -94,7 +96,11 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		caFile:   filepath.Join(o.StateDir, "ca.pem"),
 		nsmRoot:  filepath.Join(o.StateDir, "development-root.pem"),
 		releases: filepath.Join(o.StateDir, "releases.json"),
-		store:    filepath.Join(o.StateDir, "state.db"),
+
+		manifest:  filepath.Join(o.StateDir, "releases.signed.json"),
+		releasing: filepath.Join(o.StateDir, "releases-signing"),
+
+		store: filepath.Join(o.StateDir, "state.db"),
 	}
 	for _, name := range o.Regions {
 		r, err := p.region(name)
@@ -242,6 +248,11 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 	return append(all, p.tenant()), nil
 }
 
+// auditLog is of one process, and goes on from start to start.
+func (p *plan) auditLog(process string) string {
+	return filepath.Join(p.stateDir, "audit", process+".log")
+}
+
 func (p *plan) bin(name string) string { return filepath.Join(p.options.BinDir, name) }
 
 func (p *plan) engine(i int, e engine) process {
@@ -274,7 +285,7 @@ func (p *plan) parent(in instance, token string) process {
 		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
 		"-identity", "unix:" + p.caSocket, "-models", p.options.ModelName, "-metrics-listen", in.metrics,
 		"-tenants", p.signed, "-tenants-key", p.signing + ".pub",
-		"-kms-relay", in.kmsRelay(), "-kms-host", p.kms.address,
+		"-kms-relay", in.kmsRelay(), "-kms-host", p.kms.address, "-audit", p.auditLog("parent-" + in.id),
 	}
 	if p.options.Sim.Slots > 0 {
 		args = append(args, "-engine-slots", strconv.Itoa(p.options.Sim.Slots))
@@ -289,6 +300,8 @@ func (p *plan) router(r region, part routerPart, token string) process {
 		"--tenant-address", r.tenant, "--health-address", r.health,
 		"--tenant-cert", r.tenantCert, "--tenant-key", r.tenantKey,
 		"--tenants", p.signed, "--tenants-key", p.signing + ".pub",
+		"--releases", p.manifest, "--releases-key", p.releasing + ".pub", "--trust-development-root", p.nsmRoot,
+		"--audit", p.auditLog(part.name),
 	}
 	for _, other := range r.routers {
 		if other != part {
@@ -302,7 +315,7 @@ func (p *plan) router(r region, part routerPart, token string) process {
 func (p *plan) tenant() process {
 	args := []string{
 		p.bin("mrgc"), "connect", "--listen", p.connect, "--ca", p.caFile,
-		"--releases", p.releases, "--trust-development-root", p.nsmRoot,
+		"--releases", p.manifest, "--releases-key", p.releasing + ".pub", "--trust-development-root", p.nsmRoot,
 	}
 	for _, endpoint := range p.endpoints() {
 		args = append(args, "--endpoint", endpoint)

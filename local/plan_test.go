@@ -192,8 +192,8 @@ var _ = Describe("A plan", func() {
 	It("gives the tenant what a tenant has, and nothing else", func() {
 		p := planFor()
 		Expect(children(p)["connect"].args).To(Equal([]string{
-			"/bin/mrgc", "connect", "--listen", "127.0.0.1:8400", "--ca", "/state/ca.pem", "--releases", "/state/releases.json",
-			"--trust-development-root", "/state/development-root.pem",
+			"/bin/mrgc", "connect", "--listen", "127.0.0.1:8400", "--ca", "/state/ca.pem", "--releases", "/state/releases.signed.json",
+			"--releases-key", "/state/releases-signing.pub", "--trust-development-root", "/state/development-root.pem",
 			"--endpoint", "https://" + p.regions[0].tenant, "--endpoint", "https://" + p.regions[1].tenant,
 		}))
 	})

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -51,6 +52,8 @@ type fakeEnclave struct {
 	tenants []string // guarded by mu: lists that it has been handed since its start
 
 	credentials []api.AWSCredentials // guarded by mu: handed to it since its start
+
+	released api.KeyReleases // guarded by mu
 
 	refusesTenants atomic.Bool
 }
@@ -131,6 +134,15 @@ func (e *fakeEnclave) start() {
 		defer e.mu.Unlock()
 		e.credentials = append(e.credentials, c)
 		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET "+api.PathKeyReleases, func(w http.ResponseWriter, r *http.Request) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		said := e.released
+		said.Releases = slices.DeleteFunc(slices.Clone(said.Releases), func(k api.KeyRelease) bool {
+			return r.URL.Query().Get("enclave") == said.Enclave && fmt.Sprint(k.Sequence) <= r.URL.Query().Get("after")
+		})
+		_ = json.NewEncoder(w).Encode(said)
 	})
 	listener, err := vsock.Listen(e.address)
 	Expect(err).NotTo(HaveOccurred())

@@ -31,6 +31,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
@@ -63,6 +64,8 @@ type Config struct {
 	KMSRelay    net.Listener
 	DialKMS     func(context.Context) (net.Conn, error)
 	Credentials func(context.Context) (api.AWSCredentials, error)
+	// Audit gets the data keys that KMS released to the enclave; nil: nobody does.
+	Audit *audit.Log
 
 	HeartbeatInterval  time.Duration // default 5 s
 	StaleAfter         time.Duration // age of another instance's heartbeat that no longer counts; default 15 s
@@ -241,6 +244,9 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 	if p.config.KMSRelay != nil {
 		group.Go(func() error { return p.relay(groupCtx, "KMS", p.config.KMSRelay, p.config.DialKMS) })
 		group.Go(func() error { p.handCredentials(groupCtx); return nil })
+		if p.config.Audit != nil {
+			group.Go(func() error { p.recordKeyReleases(groupCtx); return nil })
+		}
 	}
 	group.Go(func() error { p.makeReports(groupCtx); return nil })
 	if p.config.MetricsListener != nil {

@@ -40,6 +40,9 @@ func (i Inspector) Inspect(in *fleet.Instance, recipients []api.Recipient, now t
 	i.inspect(in, recipients, now)
 }
 
+// Recheck is recheck.
+func (i Inspector) Recheck(now time.Time) { i.recheck(now) }
+
 // Forget is forget.
 func (i Inspector) Forget(snapshot *fleet.Snapshot) { i.forget(snapshot) }
 

@@ -40,7 +40,14 @@ type inspector struct {
 
 	mu       sync.Mutex
 	verdicts map[string]verdict // guarded by mu: by instance
+	shown    map[string]shown   // guarded by mu: what they are of
 	manifest uint64             // guarded by mu: version of the one that was reported last
+}
+
+// shown is what an instance has answered.
+type shown struct {
+	instance   *fleet.Instance
+	recipients []api.Recipient
 }
 
 // verdict is what the newest document of an instance shows.
@@ -65,16 +72,37 @@ func newInspector(config Inspection, log *slog.Logger) *inspector {
 	if config.Record == nil {
 		config.Record = func(...audit.Event) {}
 	}
-	return &inspector{Inspection: config, log: log, verdicts: map[string]verdict{}}
+	return &inspector{Inspection: config, log: log, verdicts: map[string]verdict{}, shown: map[string]shown{}}
 }
 
 // inspect looks at what an instance has answered just now.
 func (i *inspector) inspect(in *fleet.Instance, recipients []api.Recipient, now time.Time) {
-	manifest := i.Manifest()
-	fresh := i.judge(manifest, in, recipients, now)
 	i.mu.Lock()
 	defer i.mu.Unlock()
+	manifest := i.Manifest()
 	i.reportManifest(manifest)
+	i.shown[in.ID] = shown{in, recipients}
+	i.look(manifest, in, recipients, now)
+}
+
+// recheck looks again at what everybody has answered when there is another
+// manifest.
+func (i *inspector) recheck(now time.Time) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	manifest := i.Manifest()
+	if manifest.Version == i.manifest {
+		return
+	}
+	i.reportManifest(manifest)
+	for _, s := range i.shown {
+		i.look(manifest, s.instance, s.recipients, now)
+	}
+}
+
+// look comes to a verdict. The caller holds mu.
+func (i *inspector) look(manifest *release.Manifest, in *fleet.Instance, recipients []api.Recipient, now time.Time) {
+	fresh := i.judge(manifest, in, recipients, now)
 	before, known := i.verdicts[in.ID]
 	if known && fresh.same(before) {
 		fresh.Since = before.Since
@@ -137,9 +165,11 @@ func (i *inspector) reportManifest(m *release.Manifest) {
 func (i *inspector) forget(snapshot *fleet.Snapshot) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	maps.DeleteFunc(i.verdicts, func(id string, _ verdict) bool {
+	gone := func(id string) bool {
 		return !slices.ContainsFunc(snapshot.Instances, func(in *fleet.Instance) bool { return in.ID == id })
-	})
+	}
+	maps.DeleteFunc(i.verdicts, func(id string, _ verdict) bool { return gone(id) })
+	maps.DeleteFunc(i.shown, func(id string, _ shown) bool { return gone(id) })
 }
 
 // all are the verdicts, by instance.

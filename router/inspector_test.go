@@ -190,6 +190,16 @@ var _ = Describe("An inspector", func() {
 		Expect(events[3].About).To(And(HaveKeyWithValue("version", "8"), HaveKeyWithValue("before", "7")))
 	})
 
+	It("looks again at once when there is another manifest, and only then", func(ctx SpecContext) {
+		inspector.Inspect(instance, []api.Recipient{recipient(ctx, "claims")}, time.Now())
+		inspector.Recheck(time.Now().Add(time.Hour)) // when the document is old: nothing was asked
+		Expect(page().Instances).To(HaveExactElements(HaveField("Trusted", true)))
+		manifest = &release.Manifest{Version: 4, MinVersion: 8, Releases: manifest.Releases}
+		inspector.Recheck(time.Now())
+		Expect(page().Instances).To(HaveExactElements(HaveField("Trusted", false)))
+		Expect(recorded()).To(Equal([]string{audit.Manifest, audit.EnclaveRelease, audit.Manifest, audit.DocumentRefused}))
+	})
+
 	It("forgets instances that have gone", func(ctx SpecContext) {
 		inspector.Inspect(instance, []api.Recipient{recipient(ctx, "claims")}, time.Now())
 		inspector.Forget(fleet.NewSnapshot(time.Now(), []*fleet.Instance{instance}))

@@ -265,6 +265,7 @@ func (r *Router) collect(ctx context.Context) {
 			r.recipients.refresh(ctx, snapshot, time.Now())
 			if r.inspector != nil {
 				r.inspector.forget(snapshot)
+				r.inspector.recheck(time.Now())
 			}
 		}
 	}

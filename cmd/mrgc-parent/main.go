@@ -19,6 +19,7 @@ import (
 	awsconfig "github.com/aws/aws-sdk-go-v2/config"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/open"
@@ -52,6 +53,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	engineRelay := flags.String("engine-relay", "vsock://:5001", "where the enclave's connections to the engine arrive")
 	kmsRelay := flags.String("kms-relay", "", "where the enclave's connections to KMS arrive: vsock://:5002; default: it asks no KMS")
 	kmsHost := flags.String("kms-host", "", "the region's KMS, where they are connected to and nowhere else: kms.us-east-1.amazonaws.com:443")
+	auditPath := flags.String("audit", "", "file for the data keys that KMS releases to the enclave; appended to, with hashes that chain it (mrgc audit verify)")
 	guard := flags.String("guard", "127.0.0.1:8081", "the engine's guard")
 	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
 	store := flags.String("store", "", "fleet store: "+open.Forms)
@@ -99,6 +101,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	names, versions := splitModels(*models)
 	readGPU, closeGPU := openGPU(logger)
 	defer closeGPU()
+	var records *audit.Log
+	if *auditPath != "" {
+		if records, err = audit.Open(*auditPath); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, records.Close()) }()
+	}
 	kms, err := openKMS(ctx, *kmsRelay, *kmsHost)
 	if err != nil {
 		return err
@@ -112,7 +121,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		Store: instances, Identity: self, Tenants: tenants.Keeper(),
 		DialEnclave: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) },
 		EngineRelay: relay, DialGuard: dialer(*guard),
-		KMSRelay: kms.relay, DialKMS: kms.dial, Credentials: kms.credentials,
+		KMSRelay: kms.relay, DialKMS: kms.dial, Credentials: kms.credentials, Audit: records,
 		HeartbeatInterval:  cluster.Fleet.HeartbeatInterval,
 		StaleAfter:         cluster.Fleet.StaleAfter,
 		RequestBodyBytes:   int64(cluster.Limits.RequestBodyBytes),

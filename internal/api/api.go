@@ -6,6 +6,8 @@
 // receives one calls [ParseError].
 package api
 
+import "time"
+
 // Paths of the tenant endpoint (Envoy's port 443).
 const (
 	// PathSealed takes every sealed request; the operation is inside the
@@ -37,6 +39,27 @@ type AWSCredentials struct {
 	AccessKeyID     string `json:"access_key_id"` // empty: none yet
 	SecretAccessKey string `json:"secret_access_key,omitempty"`
 	SessionToken    string `json:"session_token,omitempty"`
+}
+
+// PathKeyReleases is where an enclave says which data keys it has had KMS release,
+// for its parent's audit log. The query says what the parent has: all up to the
+// sequence number "after" of the enclave that "enclave" names.
+const PathKeyReleases = "/key-releases"
+
+// KeyReleases is the answer of [PathKeyReleases].
+type KeyReleases struct {
+	Enclave  string       `json:"enclave"` // another one after each start
+	Lost     uint64       `json:"lost"`    // that were forgotten before anybody asked
+	Releases []KeyRelease `json:"releases"`
+}
+
+// KeyRelease is one data key that KMS was asked for.
+type KeyRelease struct {
+	Sequence  uint64    `json:"seq"` // from 1 on, without gaps
+	Time      time.Time `json:"time"`
+	RequestID string    `json:"request"`
+	Tenant    string    `json:"tenant"`
+	Error     string    `json:"error,omitempty"` // why KMS gave none; empty: it did
 }
 
 // Request and response headers. Those that the envelope binds are marked; a

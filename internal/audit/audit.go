@@ -38,6 +38,7 @@ const (
 	EnclaveRelease  = "enclave_release"  // an instance's enclave runs another release than before: instance, release, version, pcr0
 	DocumentRefused = "document_refused" // an instance's attestation does not verify: instance, error
 	Manifest        = "release_manifest" // another manifest of releases is followed: version, min_version
+	RecordsLost     = "records_lost"     // an enclave had forgotten records before they were asked for: instance, count
 	TornRecord      = "torn_record"      // the file ended in half a record, after a crash; it was cut off
 )
 
