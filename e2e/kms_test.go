@@ -125,7 +125,6 @@ var _ = Describe("A KMS key of the tenant's own", func() {
 		Expect(show(c, "router-use1", audit.EnclaveRelease)).To(And(ContainSubstring(`"instance":"use1-0"`), ContainSubstring(`"instance":"use2-0"`),
 			ContainSubstring(releases[0].PCRs[0].String())))
 	})
-
 })
 
 var _ = Describe("The manifest of releases", func() {

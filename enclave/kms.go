@@ -56,7 +56,7 @@ const maxCredentialsBytes = 16 << 10
 // serveCredentials says which credentials are held.
 func (e *Enclave) serveCredentials(w http.ResponseWriter, _ *http.Request) {
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(api.AWSCredentials{AccessKeyID: e.config.KMS.AccessKeyID()}) // the parent asks again
+	_ = json.NewEncoder(w).Encode(api.AWSCredentialsHeld{AccessKeyID: e.config.KMS.AccessKeyID()}) // the parent asks again
 }
 
 // takeCredentials takes credentials from the parent. They open nothing: with

@@ -121,7 +121,7 @@ func (e *fakeEnclave) start() {
 	mux.HandleFunc("GET "+api.PathAWSCredentials, func(w http.ResponseWriter, _ *http.Request) {
 		e.mu.Lock()
 		defer e.mu.Unlock()
-		var held api.AWSCredentials
+		var held api.AWSCredentialsHeld
 		if n := len(e.credentials); n > 0 {
 			held.AccessKeyID = e.credentials[n-1].AccessKeyID
 		}

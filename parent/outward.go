@@ -96,14 +96,14 @@ func (p *Parent) handCredentialsOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var holds api.AWSCredentials
+	var holds api.AWSCredentialsHeld
 	if err := json.Unmarshal(body, &holds); err != nil {
 		return fmt.Errorf("credentials: %w", err)
 	}
 	if holds.AccessKeyID == credentials.AccessKeyID {
 		return nil
 	}
-	content, err := json.Marshal(credentials)
+	content, err := json.Marshal(credentials) //nolint:gosec // handing them over is what this is for
 	if err != nil {
 		return err
 	}

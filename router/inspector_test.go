@@ -116,7 +116,8 @@ var _ = Describe("An inspector", func() {
 			Instance, Release, Error string
 			Trusted                  bool
 		}
-	}) {
+	},
+	) {
 		GinkgoHelper()
 		w := httptest.NewRecorder()
 		inspector.Page(w, nil)

@@ -33,12 +33,16 @@ type Tenants struct {
 // KMS has no such path.
 const PathAWSCredentials = "/aws-credentials"
 
-// AWSCredentials are the body of [PathAWSCredentials]; of what is held only the
-// id is told.
+// AWSCredentials are what [PathAWSCredentials] takes.
 type AWSCredentials struct {
-	AccessKeyID     string `json:"access_key_id"` // empty: none yet
-	SecretAccessKey string `json:"secret_access_key,omitempty"`
+	AccessKeyID     string `json:"access_key_id"`
+	SecretAccessKey string `json:"secret_access_key"`
 	SessionToken    string `json:"session_token,omitempty"`
+}
+
+// AWSCredentialsHeld is what [PathAWSCredentials] gives.
+type AWSCredentialsHeld struct {
+	AccessKeyID string `json:"access_key_id"` // empty: none yet
 }
 
 // PathKeyReleases is where an enclave says which data keys it has had KMS release,

@@ -65,7 +65,7 @@ func condition(st map[string]any, operator string) map[string]any {
 
 var _ = Describe("The policy of a tenant's key", func() {
 	var w *softkmstest.World
-	var tied = map[string]string{"mrgc:tenant": "acme", "mrgc:request-id": "0f"}
+	tied := map[string]string{"mrgc:tenant": "acme", "mrgc:request-id": "0f"}
 	BeforeEach(func() {
 		w = softkmstest.Start(GinkgoTB())
 		w.AddPrincipal(softkms.Principal{ARN: admin, Credentials: softkms.Credentials{AccessKeyID: "AKIAADMIN", SecretAccessKey: "admin"}})
