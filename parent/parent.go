@@ -138,6 +138,8 @@ func New(config Config) (*Parent, error) {
 		return nil, errors.New("parent: no relay to the engine's guard")
 	case (config.KMSRelay == nil) != (config.DialKMS == nil) || (config.KMSRelay == nil) != (config.Credentials == nil):
 		return nil, errors.New("parent: a relay to KMS, a way to dial it and credentials: all three or none")
+	case config.Audit != nil && config.KMSRelay == nil:
+		return nil, errors.New("parent: an audit log without a relay to KMS: there would be nothing to record")
 	}
 	if err := config.Instance.Validate(); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)

@@ -10,6 +10,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/parent"
 )
@@ -127,6 +128,7 @@ var _ = Describe("A parent", func() {
 		Entry("with credentials and no relay to KMS", "all three or none", func(_ *instance, c *parent.Config) {
 			c.Credentials = func(context.Context) (api.AWSCredentials, error) { return api.AWSCredentials{}, nil }
 		}),
+		Entry("with an audit log and nothing to record", "nothing to record", func(_ *instance, c *parent.Config) { c.Audit = &audit.Log{} }),
 		Entry("at an address that nobody can dial", "address", func(_ *instance, c *parent.Config) { c.Instance.Address = ":8080" }),
 		Entry("as another instance", "identity is", func(_ *instance, c *parent.Config) { c.Instance.ID = "use1-1" }),
 		Entry("in another region", "identity is", func(_ *instance, c *parent.Config) { c.Instance.Region = fleet.Region("usw2") }),
