@@ -66,6 +66,10 @@ type Config struct {
 	ClientCertificate func(*tls.CertificateRequestInfo) (*tls.Certificate, error)
 	// Policy decides which recipients are trusted.
 	Policy Policy
+	// DataKeys, when set, has every request opened under a KMS key of the tenant's
+	// own: an enclave that the policy trusts can read one only if KMS releases its
+	// data key to that enclave. nil: enclaves open requests by their own keys.
+	DataKeys DataKeys
 
 	RequestBodyBytes int64         // largest request in clear; default 4 MiB
 	RequestLifetime  time.Duration // how long a sealed request may take to reach an enclave; default 60 s, at most [seal.MaxLifetime]
@@ -123,6 +127,11 @@ func New(config Config) (*Client, error) {
 	}
 	if err := config.Policy.check(); err != nil {
 		return nil, err
+	}
+	if config.DataKeys != nil {
+		if err := config.Policy.confine(config.DataKeys.Region()); err != nil {
+			return nil, err
+		}
 	}
 	c := &Client{config: config}
 	if len(config.Endpoints) == 0 {
@@ -323,6 +332,14 @@ func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *ques
 		return nil, fmt.Errorf("client: draw a request id: %w", err)
 	}
 	q.id = request.RequestID.String()
+	if c.config.DataKeys != nil {
+		dataKey, refused := c.dataKey(req.Context(), &request)
+		if refused != nil {
+			return nil, refused
+		}
+		defer clear(dataKey.Plaintext)
+		request.DataKey = dataKey
+	}
 	sealed, err := seal.Seal(rand.Reader, request, recipients)
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)

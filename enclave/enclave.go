@@ -27,6 +27,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/kms"
 	"github.com/mrgc/mrgc/internal/nsm"
 	"github.com/mrgc/mrgc/internal/seal"
 	"github.com/mrgc/mrgc/internal/tenant"
@@ -43,6 +44,7 @@ type Config struct {
 	NSM     nsm.Module
 	Tenants *tenant.Keeper    // holds the list of tenants; whoever brings it is trusted with nothing
 	Engine  http.RoundTripper // reaches the engine's guard over mutual TLS
+	KMS     *kms.Client       // decrypts tenants' data keys; nil: requests by these are refused
 
 	RequestBodyBytes   int64         // sealed size; default 8 MiB
 	RequestLifetime    time.Duration // how far ahead an expiry may lie; default [seal.MaxLifetime]
@@ -60,6 +62,8 @@ type Enclave struct {
 	keys    *keyring
 	replays *seal.ReplaySet
 	slots   chan struct{}
+
+	releases keyReleases // of data keys, by KMS
 }
 
 // New checks the configuration, makes the first key and has it attested.
@@ -122,6 +126,11 @@ func (e *Enclave) Handler() http.Handler {
 	mux.HandleFunc("GET /recipients", e.serveRecipients)
 	mux.HandleFunc("GET "+api.PathTenants, e.serveTenants)
 	mux.HandleFunc("PUT "+api.PathTenants, e.takeTenants)
+	if e.config.KMS != nil {
+		mux.HandleFunc("GET "+api.PathAWSCredentials, e.serveCredentials)
+		mux.HandleFunc("PUT "+api.PathAWSCredentials, e.takeCredentials)
+		mux.HandleFunc("GET "+api.PathKeyReleases, e.serveKeyReleases)
+	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	return mux
 }

@@ -37,3 +37,12 @@ func NewSecretBody(content []byte) (open func() (io.ReadCloser, error), wipe fun
 	b := &secretBody{bytes: content}
 	return b.open, b.wipe
 }
+
+// KeyReleasesAfter is what is told after n releases.
+func KeyReleasesAfter(n int, enclaveName string, sequence uint64) api.KeyReleases {
+	var k keyReleases
+	for range n {
+		k.add(api.KeyRelease{})
+	}
+	return k.after(enclaveName, sequence)
+}

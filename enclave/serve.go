@@ -102,7 +102,8 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, *a
 	if err != nil {
 		return nil, refusal(err)
 	}
-	opened, err := key.Open(now, prologue, headers, body, seal.Limits{MaxLifetime: e.config.RequestLifetime})
+	opened, err := key.OpenWith(e.dataKeys(r.Context(), key.KeyID(), headers.RequestID, headers.Tenant),
+		now, prologue, headers, body, seal.Limits{MaxLifetime: e.config.RequestLifetime})
 	if err != nil {
 		return nil, refusal(err)
 	}
@@ -116,6 +117,9 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, *a
 
 // refusal is the unsealed answer for an error of package seal.
 func refusal(err error) *api.Error {
+	if refused := kmsRefusal(err); refused != nil {
+		return refused
+	}
 	var tooLarge *http.MaxBytesError
 	switch {
 	case errors.Is(err, seal.ErrTooLarge), errors.As(err, &tooLarge):

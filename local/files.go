@@ -20,8 +20,10 @@ import (
 	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/release"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/standin/devca"
@@ -42,7 +44,23 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 	if err != nil {
 		return "", err
 	}
-	releases, err := p.release()
+	measured, err := p.release()
+	if err != nil {
+		return "", err
+	}
+	releases, err := json.MarshalIndent(measured, "", "  ")
+	if err != nil {
+		return "", err
+	}
+	releasing, err := newSigningKey()
+	if err != nil {
+		return "", err
+	}
+	manifest, err := release.Sign(releasing.key, &release.Manifest{Version: 1, MinVersion: measured[0].Version, Releases: measured})
+	if err != nil {
+		return "", err
+	}
+	keyPolicy, err := p.keyPolicy(measured)
 	if err != nil {
 		return "", err
 	}
@@ -59,6 +77,13 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 		p.caFile:   ca.RootPEM(),
 		p.nsmRoot:  root.PEM(),
 		p.releases: releases,
+
+		p.manifest:           manifest,
+		p.releasing + ".key": releasing.private,
+		p.releasing + ".pub": releasing.public,
+
+		p.kms.policy: keyPolicy,
+		p.kms.env:    p.kmsEnv(),
 	})
 	for path, content := range files {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
@@ -88,26 +113,36 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 }
 
 // release is what the tenant trusts: the measurement of this very build.
-func (p *plan) release() ([]byte, error) {
+func (p *plan) release() ([]attest.Release, error) {
 	pcrs, err := softnsm.Measure(p.bin("mrgc-enclave"))
 	if err != nil {
 		return nil, err
 	}
-	return json.MarshalIndent([]attest.Release{{Version: 1, Name: "local build", PCRs: pcrs}}, "", "  ")
+	return []attest.Release{{Version: 1, Name: "local build", PCRs: pcrs}}, nil
+}
+
+// signingKey is an operator's own, who on one machine is whoever starts the
+// cluster.
+type signingKey struct {
+	key             ed25519.PrivateKey
+	private, public []byte // PEM
+}
+
+func newSigningKey() (s signingKey, err error) {
+	if _, s.key, err = ed25519.GenerateKey(rand.Reader); err != nil {
+		return s, err
+	}
+	s.private, s.public, err = dsse.MarshalKey(s.key)
+	return s, err
 }
 
 // tenantsValid is for how long the list of a start holds: longer than a cluster
 // on one machine is left running.
 const tenantsValid = 90 * 24 * time.Hour
 
-// tenantFiles are the list of tenants, signed, and the key that has signed it:
-// an operator's own, who on one machine is whoever starts the cluster.
+// tenantFiles are the list of tenants, signed, and the key that has signed it.
 func (p *plan) tenantFiles(key *credential.Key, now time.Time) (map[string][]byte, error) {
-	_, signing, err := ed25519.GenerateKey(rand.Reader)
-	if err != nil {
-		return nil, err
-	}
-	private, public, err := tenant.MarshalKey(signing)
+	signing, err := newSigningKey()
 	if err != nil {
 		return nil, err
 	}
@@ -116,7 +151,7 @@ func (p *plan) tenantFiles(key *credential.Key, now time.Time) (map[string][]byt
 		EdgeTokens:    tenant.Digests{credential.DigestOf(key.EdgeToken())},
 		EnclaveTokens: tenant.Digests{credential.DigestOf(key.EnclaveToken())},
 	}}}
-	signed, err := tenant.Sign(signing, list)
+	signed, err := tenant.Sign(signing.key, list)
 	if err != nil {
 		return nil, err
 	}
@@ -124,7 +159,7 @@ func (p *plan) tenantFiles(key *credential.Key, now time.Time) (map[string][]byt
 	if err != nil {
 		return nil, err
 	}
-	return map[string][]byte{p.tenants: text, p.signed: signed, p.signing + ".key": private, p.signing + ".pub": public}, nil
+	return map[string][]byte{p.tenants: text, p.signed: signed, p.signing + ".key": signing.private, p.signing + ".pub": signing.public}, nil
 }
 
 // clusterConfig is the mrgc.yaml of the local cluster.

@@ -4,7 +4,8 @@
 // TLS, against a real Envoy and a real model. What one machine does not have is
 // replaced by a stand-in that is named for what it is: the enclave is a process,
 // its security module is standin/softnsm, the certificate authority is
-// standin/devca, and three regions are three sets of loopback ports.
+// standin/devca, AWS KMS is standin/softkms, and three regions are three sets of
+// loopback ports.
 //
 // [Run] fetches what is missing, lays the cluster out (a pure [plan]), starts
 // and watches the children, waits until all of it is healthy, and shows a tenant
@@ -70,8 +71,10 @@ func Run(ctx context.Context, options Options) (err error) {
 
 // lockState keeps two clusters out of one state directory.
 func lockState(dir string) (unlock func(), err error) {
-	if err := os.MkdirAll(filepath.Join(dir, "logs"), 0o700); err != nil {
-		return nil, fmt.Errorf("state directory: %w", err)
+	for _, sub := range []string{"logs", "audit"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return nil, fmt.Errorf("state directory: %w", err)
+		}
 	}
 	lock, err := os.OpenFile(filepath.Join(dir, "lock"), os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
@@ -171,6 +174,11 @@ func (c *cluster) serveStandIns(ctx context.Context, group *errgroup.Group, ca *
 		return fmt.Errorf("development CA: %w", err)
 	}
 	group.Go(func() error { return ca.Serve(ctx, listener) })
+	serveKMS, err := c.plan.listenKMS(ca, root)
+	if err != nil {
+		return err
+	}
+	group.Go(func() error { return serveKMS(ctx) })
 	for _, in := range c.plan.instances() {
 		module, err := softnsm.New(softnsm.Config{Root: root, Region: in.aws, InstanceID: in.id, Role: "development"})
 		if err != nil {

@@ -72,7 +72,10 @@ type plan struct {
 	caFile    string
 	nsmRoot   string
 	releases  string
+	manifest  string // the same, signed
+	releasing string // the key that signs it: .key, and .pub that verifies
 	store     string
+	kms       softwareKMS
 	regions   []region
 	engines   []engine // to start
 	draw      func() (string, error)
@@ -94,7 +97,11 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		caFile:   filepath.Join(o.StateDir, "ca.pem"),
 		nsmRoot:  filepath.Join(o.StateDir, "development-root.pem"),
 		releases: filepath.Join(o.StateDir, "releases.json"),
-		store:    filepath.Join(o.StateDir, "state.db"),
+
+		manifest:  filepath.Join(o.StateDir, "releases.signed.json"),
+		releasing: filepath.Join(o.StateDir, "releases-signing"),
+
+		store: filepath.Join(o.StateDir, "state.db"),
 	}
 	for _, name := range o.Regions {
 		r, err := p.region(name)
@@ -103,7 +110,9 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		}
 		p.regions = append(p.regions, r)
 	}
-	return p, nil
+	var err error
+	p.kms, err = p.planKMS()
+	return p, err
 }
 
 func (p *plan) region(name string) (region, error) {
@@ -194,6 +203,9 @@ func (p *plan) instances() []instance {
 // hybrid vsock puts the guest's connections to port 5001.
 func (in *instance) engineRelay() string { return "unix:" + in.vsock + "_5001" }
 
+// kmsRelay is what the enclave dials to reach KMS: port 5002.
+func (in *instance) kmsRelay() string { return "unix:" + in.vsock + "_5002" }
+
 // requests is the enclave's port 5000.
 func (in *instance) requests() string { return "unix:" + in.vsock + ":5000" }
 
@@ -242,6 +254,11 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 	return append(all, p.tenant()), nil
 }
 
+// auditLog is of one process, and goes on from start to start.
+func (p *plan) auditLog(process string) string {
+	return filepath.Join(p.stateDir, "audit", process+".log")
+}
+
 func (p *plan) bin(name string) string { return filepath.Join(p.options.BinDir, name) }
 
 func (p *plan) engine(i int, e engine) process {
@@ -264,6 +281,7 @@ func (p *plan) enclave(in instance, token string) process {
 	return process{name: "enclave-" + in.id, rank: rankEnclave, env: []string{token}, args: []string{
 		p.bin("mrgc-enclave"), "-listen", in.requests(), "-engine", in.engineRelay(), "-nsm", "unix:" + in.nsm,
 		"-identity", "unix:" + p.caSocket, "-tenants-key", p.signing + ".pub", "-model", p.options.ModelName, "-mode", "process",
+		"-kms", in.kmsRelay(), "-kms-region", in.aws, "-kms-roots", p.caFile,
 	}}
 }
 
@@ -273,11 +291,12 @@ func (p *plan) parent(in instance, token string) process {
 		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
 		"-identity", "unix:" + p.caSocket, "-models", in.models, "-metrics-listen", in.metrics,
 		"-tenants", p.signed, "-tenants-key", p.signing + ".pub",
+		"-kms-relay", in.kmsRelay(), "-kms-host", p.kms.address, "-audit", p.auditLog("parent-" + in.id),
 	}
 	if p.options.Sim.Slots > 0 {
 		args = append(args, "-engine-slots", strconv.Itoa(p.options.Sim.Slots))
 	}
-	return process{name: "parent-" + in.id, rank: rankParent, env: []string{token}, args: args}
+	return process{name: "parent-" + in.id, rank: rankParent, env: append(awsEnvironment(p.kms.cluster), token), args: args}
 }
 
 func (p *plan) router(r region, part routerPart, token string) process {
@@ -287,6 +306,8 @@ func (p *plan) router(r region, part routerPart, token string) process {
 		"--tenant-address", r.tenant, "--health-address", r.health,
 		"--tenant-cert", r.tenantCert, "--tenant-key", r.tenantKey,
 		"--tenants", p.signed, "--tenants-key", p.signing + ".pub",
+		"--releases", p.manifest, "--releases-key", p.releasing + ".pub", "--trust-development-root", p.nsmRoot,
+		"--audit", p.auditLog(part.name),
 	}
 	for _, other := range r.routers {
 		if other != part {
@@ -308,7 +329,7 @@ func (p *plan) router(r region, part routerPart, token string) process {
 func (p *plan) tenant() process {
 	args := []string{
 		p.bin("mrgc"), "connect", "--listen", p.connect, "--ca", p.caFile,
-		"--releases", p.releases, "--trust-development-root", p.nsmRoot,
+		"--releases", p.manifest, "--releases-key", p.releasing + ".pub", "--trust-development-root", p.nsmRoot,
 	}
 	for _, endpoint := range p.endpoints() {
 		args = append(args, "--endpoint", endpoint)

@@ -14,6 +14,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/tenant"
@@ -173,7 +174,15 @@ var _ = Describe("A plan", func() {
 			"router-usw2":    {Region: "usw2", Role: identity.RoleRouter},
 			"router-usw2-1":  {Region: "usw2", Role: identity.RoleRouter},
 		} {
-			Expect(byName[name].env).To(Equal([]string{"MRGC_IDENTITY_TOKEN=" + secret + id.String()}), name)
+			var tokens []string
+			for _, variable := range byName[name].env {
+				if strings.HasPrefix(variable, "MRGC_IDENTITY_TOKEN=") {
+					tokens = append(tokens, variable)
+				} else {
+					Expect(name).To(HavePrefix("parent-"), "it gets %s, and no other part does: the credentials for KMS", variable)
+				}
+			}
+			Expect(tokens).To(Equal([]string{"MRGC_IDENTITY_TOKEN=" + secret + id.String()}), name)
 		}
 		for _, name := range []string{"engine-0", "envoy-use1", "connect"} {
 			Expect(byName[name].env).To(BeEmpty(), name)
@@ -183,8 +192,8 @@ var _ = Describe("A plan", func() {
 	It("gives the tenant what a tenant has, and nothing else", func() {
 		p := planFor()
 		Expect(children(p)["connect"].args).To(Equal([]string{
-			"/bin/mrgc", "connect", "--listen", "127.0.0.1:8400", "--ca", "/state/ca.pem", "--releases", "/state/releases.json",
-			"--trust-development-root", "/state/development-root.pem",
+			"/bin/mrgc", "connect", "--listen", "127.0.0.1:8400", "--ca", "/state/ca.pem", "--releases", "/state/releases.signed.json",
+			"--releases-key", "/state/releases-signing.pub", "--trust-development-root", "/state/development-root.pem",
 			"--endpoint", "https://" + p.regions[0].tenant, "--endpoint", "https://" + p.regions[1].tenant,
 		}))
 	})
@@ -287,7 +296,7 @@ var _ = Describe("A plan", func() {
 		Expect(err).NotTo(HaveOccurred())
 		files, err := p.tenantFiles(&key, now)
 		Expect(err).NotTo(HaveOccurred())
-		keys, err := tenant.ParseVerificationKeys(files["/state/tenants-signing.pub"])
+		keys, err := dsse.ParseVerificationKeys(files["/state/tenants-signing.pub"])
 		Expect(err).NotTo(HaveOccurred())
 		keeper, err := tenant.NewKeeper(keys...)
 		Expect(err).NotTo(HaveOccurred())
@@ -301,7 +310,7 @@ var _ = Describe("A plan", func() {
 				Expect(string(content)).NotTo(ContainSubstring(hidden), path)
 			}
 		}
-		_, err = tenant.ParseSigningKey(files["/state/tenants-signing.key"])
+		_, err = dsse.ParseSigningKey(files["/state/tenants-signing.key"])
 		Expect(err).NotTo(HaveOccurred(), "`mrgc tenants sign` can go on from there")
 		_, err = tenant.ParseList(files["/state/tenants.json"])
 		Expect(err).NotTo(HaveOccurred())
@@ -337,7 +346,7 @@ var _ = Describe("A plan", func() {
 
 	It("fails when there is no port", func() {
 		full := errors.New("no free port")
-		for left := range 15 { // three for the region, six for its routers, six for its instances
+		for left := range 16 { // three for the region, six for its routers, six for its instances, one for KMS
 			draw := counting()
 			_, err := newPlan(planFor().options, "/tmp/mrgc-1", "127.0.0.1:8400", func() (string, error) {
 				if left--; left < 0 {

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -50,7 +51,21 @@ type fakeEnclave struct {
 
 	tenants []string // guarded by mu: lists that it has been handed since its start
 
+	credentials []api.AWSCredentials // guarded by mu: handed to it since its start
+
+	released api.KeyReleases // guarded by mu
+
 	refusesTenants atomic.Bool
+}
+
+// handedCredentials are the ids of the credentials that the enclave has been handed.
+func (e *fakeEnclave) handedCredentials() (ids []string) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for _, c := range e.credentials {
+		ids = append(ids, c.AccessKeyID+" "+c.SecretAccessKey+" "+c.SessionToken)
+	}
+	return ids
 }
 
 // handed are the lists of tenants that the enclave has been handed.
@@ -101,6 +116,33 @@ func (e *fakeEnclave) start() {
 		defer e.mu.Unlock()
 		e.tenants = append(e.tenants, string(file))
 		w.WriteHeader(http.StatusNoContent)
+	})
+	e.credentials = nil
+	mux.HandleFunc("GET "+api.PathAWSCredentials, func(w http.ResponseWriter, _ *http.Request) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		var held api.AWSCredentialsHeld
+		if n := len(e.credentials); n > 0 {
+			held.AccessKeyID = e.credentials[n-1].AccessKeyID
+		}
+		_ = json.NewEncoder(w).Encode(held)
+	})
+	mux.HandleFunc("PUT "+api.PathAWSCredentials, func(w http.ResponseWriter, r *http.Request) {
+		var c api.AWSCredentials
+		_ = json.NewDecoder(r.Body).Decode(&c)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.credentials = append(e.credentials, c)
+		w.WriteHeader(http.StatusNoContent)
+	})
+	mux.HandleFunc("GET "+api.PathKeyReleases, func(w http.ResponseWriter, r *http.Request) {
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		said := e.released
+		said.Releases = slices.DeleteFunc(slices.Clone(said.Releases), func(k api.KeyRelease) bool {
+			return r.URL.Query().Get("enclave") == said.Enclave && fmt.Sprint(k.Sequence) <= r.URL.Query().Get("after")
+		})
+		_ = json.NewEncoder(w).Encode(said)
 	})
 	listener, err := vsock.Listen(e.address)
 	Expect(err).NotTo(HaveOccurred())

@@ -3,8 +3,8 @@
 // It relays sealed requests to the enclave and sealed answers back, byte for
 // byte: it holds no key and sees no plaintext. Beside that it
 //
-//   - carries the enclave's connections to the engine's guard, as bytes under
-//     the enclave's own TLS;
+//   - carries the enclave's connections to the engine's guard, and to KMS, as
+//     bytes under the enclave's own TLS;
 //   - admits no more requests than the instance can work on;
 //   - registers the instance in the fleet and reports its health and load;
 //   - streams load reports to the routers of its region, and puts one on every
@@ -30,6 +30,8 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
@@ -54,6 +56,16 @@ type Config struct {
 	// connects them.
 	EngineRelay net.Listener
 	DialGuard   func(context.Context) (net.Conn, error)
+	// KMSRelay accepts the enclave's connections to KMS, and DialKMS connects them:
+	// to the region's KMS and nowhere else, whatever the enclave wants. Credentials
+	// gives those that the enclave asks KMS with; it is called every
+	// ProbeInterval and keeps them itself until they expire. All three or none:
+	// without them the enclave does not ask KMS.
+	KMSRelay    net.Listener
+	DialKMS     func(context.Context) (net.Conn, error)
+	Credentials func(context.Context) (api.AWSCredentials, error)
+	// Audit gets the data keys that KMS released to the enclave; nil: nobody does.
+	Audit *audit.Log
 
 	// Settings are those that [Parent.SetSettings] may change.
 	Settings
@@ -144,6 +156,10 @@ func New(config Config) (*Parent, error) {
 		return nil, errors.New("parent: no way to dial the enclave")
 	case config.EngineRelay == nil || config.DialGuard == nil:
 		return nil, errors.New("parent: no relay to the engine's guard")
+	case (config.KMSRelay == nil) != (config.DialKMS == nil) || (config.KMSRelay == nil) != (config.Credentials == nil):
+		return nil, errors.New("parent: a relay to KMS, a way to dial it and credentials: all three or none")
+	case config.Audit != nil && config.KMSRelay == nil:
+		return nil, errors.New("parent: an audit log without a relay to KMS: there would be nothing to record")
 	}
 	if err := config.Instance.Validate(); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
@@ -245,7 +261,16 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 		}
 		return nil
 	})
-	group.Go(func() error { return p.relayEngine(groupCtx) })
+	group.Go(func() error {
+		return p.relay(groupCtx, "the engine", p.config.EngineRelay, p.config.DialGuard)
+	})
+	if p.config.KMSRelay != nil {
+		group.Go(func() error { return p.relay(groupCtx, "KMS", p.config.KMSRelay, p.config.DialKMS) })
+		group.Go(func() error { p.handCredentials(groupCtx); return nil })
+		if p.config.Audit != nil {
+			group.Go(func() error { p.recordKeyReleases(groupCtx); return nil })
+		}
+	}
 	group.Go(func() error { p.makeReports(groupCtx); return nil })
 	if p.config.MetricsListener != nil {
 		group.Go(func() error { return p.serveMetrics(groupCtx) })

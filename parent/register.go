@@ -1,7 +1,6 @@
 package parent
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -154,20 +153,7 @@ func (p *Parent) handTenants(ctx context.Context) error {
 	if set.Version() <= holds.Version {
 		return nil
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://enclave"+api.PathTenants, bytes.NewReader(file))
-	if err != nil {
-		return err
-	}
-	resp, err := p.enclave.Do(req)
-	if err != nil {
-		return err
-	}
-	defer resp.Body.Close()
-	if resp.StatusCode != http.StatusNoContent {
-		answer, _ := io.ReadAll(io.LimitReader(resp.Body, 4<<10)) // it only explains
-		return fmt.Errorf("the enclave refuses the list of tenants: %w", api.ParseError(resp.StatusCode, answer))
-	}
-	return nil
+	return p.put(ctx, api.PathTenants, "list of tenants", file)
 }
 
 // engineLoad is what the engine's metrics say; of an engine without metrics, or

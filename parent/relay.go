@@ -2,11 +2,8 @@ package parent
 
 import (
 	"bufio"
-	"context"
 	"errors"
-	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"slices"
 	"sync"
@@ -178,49 +175,4 @@ func stream(w http.ResponseWriter, r *bufio.Reader) error {
 			return err
 		}
 	}
-}
-
-// relayEngine carries the enclave's connections to the guard until ctx ends.
-func (p *Parent) relayEngine(ctx context.Context) error {
-	stop := context.AfterFunc(ctx, func() { _ = p.config.EngineRelay.Close() })
-	defer stop()
-	var pipes sync.WaitGroup
-	defer pipes.Wait()
-	for {
-		conn, err := p.config.EngineRelay.Accept()
-		if err != nil {
-			if ctx.Err() != nil {
-				return nil
-			}
-			return fmt.Errorf("accept the enclave's connections to the engine: %w", err)
-		}
-		pipes.Go(func() { p.pipe(ctx, conn) })
-	}
-}
-
-// pipe copies bytes both ways until either side closes or ctx ends.
-func (p *Parent) pipe(ctx context.Context, fromEnclave net.Conn) {
-	defer fromEnclave.Close()
-	toGuard, err := p.config.DialGuard(ctx)
-	if err != nil {
-		p.log.Warn("engine guard cannot be reached", "error", err)
-		return
-	}
-	defer toGuard.Close()
-	stop := context.AfterFunc(ctx, func() {
-		_ = fromEnclave.Close()
-		_ = toGuard.Close()
-	})
-	defer stop()
-	finished := make(chan struct{}, 2)
-	for _, pair := range [2][2]net.Conn{{toGuard, fromEnclave}, {fromEnclave, toGuard}} {
-		go func() {
-			_, _ = io.Copy(pair[0], pair[1]) // either end may hang up at any time; TLS inside notices a cut
-			finished <- struct{}{}
-		}()
-	}
-	<-finished
-	_ = fromEnclave.Close()
-	_ = toGuard.Close()
-	<-finished
 }

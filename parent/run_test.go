@@ -1,6 +1,7 @@
 package parent_test
 
 import (
+	"context"
 	"io"
 	"net/http"
 	"time"
@@ -8,6 +9,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/parent"
 )
@@ -121,6 +124,11 @@ var _ = Describe("A parent", func() {
 		Entry("without an enclave", "no way to dial the enclave", func(_ *instance, c *parent.Config) { c.DialEnclave = nil }),
 		Entry("without a relay", "no relay", func(_ *instance, c *parent.Config) { c.EngineRelay = nil }),
 		Entry("without a guard", "no relay", func(_ *instance, c *parent.Config) { c.DialGuard = nil }),
+		Entry("with a relay to KMS and no way on", "all three or none", func(in *instance, c *parent.Config) { c.KMSRelay = in.relay }),
+		Entry("with credentials and no relay to KMS", "all three or none", func(_ *instance, c *parent.Config) {
+			c.Credentials = func(context.Context) (api.AWSCredentials, error) { return api.AWSCredentials{}, nil }
+		}),
+		Entry("with an audit log and nothing to record", "nothing to record", func(_ *instance, c *parent.Config) { c.Audit = &audit.Log{} }),
 		Entry("at an address that nobody can dial", "address", func(_ *instance, c *parent.Config) { c.Instance.Address = ":8080" }),
 		Entry("as another instance", "identity is", func(_ *instance, c *parent.Config) { c.Instance.ID = "use1-1" }),
 		Entry("in another region", "identity is", func(_ *instance, c *parent.Config) { c.Instance.Region = fleet.Region("usw2") }),

@@ -27,6 +27,28 @@ func (c Collector) Refresh(ctx context.Context, snapshot *fleet.Snapshot, now ti
 	c.refresh(ctx, snapshot, now)
 }
 
+// Inspector is inspector.
+type Inspector struct{ *inspector }
+
+// NewInspector makes an inspector that logs nothing.
+func NewInspector(config Inspection) Inspector {
+	return Inspector{newInspector(config, slog.New(slog.DiscardHandler))}
+}
+
+// Inspect is inspect.
+func (i Inspector) Inspect(in *fleet.Instance, recipients []api.Recipient, now time.Time) {
+	i.inspect(in, recipients, now)
+}
+
+// Recheck is recheck.
+func (i Inspector) Recheck(now time.Time) { i.recheck(now) }
+
+// Forget is forget.
+func (i Inspector) Forget(snapshot *fleet.Snapshot) { i.forget(snapshot) }
+
+// Page is the admin's page.
+func (i Inspector) Page(w http.ResponseWriter, r *http.Request) { i.serve(w, r) }
+
 // PollCertificate has the tenant certificate looked at so often.
 func (r *Router) PollCertificate(every time.Duration) { r.certificatePoll = every }
 

@@ -32,8 +32,9 @@ const (
 // collector holds the recipients of every instance, fetched from its parent
 // directly: attestation documents do not go through the store.
 type collector struct {
-	client *http.Client // mutual TLS, expects a parent
-	log    *slog.Logger
+	client  *http.Client // mutual TLS, expects a parent
+	log     *slog.Logger
+	inspect func(*fleet.Instance, []api.Recipient, time.Time) // what was fetched
 
 	mu    sync.Mutex
 	known map[string]held // guarded by mu: key id → recipient
@@ -45,7 +46,7 @@ type held struct {
 }
 
 func newCollector(client *http.Client, log *slog.Logger) *collector {
-	return &collector{client: client, log: log, known: map[string]held{}}
+	return &collector{client: client, log: log, known: map[string]held{}, inspect: func(*fleet.Instance, []api.Recipient, time.Time) {}}
 }
 
 // get gives the recipient of a key id.
@@ -120,6 +121,7 @@ func (c *collector) fetch(ctx context.Context, in *fleet.Instance, now time.Time
 	if err := json.NewDecoder(http.MaxBytesReader(nil, resp.Body, maxRecipientsBytes)).Decode(&answer); err != nil {
 		return fmt.Errorf("recipients: %w", err)
 	}
+	c.inspect(in, answer.Recipients, now)
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range answer.Recipients {

@@ -73,6 +73,9 @@ type Config struct {
 	// default as in package controller/canary.
 	CanaryWarmUp time.Duration
 
+	// Inspection is which releases the enclaves should be of; nil: nobody looks.
+	Inspection *Inspection
+
 	Store    fleet.Store
 	Identity *identity.Source
 	// TenantCertificate and TenantKey are PEM files of the certificate that
@@ -106,6 +109,7 @@ type Router struct {
 	picker     *extproc.Picker
 	recipients *collector
 	judges     *judges
+	inspector  *inspector // nil: nobody looks
 	loads      *loads
 	scores     *scores
 	peers      *exchange
@@ -153,6 +157,11 @@ func New(config Config) (*Router, error) {
 	r.loads = newLoads(config.Region, spillTo, r.trips, config.Identity, r.heard, r.log)
 	if r.config.XDS.Weight == nil {
 		r.config.XDS.Weight = r.weight
+	}
+	if config.Inspection != nil {
+		r.inspector = newInspector(*config.Inspection, r.log)
+		r.recipients.inspect = r.inspector.inspect
+		r.metrics.MustRegister(r.inspector)
 	}
 	r.scores = newScores(r.config.XDS.Weight, r.view.Load)
 	if err := errors.Join(registerLoadMetrics(r.metrics, config.Region, &r.loads.tracker), r.scores.register(r.metrics, config.Region),
@@ -280,6 +289,10 @@ func (r *Router) collect(ctx context.Context) {
 		}
 		if snapshot := r.view.Load(); snapshot != nil {
 			r.recipients.refresh(ctx, snapshot, time.Now())
+			if r.inspector != nil {
+				r.inspector.forget(snapshot)
+				r.inspector.recheck(time.Now())
+			}
 		}
 	}
 }
@@ -391,6 +404,9 @@ func (r *Router) adminHandler() http.Handler {
 	mux.HandleFunc("GET /peers", r.servePeers)
 	mux.HandleFunc("GET /regions", r.serveRegions)
 	mux.HandleFunc("GET /scores", r.serveScores)
+	if r.inspector != nil {
+		mux.HandleFunc("GET /releases", r.inspector.serve)
+	}
 	mux.HandleFunc("GET /decisions", r.serveTrace)
 	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))

@@ -25,9 +25,12 @@ var trusted = map[string]string{
 	"github.com/mrgc/mrgc/cmd/mrgc-enclave":    "the program",
 	"github.com/mrgc/mrgc/enclave":             "the service",
 	"github.com/mrgc/mrgc/internal/api":        "names and errors that the tenant sees",
+	"github.com/mrgc/mrgc/internal/cms":        "opens what KMS releases to the enclave",
 	"github.com/mrgc/mrgc/internal/credential": "tells the tenant",
+	"github.com/mrgc/mrgc/internal/dsse":       "verifies what the operator has signed",
 	"github.com/mrgc/mrgc/internal/tenant":     "whom the operator has signed, and what they may do",
 	"github.com/mrgc/mrgc/internal/identity":   "mutual TLS to the guard",
+	"github.com/mrgc/mrgc/internal/kms":        "has KMS release tenants' data keys",
 	"github.com/mrgc/mrgc/internal/lockdown":   "no core dumps",
 	"github.com/mrgc/mrgc/internal/nsm":        "asks for attestation documents",
 	"github.com/mrgc/mrgc/internal/seal":       "the protocol",
@@ -50,6 +53,7 @@ var banned = map[string]string{
 	"github.com/mrgc/mrgc/internal/attest": "verifying documents is the client's part",
 	"github.com/mrgc/mrgc/internal/fleet":  "the enclave does not know the fleet",
 	"github.com/veraison/go-cose":          "signing and verifying happen outside",
+	"github.com/aws":                       "60 packages for one request that a hash and an HMAC sign",
 	"github.com/spf13/cobra":               "flags are enough",
 	"github.com/prometheus":                "whatever counts requests can tell tenants apart",
 	"google.golang.org/grpc":               "a large parser of what the host sends",
@@ -113,6 +117,7 @@ var _ = Describe("The enclave's binary", func() {
 		Entry(nil, "google.golang.org/grpc/codes", false),
 		Entry(nil, "golang.org/x/net/http2", false),
 		Entry(nil, "github.com/veraison/go-cose", false),
+		Entry(nil, "github.com/aws/aws-sdk-go-v2/service/kms", false),
 		Entry(nil, "net/http/pprof", true),
 	)
 })

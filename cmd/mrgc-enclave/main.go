@@ -5,6 +5,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"flag"
 	"fmt"
@@ -18,7 +19,9 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/enclave"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/kms"
 	"github.com/mrgc/mrgc/internal/lockdown"
 	"github.com/mrgc/mrgc/internal/nsm"
 	"github.com/mrgc/mrgc/internal/tenant"
@@ -42,6 +45,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	module := flags.String("nsm", "", "Nitro Security Module: unix:PATH for the software one")
 	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
 	tenantsKey := flags.String("tenants-key", "", "PEM file, part of the measured image, of the key that verifies the list of tenants, which the parent brings")
+	kmsAt := flags.String("kms", "", "what to dial for KMS: the parent's byte relay, vsock://3:5002; default: KMS is not asked, and requests by tenants' data keys are refused")
+	kmsRegion := flags.String("kms-region", "", "AWS region of that KMS: us-east-1")
+	kmsRoots := flags.String("kms-roots", "", "PEM file, part of the measured image, of the roots to trust for KMS in place of Amazon's: for development")
 	model := flags.String("model", "", "model that the engine serves")
 	mode := flags.String("mode", "", "what protects the plaintext: process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc")
 	bodyBytes := flags.Int64("request-body-bytes", 8<<20, "largest sealed request: mrgc.yaml's limits.request_body_bytes")
@@ -65,9 +71,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
+	keys, err := kmsClient(*kmsAt, *kmsRegion, *kmsRoots, security)
+	if err != nil {
+		return err
+	}
 	service, err := enclave.New(ctx, enclave.Config{
 		Model: *model, Region: self.ID().Region, Mode: *mode,
-		NSM: security, Tenants: tenants, Engine: engineTransport(self, *engine), Logger: logger,
+		NSM: security, Tenants: tenants, Engine: engineTransport(self, *engine), KMS: keys, Logger: logger,
 		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent,
 	})
 	if err != nil {
@@ -87,11 +97,31 @@ func tenantKeeper(path string) (*tenant.Keeper, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key that verifies tenants: %w", err)
 	}
-	keys, err := tenant.ParseVerificationKeys(content)
+	keys, err := dsse.ParseVerificationKeys(content)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
 	return tenant.NewKeeper(keys...)
+}
+
+// kmsClient reaches KMS through the parent's byte relay, under TLS that ends in
+// KMS; nil without an address.
+func kmsClient(address, region, rootsPath string, security nsm.Module) (*kms.Client, error) {
+	if address == "" {
+		return nil, nil
+	}
+	config := kms.Config{Region: region, NSM: security, Dial: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, address) }}
+	if rootsPath != "" {
+		content, err := os.ReadFile(rootsPath)
+		if err != nil {
+			return nil, fmt.Errorf("-kms-roots: %w", err)
+		}
+		config.Roots = x509.NewCertPool()
+		if !config.Roots.AppendCertsFromPEM(content) {
+			return nil, fmt.Errorf("-kms-roots %s: no certificate in it", rootsPath)
+		}
+	}
+	return kms.New(config)
 }
 
 // engineTransport reaches the guard of this instance through the parent's byte

@@ -16,6 +16,10 @@ import (
 	"sync"
 	"syscall"
 
+	awsconfig "github.com/aws/aws-sdk-go-v2/config"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/open"
@@ -47,6 +51,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	advertise := flags.String("advertise", "", "IP:port by which they reach it; default: -listen, when that has an IP")
 	enclaveAt := flags.String("enclave", "vsock://16:5000", "the enclave's request port")
 	engineRelay := flags.String("engine-relay", "vsock://:5001", "where the enclave's connections to the engine arrive")
+	kmsRelay := flags.String("kms-relay", "", "where the enclave's connections to KMS arrive: vsock://:5002; default: it asks no KMS")
+	kmsHost := flags.String("kms-host", "", "the region's KMS, where they are connected to and nowhere else: kms.us-east-1.amazonaws.com:443")
+	auditPath := flags.String("audit", "", "file for the data keys that KMS releases to the enclave; appended to, with hashes that chain it (mrgc audit verify)")
 	guard := flags.String("guard", "127.0.0.1:8081", "the engine's guard")
 	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
 	store := flags.String("store", "", "fleet store: "+open.Forms)
@@ -94,6 +101,17 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	names, versions := splitModels(*models)
 	readGPU, closeGPU := openGPU(logger)
 	defer closeGPU()
+	var records *audit.Log
+	if *auditPath != "" {
+		if records, err = audit.Open(*auditPath); err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, records.Close()) }()
+	}
+	kms, err := openKMS(ctx, *kmsRelay, *kmsHost)
+	if err != nil {
+		return err
+	}
 	service, err := parent.New(parent.Config{
 		Instance: fleet.Instance{
 			ID: self.ID().Instance, Region: fleet.Region(self.ID().Region), Zone: *zone,
@@ -102,11 +120,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		ModelVersions: versions, ReadGPU: readGPU,
 		Store: instances, Identity: self, Tenants: tenants.Keeper(),
 		DialEnclave: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) },
-		EngineRelay: relay,
-		DialGuard: func(ctx context.Context) (net.Conn, error) {
-			var dialer net.Dialer
-			return dialer.DialContext(ctx, "tcp", *guard)
-		},
+		EngineRelay: relay, DialGuard: dialer(*guard),
+		KMSRelay: kms.relay, DialKMS: kms.dial, Credentials: kms.credentials, Audit: records,
 		Settings:        settingsOf(cluster),
 		EngineSlots:     *slots,
 		MetricsListener: metrics,
@@ -155,6 +170,49 @@ func followConfig(ctx context.Context, path string, holds *config.Config, region
 			holds = next
 		}
 	})
+}
+
+// dialer connects to one address.
+func dialer(address string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "tcp", address)
+	}
+}
+
+// kmsAccess is what the enclave needs of its parent to ask KMS; all of it nil
+// when it does not.
+type kmsAccess struct {
+	relay       net.Listener
+	dial        func(context.Context) (net.Conn, error)
+	credentials func(context.Context) (api.AWSCredentials, error)
+}
+
+// openKMS takes credentials from where the AWS SDK finds them: on an instance,
+// its role's.
+func openKMS(ctx context.Context, relay, host string) (k kmsAccess, err error) {
+	if relay == "" && host == "" {
+		return k, nil
+	}
+	if relay == "" {
+		return k, errors.New("-kms-host needs -kms-relay: where the enclave's connections arrive")
+	}
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		return k, fmt.Errorf("-kms-host: %w", err)
+	}
+	account, err := awsconfig.LoadDefaultConfig(ctx)
+	if err != nil {
+		return k, fmt.Errorf("AWS credentials: %w", err)
+	}
+	if k.relay, err = vsock.Listen(relay); err != nil {
+		return k, err
+	}
+	k.dial = dialer(host)
+	k.credentials = func(ctx context.Context) (api.AWSCredentials, error) {
+		c, err := account.Credentials.Retrieve(ctx) // cached until they expire
+		return api.AWSCredentials{AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken}, err
+	}
+	return k, nil
 }
 
 // splitModels reads NAME and NAME@VERSION, comma separated.

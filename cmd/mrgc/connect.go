@@ -16,16 +16,18 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/client"
-	"github.com/mrgc/mrgc/internal/attest"
+	"github.com/mrgc/mrgc/client/kmskey"
 	"github.com/mrgc/mrgc/internal/lockdown"
 )
 
 type connectOptions struct {
 	listen, ca, releases, developmentRoot string
 	clientCert, clientKey                 string
+	releasesKey                           string
 	endpoints, modes, regions             []string
 	minVersion                            uint64
 	recipients                            int
+	kmsKey                                string
 }
 
 func connectCommand() *cobra.Command {
@@ -50,10 +52,12 @@ sends is the tenant's, and it goes no further than this process.`,
 	f.StringVar(&o.clientKey, "client-key", "", "PEM file of its key; both are read for each connection")
 	cmd.MarkFlagsRequiredTogether("client-cert", "client-key")
 	f.StringVar(&o.releases, "releases", "", "JSON file of the enclave releases to trust, with their PCRs")
+	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies --releases: a signed manifest (mrgc releases sign), whose minimum version holds, too")
 	f.Uint64Var(&o.minVersion, "min-version", 0, "refuse releases below this version")
 	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept (default: every mode with a Nitro Enclave)")
 	f.StringSliceVar(&o.regions, "allow-region", nil, "regions that requests may go to (default: all)")
 	f.IntVar(&o.recipients, "recipients", 3, "enclaves that a request is sealed to, 1 to 4; with 1 it cannot run twice")
+	f.StringVar(&o.kmsKey, "kms-key", "", "ARN of a KMS key of your own: each request is sealed by a data key that KMS releases to attested enclaves only; AWS credentials are found as the AWS CLI finds them")
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to trust IN PLACE OF AWS's: protects nothing")
 	required(cmd, "endpoint", "releases")
 	return cmd
@@ -69,6 +73,13 @@ func connect(ctx context.Context, o connectOptions, log *slog.Logger) error {
 	}
 	if err := o.readFiles(&config); err != nil {
 		return err
+	}
+	if o.kmsKey != "" {
+		key, err := kmskey.Open(ctx, o.kmsKey)
+		if err != nil {
+			return fmt.Errorf("--kms-key: %w", err)
+		}
+		config.DataKeys = key
 	}
 	if config.Policy.DevelopmentRoot != nil {
 		log.Warn("TRUSTING A DEVELOPMENT ROOT: attestation proves nothing against whoever runs this cluster; never send it anything that matters",
@@ -97,12 +108,8 @@ func connect(ctx context.Context, o connectOptions, log *slog.Logger) error {
 
 // readFiles reads what the tenant trusts.
 func (o *connectOptions) readFiles(config *client.Config) error {
-	content, err := os.ReadFile(o.releases)
-	if err != nil {
-		return fmt.Errorf("--releases: %w", err)
-	}
-	if config.Policy.Releases, err = attest.ParseReleases(content); err != nil {
-		return fmt.Errorf("--releases %s: %w", o.releases, err)
+	if err := o.readReleases(&config.Policy); err != nil {
+		return err
 	}
 	if o.ca != "" {
 		roots, err := os.ReadFile(o.ca)
@@ -121,9 +128,11 @@ func (o *connectOptions) readFiles(config *client.Config) error {
 		config.ClientCertificate = o.clientCertificate
 	}
 	if o.developmentRoot != "" {
-		if config.Policy.DevelopmentRoot, err = readCertificate(o.developmentRoot); err != nil {
+		root, err := readCertificate(o.developmentRoot)
+		if err != nil {
 			return fmt.Errorf("--trust-development-root: %w", err)
 		}
+		config.Policy.DevelopmentRoot = root
 	}
 	return nil
 }
@@ -136,6 +145,21 @@ func (o *connectOptions) clientCertificate(*tls.CertificateRequestInfo) (*tls.Ce
 		return nil, fmt.Errorf("--client-cert: %w", err)
 	}
 	return &certificate, nil
+}
+
+// readReleases takes releases as they are, or by a signed manifest. Either way
+// --min-version can only raise what is demanded.
+func (o *connectOptions) readReleases(policy *client.Policy) (err error) {
+	if o.releasesKey == "" {
+		policy.Releases, err = readReleases(o.releases)
+		return err
+	}
+	m, err := readManifest(o.releases, "--releases-key", o.releasesKey)
+	if err != nil {
+		return fmt.Errorf("--releases: %w", err)
+	}
+	policy.Releases, policy.MinVersion = m.Releases, max(m.MinVersion, policy.MinVersion)
+	return nil
 }
 
 func readCertificate(path string) (*x509.Certificate, error) {

@@ -68,6 +68,9 @@ var _ = Describe("mrgc connect", func() {
 		Entry("a certificate without its key", "client-key", "--client-cert", example),
 		Entry("without a certificate", "--client-cert", "--client-cert", "/nonexistent/tls.crt", "--client-key", "/nonexistent/tls.key"),
 		Entry("a certificate that is none", "--client-cert", "--client-cert", example, "--client-key", example),
+		Entry("with releases that a key should verify, and none is there", "--releases-key", "--releases-key", "/nonexistent/releases.pub"),
+		Entry("with a KMS key by its alias", "want arn:aws:kms:", "--kms-key", "alias/tenant"),
+		Entry("with a KMS key where no cluster is", "where no cluster is", "--kms-key", "arn:aws:kms:eu-west-1:111122223333:key/1234"),
 		Entry("with more recipients than there can be", "5 recipients", "--recipients", "5"),
 	)
 

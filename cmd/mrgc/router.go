@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,14 +11,18 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/mrgc/mrgc/internal/attest"
+	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/open"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/lockdown"
+	releasefollow "github.com/mrgc/mrgc/internal/release/follow"
 	"github.com/mrgc/mrgc/internal/tenant/follow"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/xds"
@@ -30,6 +35,8 @@ type routerOptions struct {
 	tenantCert, tenantKey     string
 	peers                     []string
 	tenants, tenantsKey       string
+	releases, releasesKey     string
+	developmentRoot, audit    string
 }
 
 func routerCommand() *cobra.Command {
@@ -54,6 +61,11 @@ func routerCommand() *cobra.Command {
 	f.StringArrayVar(&o.peers, "peer", nil, "host:port of another router's gRPC of this region, by mutual TLS (repeat); a host with several\naddresses is as many routers, of which this one may be one. REGION=host:port is one of another region, of which is heard\nwhat it has found out of versions on trial; give either none of these, or those of every other region")
 	f.StringVar(&o.tenants, "tenants", "", "the list of tenants that mrgc tenants sign made, taken again when it changes")
 	f.StringVar(&o.tenantsKey, "tenants-key", "", "PEM file of the key that verifies it")
+	f.StringVar(&o.releases, "releases", "", "signed manifest of enclave releases, taken again when it changes: enclaves that are none of them are reported (default: nobody looks)")
+	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies it")
+	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to verify enclaves by, in place of AWS's")
+	f.StringVar(&o.audit, "audit", "", "file for what an auditor asks about: release changes, refused attestation; appended to, with hashes that chain it")
+	cmd.MarkFlagsRequiredTogether("releases", "releases-key")
 	required(cmd, "store", "identity", "tenant-cert", "tenant-key", "tenants", "tenants-key")
 	return cmd
 }
@@ -86,6 +98,12 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	settings.Store, settings.Identity, settings.Logger, settings.XDS.Logger = store, self, log, log
 	settings.Tenants = tenants.Keeper()
 	settings.Rollback = rollBack(o.config, settings.Region, log)
+	inspection, err := o.inspection(log)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, inspection.close()) }()
+	settings.Inspection = inspection.config
 	r, err := router.New(settings)
 	if err != nil {
 		return err
@@ -103,10 +121,54 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	var followed sync.WaitGroup
 	followed.Go(func() { tenants.Run(following) })
 	followed.Go(func() { followConfig(following, o.config, cluster, settings, r, log) })
+	followed.Go(func() { inspection.run(following) })
 	defer followed.Wait()
 	defer stop()
 	log.Info("routing", "identity", self.ID(), "admin", o.admin)
 	return r.Run(ctx, on)
+}
+
+// inspection is what keeps an eye on the fleet's enclaves.
+type inspection struct {
+	config *router.Inspection // nil: nobody looks
+	run    func(context.Context)
+	close  func() error
+}
+
+func (o *routerOptions) inspection(log *slog.Logger) (inspection, error) {
+	none := inspection{run: func(context.Context) {}, close: func() error { return nil }}
+	if o.releases == "" {
+		if o.audit != "" {
+			return none, errors.New("--audit without --releases: there would be nothing to write")
+		}
+		return none, nil
+	}
+	manifest, err := releasefollow.Open(o.releases, o.releasesKey, log)
+	if err != nil {
+		return none, err
+	}
+	found := inspection{config: &router.Inspection{Manifest: manifest.Manifest, Roots: []*x509.Certificate{attest.AWSRoot()}}, run: manifest.Run, close: none.close}
+	if o.developmentRoot != "" {
+		root, err := readCertificate(o.developmentRoot)
+		if err != nil {
+			return none, fmt.Errorf("--trust-development-root: %w", err)
+		}
+		found.config.Roots = []*x509.Certificate{root}
+	}
+	if o.audit == "" {
+		return found, nil
+	}
+	records, err := audit.Open(o.audit)
+	if err != nil {
+		return none, err
+	}
+	found.close = records.Close
+	found.config.Record = func(events ...audit.Event) {
+		if err := records.Append(time.Now(), events...); err != nil {
+			log.Error("AUDIT LOG FAILS", "error", err)
+		}
+	}
+	return found, nil
 }
 
 // routerConfig is what mrgc.yaml says to one region's router.

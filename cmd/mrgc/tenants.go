@@ -1,7 +1,6 @@
 package main
 
 import (
-	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/json"
 	"errors"
@@ -39,34 +38,7 @@ holds digests of tokens, never a key.`,
 		Args: cobra.NoArgs,
 	}
 	cmd.PersistentFlags().String(listFlag, "tenants.json", "the list, not signed")
-	cmd.AddCommand(tenantsKeygenCommand(), tenantsAddCommand(), tenantsRevokeCommand(), tenantsSignCommand(), tenantsListCommand())
-	return cmd
-}
-
-func tenantsKeygenCommand() *cobra.Command {
-	var out string
-	cmd := &cobra.Command{
-		Use:   "keygen",
-		Short: "Make the key that signs, and the one that verifies",
-		Args:  cobra.NoArgs,
-		RunE: func(*cobra.Command, []string) error {
-			_, key, err := ed25519.GenerateKey(rand.Reader)
-			if err != nil {
-				return err
-			}
-			private, public, err := tenant.MarshalKey(key)
-			if err != nil {
-				return err
-			}
-			for _, path := range []string{out + ".key", out + ".pub"} {
-				if _, err := os.Lstat(path); !errors.Is(err, fs.ErrNotExist) {
-					return fmt.Errorf("%s is there already: what it signed would verify no more", path)
-				}
-			}
-			return errors.Join(os.WriteFile(out+".key", private, 0o600), os.WriteFile(out+".pub", public, 0o644))
-		},
-	}
-	cmd.Flags().StringVar(&out, "out", "tenants-signing", "where: .key (secret) and .pub are appended")
+	cmd.AddCommand(keygenCommand("tenants-signing"), tenantsAddCommand(), tenantsRevokeCommand(), tenantsSignCommand(), tenantsListCommand())
 	return cmd
 }
 
@@ -209,14 +181,9 @@ expires, changed or not: an hour later nobody would be served.`,
 			if valid <= 0 {
 				return fmt.Errorf("--valid %v: want more than nothing", valid)
 			}
-			pem, err := os.ReadFile(keyPath)
+			key, err := readSigningKey(keyPath)
 			if err != nil {
-				return fmt.Errorf("--key: %w", err)
-			}
-			key, err := tenant.ParseSigningKey(pem)
-			clear(pem)
-			if err != nil {
-				return fmt.Errorf("%s: %w", keyPath, err)
+				return err
 			}
 			var signed []byte
 			var version uint64
@@ -279,13 +246,9 @@ func readList(cmd *cobra.Command, signed, verify string) (*tenant.List, error) {
 	if signed == "" {
 		return loadList(listPath(cmd))
 	}
-	pem, err := os.ReadFile(verify)
+	keys, err := readVerificationKeys("--verify-key", verify)
 	if err != nil {
-		return nil, fmt.Errorf("--verify-key: %w", err)
-	}
-	keys, err := tenant.ParseVerificationKeys(pem)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", verify, err)
+		return nil, err
 	}
 	file, err := os.ReadFile(signed)
 	if err != nil {

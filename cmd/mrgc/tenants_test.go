@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/tenant"
 )
 
@@ -36,7 +37,7 @@ var _ = Describe("mrgc tenants", func() {
 		GinkgoHelper()
 		public, err := os.ReadFile(filepath.Join(dir, "s.pub"))
 		Expect(err).NotTo(HaveOccurred())
-		keys, err := tenant.ParseVerificationKeys(public)
+		keys, err := dsse.ParseVerificationKeys(public)
 		Expect(err).NotTo(HaveOccurred())
 		keeper, err := tenant.NewKeeper(keys...)
 		Expect(err).NotTo(HaveOccurred())

@@ -6,6 +6,8 @@
 // receives one calls [ParseError].
 package api
 
+import "time"
+
 // Paths of the tenant endpoint (Envoy's port 443).
 const (
 	// PathSealed takes every sealed request; the operation is inside the
@@ -24,6 +26,44 @@ const PathTenants = "/tenants"
 // Tenants is the answer of [PathTenants].
 type Tenants struct {
 	Version uint64 `json:"version"` // of the list; 0: none yet
+}
+
+// PathAWSCredentials is where an enclave takes credentials for KMS from its
+// parent, by PUT, and says by GET which it holds. An enclave that does not ask
+// KMS has no such path.
+const PathAWSCredentials = "/aws-credentials"
+
+// AWSCredentials are what [PathAWSCredentials] takes.
+type AWSCredentials struct {
+	AccessKeyID     string `json:"access_key_id"`
+	SecretAccessKey string `json:"secret_access_key"`
+	SessionToken    string `json:"session_token,omitempty"`
+}
+
+// AWSCredentialsHeld is what [PathAWSCredentials] gives.
+type AWSCredentialsHeld struct {
+	AccessKeyID string `json:"access_key_id"` // empty: none yet
+}
+
+// PathKeyReleases is where an enclave says which data keys it has had KMS release,
+// for its parent's audit log. The query says what the parent has: all up to the
+// sequence number "after" of the enclave that "enclave" names.
+const PathKeyReleases = "/key-releases"
+
+// KeyReleases is the answer of [PathKeyReleases].
+type KeyReleases struct {
+	Enclave  string       `json:"enclave"` // another one after each start
+	Lost     uint64       `json:"lost"`    // that were forgotten before anybody asked
+	Releases []KeyRelease `json:"releases"`
+}
+
+// KeyRelease is one data key that KMS was asked for.
+type KeyRelease struct {
+	Sequence  uint64    `json:"seq"` // from 1 on, without gaps
+	Time      time.Time `json:"time"`
+	RequestID string    `json:"request"`
+	Tenant    string    `json:"tenant"`
+	Error     string    `json:"error,omitempty"` // why KMS gave none; empty: it did
 }
 
 // Request and response headers. Those that the envelope binds are marked; a

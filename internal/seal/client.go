@@ -19,6 +19,10 @@ type Request struct {
 	RequestID RequestID
 	Expiry    time.Time // parts of a second are dropped; at most [MaxLifetime] ahead
 	Payload   Payload   // stays the caller's, to wipe too
+	// DataKey, when set, makes every recipient one of [TypeKMS]: only who has KMS
+	// decrypt it can open the request. It must be fresh, and made with
+	// [EncryptionContext] of this request. It stays the caller's, to wipe too.
+	DataKey *DataKey
 }
 
 // Sealed is a request on its way, with what is needed to open the answer. The
@@ -49,7 +53,11 @@ func Seal(rand io.Reader, req Request, recipients []*Recipient) (*Sealed, error)
 	if _, err := io.ReadFull(rand, sealed.dek); err != nil {
 		return nil, fmt.Errorf("seal: draw key: %w", err)
 	}
-	if err := sealed.encrypt(b, recipients, plaintext); err != nil {
+	wrap, err := req.wrapper(rand, b)
+	if err == nil {
+		err = sealed.encrypt(b, recipients, wrap, plaintext)
+	}
+	if err != nil {
 		sealed.Wipe()
 		return nil, fmt.Errorf("seal: %w", err)
 	}
@@ -78,24 +86,40 @@ func (req *Request) bound(recipients []*Recipient) (*bound, error) {
 	return b, b.check()
 }
 
-// encrypt writes the body: prologue, commitment, chunks.
-func (s *Sealed) encrypt(b *bound, recipients []*Recipient, plaintext []byte) error {
-	info := b.wrapInfo()
-	stanzas := make([]stanza, len(recipients))
-	for i, r := range recipients {
+// wrapFunc wraps a DEK for a recipient.
+type wrapFunc func(dek []byte, r *Recipient) (stanza, error)
+
+func (req *Request) wrapper(rand io.Reader, b *bound) (wrapFunc, error) {
+	if req.DataKey == nil {
+		return wrapToKey(b.wrapInfo()), nil
+	}
+	return req.DataKey.wrapper(rand, b)
+}
+
+// wrapToKey wraps DEKs to the recipients' own keys.
+func wrapToKey(info []byte) wrapFunc {
+	return func(dek []byte, r *Recipient) (stanza, error) {
 		enc, sender, err := hpke.NewSender(r.public, hpke.HKDFSHA256(), hpke.AES256GCM(), info)
 		if err != nil {
+			return stanza{}, err
+		}
+		wrapped, err := sender.Seal(nil, dek)
+		return stanza{id: r.id, kind: TypeEnclave, enc: enc, wrapped: wrapped}, err
+	}
+}
+
+// encrypt writes the body: prologue, commitment, chunks.
+func (s *Sealed) encrypt(b *bound, recipients []*Recipient, wrap wrapFunc, plaintext []byte) error {
+	stanzas := make([]stanza, len(recipients))
+	for i, r := range recipients {
+		var err error
+		if stanzas[i], err = wrap(s.dek, r); err != nil {
 			return fmt.Errorf("recipient %s: %w", r.id, err)
 		}
-		wrapped, err := sender.Seal(nil, s.dek)
-		if err != nil {
-			return fmt.Errorf("recipient %s: %w", r.id, err)
-		}
-		stanzas[i] = stanza{id: r.id, enc: enc, wrapped: wrapped}
 	}
 
 	count := (len(plaintext) + maxChunkPlaintext - 1) / maxChunkPlaintext
-	size := prologueHeadSize + 1 + len(stanzas)*stanzaSize + commitmentSize +
+	size := prologueHeadSize + recipientsSize(stanzas) + commitmentSize +
 		len(plaintext) + count*(chunkHeaderSize+tagSize)
 	body := appendPrologue(make([]byte, 0, size), b, stanzas)
 	s.transcript = b.transcript(body)

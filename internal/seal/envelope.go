@@ -28,7 +28,11 @@ const (
 	suite1   = 1 // X-Wing, HKDF-SHA256, AES-256-GCM throughout
 
 	prologueHeadSize = 1 + 1 + 1 + 16 + 8 + 2
-	stanzaSize       = 8 + 1 + 2 + encSize + 2 + wrappedSize
+	stanzaFixedSize  = 8 + 1 + 2 + 2                           // kid, type, two lengths
+	stanzaSize       = stanzaFixedSize + encSize + wrappedSize // of an enclave recipient, the largest
+
+	minRecipientsSize = 1 + stanzaFixedSize + 1 + kmsWrappedSize // one kms recipient with a data key of one byte
+	maxRecipientsSize = 1 + MaxRecipients*stanzaSize
 )
 
 // bound are the values that the envelope is tied to.
@@ -90,9 +94,12 @@ func (b *bound) encode() []byte {
 
 // wrapInfo is HPKE's info, the same for each recipient; HPKE itself adds the
 // recipient's public key.
-func (b *bound) wrapInfo() []byte {
+func (b *bound) wrapInfo() []byte { return b.wrapContext(labelWrap) }
+
+// wrapContext ties a wrapped DEK to the bound fields.
+func (b *bound) wrapContext(label string) []byte {
 	digest := sha256.Sum256(b.encode())
-	return append([]byte(labelWrap), digest[:]...)
+	return append([]byte(label), digest[:]...)
 }
 
 // transcript is H for a body that starts with prologue, commitment excluded.
@@ -103,8 +110,35 @@ func (b *bound) transcript(prologue []byte) transcript {
 // stanza is one recipient's part of the prologue.
 type stanza struct {
 	id      KeyID
-	enc     []byte
-	wrapped []byte
+	kind    RecipientType
+	enc     []byte // HPKE's encapsulated key, or KMS's encrypted data key
+	wrapped []byte // the DEK
+}
+
+// check holds the rules of the stanza's type.
+func (s *stanza) check() error {
+	var right bool
+	switch s.kind {
+	case TypeEnclave:
+		right = len(s.enc) == encSize && len(s.wrapped) == wrappedSize
+	case TypeKMS:
+		right = len(s.enc) >= 1 && len(s.enc) <= maxDataKeySize && len(s.wrapped) == kmsWrappedSize
+	default:
+		return malformed("recipient type %d is not supported", s.kind)
+	}
+	if !right {
+		return malformed("recipient's lengths %d and %d are not those of its type", len(s.enc), len(s.wrapped))
+	}
+	return nil
+}
+
+// recipientsSize is what the recipients take in the prologue.
+func recipientsSize(stanzas []stanza) int {
+	size := 1
+	for _, s := range stanzas {
+		size += stanzaFixedSize + len(s.enc) + len(s.wrapped)
+	}
+	return size
 }
 
 // appendPrologue gives all of the body that precedes the commitment.
@@ -112,11 +146,11 @@ func appendPrologue(dst []byte, b *bound, stanzas []stanza) []byte {
 	dst = append(dst, version1, suite1, byte(b.operation))
 	dst = append(dst, b.RequestID[:]...)
 	dst = binary.BigEndian.AppendUint64(dst, b.expiry)
-	dst = binary.BigEndian.AppendUint16(dst, uint16(1+len(stanzas)*stanzaSize))
+	dst = binary.BigEndian.AppendUint16(dst, uint16(recipientsSize(stanzas)))
 	dst = append(dst, byte(len(stanzas)))
 	for _, s := range stanzas {
 		dst = append(dst, s.id[:]...)
-		dst = append(dst, byte(TypeEnclave))
+		dst = append(dst, byte(s.kind))
 		dst = binary.BigEndian.AppendUint16(dst, uint16(len(s.enc)))
 		dst = append(dst, s.enc...)
 		dst = binary.BigEndian.AppendUint16(dst, uint16(len(s.wrapped)))
@@ -153,7 +187,7 @@ func (p *Prologue) RequestID() RequestID { return p.requestID }
 // check that needs no key. It reads 4.8 KB at most. Errors wrap [ErrMalformed]
 // unless r failed.
 func ReadPrologue(r io.Reader) (*Prologue, error) {
-	raw := make([]byte, prologueHeadSize, prologueHeadSize+1+MaxRecipients*stanzaSize)
+	raw := make([]byte, prologueHeadSize, prologueHeadSize+maxRecipientsSize)
 	if _, err := io.ReadFull(r, raw); err != nil {
 		return nil, readError("prologue", err)
 	}
@@ -195,7 +229,7 @@ func (p *Prologue) parseHead(head []byte) (int, error) {
 		return 0, malformed("%s is not known", p.operation)
 	case p.expiry == 0 || p.expiry > maxUnixSeconds:
 		return 0, malformed("expiry is not a time")
-	case recipients < 1+stanzaSize || recipients > 1+MaxRecipients*stanzaSize:
+	case recipients < minRecipientsSize || recipients > maxRecipientsSize:
 		return 0, malformed("recipients take %d bytes", recipients)
 	}
 	return recipients, nil
@@ -209,15 +243,12 @@ func (p *Prologue) parseRecipients(b []byte) error {
 	}
 	for range n {
 		id := c.take(len(KeyID{}))
-		kind := RecipientType(c.uint8())
-		s := stanza{enc: c.take(int(c.uint16())), wrapped: c.take(int(c.uint16()))}
-		switch {
-		case c.short:
+		s := stanza{kind: RecipientType(c.uint8()), enc: c.take(int(c.uint16())), wrapped: c.take(int(c.uint16()))}
+		if c.short {
 			return malformed("recipients take less than their lengths say")
-		case kind != TypeEnclave:
-			return malformed("recipient type %d is not supported", kind)
-		case len(s.enc) != encSize || len(s.wrapped) != wrappedSize:
-			return malformed("recipient's lengths %d and %d are not those of suite 1", len(s.enc), len(s.wrapped))
+		}
+		if err := s.check(); err != nil {
+			return err
 		}
 		s.id = KeyID(id)
 		p.stanzas = append(p.stanzas, s)

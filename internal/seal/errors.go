@@ -23,6 +23,8 @@ var (
 	// chunks, padding. It is returned as it is, never wrapped, so that whoever
 	// sends forged envelopes learns nothing from the difference.
 	ErrOpen = errors.New("cannot open")
+	// ErrNoKMS is a request by a data key of KMS where KMS is not asked.
+	ErrNoKMS = errors.New("sealed by a data key of KMS, which is not asked here")
 	// ErrCut is a response that ended before its final chunk.
 	ErrCut = errors.New("response was cut off")
 	// ErrReplayed is a request id that the recipient key has run already.

@@ -12,6 +12,9 @@ import (
 const (
 	PrologueHeadSize     = prologueHeadSize
 	StanzaSize           = stanzaSize
+	StanzaFixedSize      = stanzaFixedSize
+	KMSWrappedSize       = kmsWrappedSize
+	MaxDataKeySize       = maxDataKeySize
 	CommitmentSize       = commitmentSize
 	MaxFrameData         = maxFrameData
 	ResponsePrologueSize = responsePrologueSize
@@ -36,7 +39,11 @@ func SealPlaintext(rand io.Reader, req Request, recipients []*Recipient, plainte
 	if _, err := io.ReadFull(rand, s.dek); err != nil {
 		return nil, err
 	}
-	return s, s.encrypt(b, recipients, plaintext)
+	wrap, err := req.wrapper(rand, b)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.encrypt(b, recipients, wrap, plaintext)
 }
 
 // ResumeSealed is the client's state after sealing.

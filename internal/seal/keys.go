@@ -11,6 +11,7 @@ import (
 // Labels keep the uses of one key apart, and this protocol's from any other's.
 const (
 	labelWrap          = "mrgc-seal-1 wrap"
+	labelWrapKMS       = "mrgc-seal-1 kms wrap"
 	labelRequestKey    = "mrgc-seal-1 request key"
 	labelRequestNonce  = "mrgc-seal-1 request nonce"
 	labelCommitment    = "mrgc-seal-1 commitment"

@@ -44,12 +44,18 @@ func (o Operation) Path() string {
 
 func (o Operation) known() bool { return o.Path() != "" }
 
-// RecipientType says how a recipient came by its key.
+// RecipientType says by which key a recipient gets at the DEK. The number 2
+// (fleet) is reserved, and refused until it exists.
 type RecipientType uint8
 
-// TypeEnclave is a key that one enclave made at its start and attested. The
-// numbers 2 (fleet) and 3 (kms) are reserved, and refused until they exist.
-const TypeEnclave RecipientType = 1
+const (
+	// TypeEnclave is by a key that the enclave made at its start and attested.
+	TypeEnclave RecipientType = 1
+	// TypeKMS is by a data key of the tenant's own KMS key, which KMS releases to
+	// the enclave by its attestation. The enclave is named by its key as ever; that
+	// key opens nothing here. Claims are never of this type.
+	TypeKMS RecipientType = 3
+)
 
 // MaxRecipients is how many recipients an envelope can have.
 const MaxRecipients = 4

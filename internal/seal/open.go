@@ -63,7 +63,16 @@ func (o *Opened) Wipe() {
 // ([ErrMalformed], [ErrTooLarge], or body's own error), then cryptography, of
 // which every failure is [ErrOpen]. So a public-key operation is spent only on a
 // complete envelope, and memory is bounded by the limit throughout.
+//
+// A request that is sealed by a data key of KMS needs [RecipientKey.OpenWith];
+// here it is [ErrNoKMS].
 func (k *RecipientKey) Open(now time.Time, p *Prologue, h Headers, body io.Reader, limits Limits) (*Opened, error) {
+	return k.OpenWith(nil, now, p, h, body, limits)
+}
+
+// OpenWith is Open, also for recipients of [TypeKMS]: for one of these it calls
+// decrypt, once, where cryptography begins, and passes its error on, wrapped.
+func (k *RecipientKey) OpenWith(decrypt DecryptDataKey, now time.Time, p *Prologue, h Headers, body io.Reader, limits Limits) (*Opened, error) {
 	b, err := p.bound(h)
 	if err != nil {
 		return nil, err
@@ -81,7 +90,7 @@ func (k *RecipientKey) Open(now time.Time, p *Prologue, h Headers, body io.Reade
 		return nil, err
 	}
 
-	dek, err := k.unwrap(p.stanzas[own], b)
+	dek, err := k.unwrap(p.stanzas[own], b, decrypt)
 	if err != nil {
 		return nil, err
 	}
@@ -99,7 +108,10 @@ func (k *RecipientKey) Open(now time.Time, p *Prologue, h Headers, body io.Reade
 }
 
 // unwrap gives the DEK.
-func (k *RecipientKey) unwrap(s stanza, b *bound) ([]byte, error) {
+func (k *RecipientKey) unwrap(s stanza, b *bound, decrypt DecryptDataKey) ([]byte, error) {
+	if s.kind == TypeKMS {
+		return unwrapByKMS(s, b, decrypt)
+	}
 	context, err := hpke.NewRecipient(s.enc, k.private, hpke.HKDFSHA256(), hpke.AES256GCM(), b.wrapInfo())
 	if err != nil {
 		return nil, ErrOpen

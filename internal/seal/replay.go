@@ -61,6 +61,15 @@ func (s *ReplaySet) Add(key KeyID, id RequestID, expiry, now time.Time) error {
 	return nil
 }
 
+// Has says whether Add of the request would fail because key has run it. It
+// spares work that is in vain; only Add decides.
+func (s *ReplaySet) Has(key KeyID, id RequestID) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	_, ok := s.entries[replayEntry{key, id}]
+	return ok
+}
+
 // Forget takes back an Add, with the same expiry, of a request that turned out
 // to have no effect at all: it may run again.
 func (s *ReplaySet) Forget(key KeyID, id RequestID, expiry time.Time) {

@@ -86,12 +86,16 @@ func open(key *seal.RecipientKey, h seal.Headers, body []byte) (*seal.Opened, er
 }
 
 func openLimited(key *seal.RecipientKey, h seal.Headers, body []byte, at time.Time, limits seal.Limits) (*seal.Opened, error) {
+	return openWith(nil, key, h, body, at, limits)
+}
+
+func openWith(decrypt seal.DecryptDataKey, key *seal.RecipientKey, h seal.Headers, body []byte, at time.Time, limits seal.Limits) (*seal.Opened, error) {
 	r := bytes.NewReader(body)
 	p, err := seal.ReadPrologue(r)
 	if err != nil {
 		return nil, err
 	}
-	return key.Open(at, p, h, r, limits)
+	return key.OpenWith(decrypt, at, p, h, r, limits)
 }
 
 func mustOpen(key *seal.RecipientKey, sealed *seal.Sealed) *seal.Opened {

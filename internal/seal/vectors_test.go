@@ -8,8 +8,10 @@ import (
 	"errors"
 	"flag"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -58,11 +60,28 @@ type vectorRequest struct {
 	Credential  hexBytes `json:"credential"`
 	CacheSecret hexBytes `json:"cache_secret"`
 	Body        hexBytes `json:"body"`
-	DEK         hexBytes `json:"dek"`
-	Transcript  hexBytes `json:"transcript"` // H
-	Commitment  hexBytes `json:"commitment"`
-	Plaintext   hexBytes `json:"plaintext"`
-	Sealed      hexBytes `json:"sealed"`
+	// DataKey is set when the recipients are of type kms: KMS's answer to
+	// GenerateDataKey, and the context that it was asked with.
+	DataKey    *vectorDataKey `json:"data_key,omitempty"`
+	DEK        hexBytes       `json:"dek"`
+	Transcript hexBytes       `json:"transcript"` // H
+	Commitment hexBytes       `json:"commitment"`
+	Plaintext  hexBytes       `json:"plaintext"`
+	Sealed     hexBytes       `json:"sealed"`
+}
+
+type vectorDataKey struct {
+	Plaintext  hexBytes          `json:"plaintext"`
+	Ciphertext hexBytes          `json:"ciphertext"`
+	Context    map[string]string `json:"context"`
+}
+
+// decrypt is KMS's part.
+func (d *vectorDataKey) decrypt(ciphertext []byte, context map[string]string) ([]byte, error) {
+	if d == nil || !bytes.Equal(ciphertext, d.Ciphertext) || !maps.Equal(context, d.Context) {
+		return nil, errors.New("not the data key of this vector")
+	}
+	return bytes.Clone(d.Plaintext), nil
 }
 
 type vectorResponse struct {
@@ -161,7 +180,7 @@ func expectVector(v vector) {
 		Expect(key.RawClaims()).To(BeEquivalentTo(recipient.Claims))
 		Expect(key.KeyID().String()).To(Equal(recipient.KeyID))
 		at := time.Unix(v.Request.Expiry-1, 0)
-		opened[i], err = openLimited(key, headers, v.Request.Sealed, at, seal.Limits{})
+		opened[i], err = openWith(v.Request.DataKey.decrypt, key, headers, v.Request.Sealed, at, seal.Limits{})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(opened[i].DEK()).To(BeEquivalentTo(v.Request.DEK))
 		Expect(opened[i].Transcript()).To(BeEquivalentTo([32]byte(v.Request.Transcript)))
@@ -199,9 +218,13 @@ func expectVector(v vector) {
 	}
 }
 
-// writeVectors makes new vectors: keys, DEK and encapsulations are random, so
-// every byte of the file changes.
+// writeVectors makes the vectors that are not in the file yet. Those that are
+// stay: keys, DEK and encapsulations are random, and no two runs give the same.
 func writeVectors() error {
+	have, err := loadVectors()
+	if err != nil {
+		return err
+	}
 	small, err := makeVector("one recipient, one chunk", 1, vectorRequest{
 		Operation: uint8(seal.OpChatCompletions), Model: testClaims().Model, Tenant: "acme",
 		Affinity: "c0ffee", Size: "512/256", RequestID: "000102030405060708090a0b0c0d0e0f",
@@ -234,7 +257,27 @@ func writeVectors() error {
 	if err != nil {
 		return err
 	}
-	raw, err := json.MarshalIndent([]vector{small, large}, "", " ")
+	kms, err := makeVector("two recipients of type kms", 2, vectorRequest{
+		Operation: uint8(seal.OpChatCompletions), Model: testClaims().Model, Tenant: "acme",
+		Affinity: "c0ffee", Size: "64/1024", RequestID: "101112131415161718191a1b1c1d1e1f", Expiry: now().Unix(),
+		Credential: hexBytes("credential"), CacheSecret: hexBytes("cache secret"), Body: hexBytes(`{"model":"qwen2.5-0.5b-instruct"}`),
+		DataKey: &vectorDataKey{
+			Plaintext: bytes.Repeat([]byte{0x4b}, 32), Ciphertext: bytes.Repeat([]byte("opaque but to KMS "), 11),
+			Context: map[string]string{"mrgc:request-id": "101112131415161718191a1b1c1d1e1f", "mrgc:tenant": "acme"},
+		},
+	}, []vectorResponse{{
+		By: 1, ResponseNonce: bytes.Repeat([]byte{0x55}, 32), Status: 200, ContentType: "application/json",
+		Data: []hexBytes{hexBytes(`{}`)}, PromptTokens: 1, OutputTokens: 2,
+	}})
+	if err != nil {
+		return err
+	}
+	for _, v := range []vector{small, large, kms} {
+		if !slices.ContainsFunc(have, func(h vector) bool { return h.Comment == v.Comment }) {
+			have = append(have, v)
+		}
+	}
+	raw, err := json.MarshalIndent(have, "", " ")
 	if err != nil {
 		return err
 	}
@@ -268,16 +311,20 @@ func makeVector(comment string, n int, req vectorRequest, responses []vectorResp
 	if err != nil {
 		return v, err
 	}
-	sealed, err := seal.Seal(rand.Reader, seal.Request{
+	request := seal.Request{
 		Operation: seal.Operation(req.Operation), Model: req.Model, Tenant: req.Tenant, Affinity: req.Affinity,
 		Size: req.Size, RequestID: h.RequestID, Expiry: time.Unix(req.Expiry, 0), Payload: req.payload(),
-	}, recipients(keys...))
+	}
+	if d := req.DataKey; d != nil {
+		request.DataKey = &seal.DataKey{Plaintext: d.Plaintext, Ciphertext: d.Ciphertext}
+	}
+	sealed, err := seal.Seal(rand.Reader, request, recipients(keys...))
 	if err != nil {
 		return v, err
 	}
 	v.Request.Sealed = sealed.Body
 	for i := range v.Responses {
-		opened, err := openLimited(keys[responses[i].By], h, sealed.Body, time.Unix(req.Expiry-1, 0), seal.Limits{})
+		opened, err := openWith(req.DataKey.decrypt, keys[responses[i].By], h, sealed.Body, time.Unix(req.Expiry-1, 0), seal.Limits{})
 		if err != nil {
 			return v, err
 		}

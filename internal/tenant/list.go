@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/dsse"
 )
 
 // List is what an operator writes and signs. Reading one is strict: an unknown
@@ -108,24 +109,6 @@ func (l *List) set() *Set {
 // pass as one of a list of tenants.
 const PayloadType = "application/vnd.mrgc.tenants+json"
 
-// envelope is DSSE 1.0 (Dead Simple Signing Envelope, secure-systems-lab): what
-// is signed is the payload's bytes as they are, so that nothing needs to be made
-// canonical.
-type envelope struct {
-	PayloadType string      `json:"payloadType"`
-	Payload     []byte      `json:"payload"`
-	Signatures  []signature `json:"signatures"`
-}
-
-type signature struct {
-	Sig []byte `json:"sig"`
-}
-
-// preAuthentication is DSSE's PAE.
-func preAuthentication(payload []byte) []byte {
-	return append(fmt.Appendf(nil, "DSSEv1 %d %s %d ", len(PayloadType), PayloadType, len(payload)), payload...)
-}
-
 // Sign checks a list and gives it as a signed file.
 func Sign(key ed25519.PrivateKey, l *List) ([]byte, error) {
 	if l.Version == 0 || l.ExpiresAt.IsZero() {
@@ -138,34 +121,21 @@ func Sign(key ed25519.PrivateKey, l *List) ([]byte, error) {
 	if err != nil {
 		return nil, fmt.Errorf("list of tenants: %w", err)
 	}
-	out, err := json.Marshal(envelope{
-		PayloadType: PayloadType, Payload: payload,
-		Signatures: []signature{{Sig: ed25519.Sign(key, preAuthentication(payload))}},
-	})
+	out, err := dsse.Sign(key, PayloadType, payload)
 	if err != nil {
 		return nil, fmt.Errorf("list of tenants: %w", err)
 	}
-	return append(out, '\n'), nil
+	return out, nil
 }
-
-// maxSignatures bounds how many signatures are tried: two while a signing key
-// is replaced.
-const maxSignatures = 4
 
 // Verify gives the list of a signed file, if one of keys has signed it. Nothing
 // of the list is read before. It says nothing about expiry.
 func Verify(keys []ed25519.PublicKey, file []byte) (*List, error) {
-	var e envelope
-	if err := strict(file, &e); err != nil {
+	payload, err := dsse.Open(keys, PayloadType, file)
+	if err != nil {
 		return nil, fmt.Errorf("signed list of tenants: %w", err)
 	}
-	if e.PayloadType != PayloadType {
-		return nil, fmt.Errorf("signed list of tenants: the type is %.64q, want %s", e.PayloadType, PayloadType)
-	}
-	if !signedBy(keys, &e) {
-		return nil, errors.New("signed list of tenants: no signature is by a key that is trusted here")
-	}
-	l, err := ParseList(e.Payload)
+	l, err := ParseList(payload)
 	if err != nil {
 		return nil, err
 	}
@@ -173,16 +143,4 @@ func Verify(keys []ed25519.PublicKey, file []byte) (*List, error) {
 		return nil, errors.New("signed list of tenants: has no version or no expiry")
 	}
 	return l, nil
-}
-
-func signedBy(keys []ed25519.PublicKey, e *envelope) bool {
-	message := preAuthentication(e.Payload)
-	for _, s := range e.Signatures[:min(len(e.Signatures), maxSignatures)] {
-		for _, key := range keys {
-			if ed25519.Verify(key, message, s.Sig) {
-				return true
-			}
-		}
-	}
-	return false
 }

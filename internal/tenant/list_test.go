@@ -157,34 +157,9 @@ var _ = Describe("A list", func() {
 	)
 })
 
-var _ = Describe("Keys", func() {
-	_, key, err := ed25519.GenerateKey(nil)
-	if err != nil {
-		panic(err)
-	}
-	private, public, err := tenant.MarshalKey(key)
-	if err != nil {
-		panic(err)
-	}
-
-	It("are read as they were written, two of those that verify too", func() {
-		Expect(tenant.ParseSigningKey(private)).To(Equal(key))
-		Expect(tenant.ParseVerificationKeys(public)).To(Equal([]ed25519.PublicKey{key.Public().(ed25519.PublicKey)}))
-		_, another, err := tenant.MarshalKey(ed25519.NewKeyFromSeed(make([]byte, 32)))
-		Expect(err).NotTo(HaveOccurred())
-		Expect(tenant.ParseVerificationKeys(append(bytes.Clone(public), another...))).To(HaveLen(2))
-	})
-
-	It("are not taken for each other, and a secret is not repeated", func() {
-		_, err := tenant.ParseVerificationKeys(private)
-		Expect(err).To(MatchError(ContainSubstring("PRIVATE KEY where a PUBLIC KEY is wanted")))
-		for _, bad := range [][]byte{public, nil, []byte("secret"), []byte("-----BEGIN PRIVATE KEY-----\nc2VjcmV0\n-----END PRIVATE KEY-----\n")} {
-			_, err := tenant.ParseSigningKey(bad)
-			Expect(err).To(MatchError(Not(Or(ContainSubstring("secret"), ContainSubstring("c2Vj")))))
-		}
-		_, err = tenant.ParseVerificationKeys(nil)
-		Expect(err).To(HaveOccurred())
-		_, err = tenant.NewKeeper()
+var _ = Describe("A keeper", func() {
+	It("is not made without a key, or of one that is none", func() {
+		_, err := tenant.NewKeeper()
 		Expect(err).To(HaveOccurred())
 		_, err = tenant.NewKeeper(ed25519.PublicKey("short"))
 		Expect(err).To(HaveOccurred())

@@ -8,6 +8,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/tenant"
 )
 
@@ -36,7 +37,7 @@ func Open(path, keyPath string, log *slog.Logger) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("key that verifies the list of tenants: %w", err)
 	}
-	keys, err := tenant.ParseVerificationKeys(keyPEM)
+	keys, err := dsse.ParseVerificationKeys(keyPEM)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", keyPath, err)
 	}

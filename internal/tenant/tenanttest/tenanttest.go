@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/credential"
+	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/tenant"
 )
 
@@ -69,7 +70,7 @@ func Tenant(name, edgeToken, enclaveToken string) tenant.Tenant {
 // PublicPEM is what verifies, as a file has it.
 func (s *Signer) PublicPEM(tb testing.TB) []byte {
 	tb.Helper()
-	_, public, err := tenant.MarshalKey(s.key)
+	_, public, err := dsse.MarshalKey(s.key)
 	if err != nil {
 		tb.Fatal(err)
 	}

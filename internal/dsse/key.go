@@ -1,4 +1,4 @@
-package tenant
+package dsse
 
 import (
 	"crypto/ed25519"

@@ -1,0 +1,98 @@
+package main
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"os"
+	"slices"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mrgc/mrgc/internal/audit"
+)
+
+func auditCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "audit",
+		Short: "Read and verify audit logs",
+		Long: `Audit logs are what mrgc router --audit and mrgc-parent -audit append to: key
+releases, release changes, refused attestation. Each record carries the hash of
+the one before.`,
+		Args: cobra.NoArgs,
+	}
+	cmd.AddCommand(auditVerifyCommand(), auditShowCommand())
+	return cmd
+}
+
+func auditVerifyCommand() *cobra.Command {
+	var heads []string
+	cmd := &cobra.Command{
+		Use:   "verify FILE",
+		Short: "Verify an audit log's chain, and say how far it goes",
+		Long: `Verify fails at the first record that was changed, or before which others are
+missing. Whoever can write the file could also cut its end off, or write another
+chain: note the head that is printed, elsewhere, and give it with --head later.`,
+		Example: `  mrgc audit verify audit.log
+  mrgc audit verify audit.log --head 1712:5f0c…`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			summary, err := walkAudit(args[0], heads, func(audit.Record) {})
+			if err != nil {
+				return err
+			}
+			for _, name := range slices.Sorted(maps.Keys(summary.Events)) {
+				fmt.Fprintf(cmd.OutOrStdout(), "%7d %s\n", summary.Events[name], name)
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "head %s\n", summary.Head)
+			return nil
+		},
+	}
+	cmd.Flags().StringArrayVar(&heads, "head", nil, "a head that was noted earlier, SEQUENCE:HASH; repeatable")
+	return cmd
+}
+
+func auditShowCommand() *cobra.Command {
+	var event string
+	cmd := &cobra.Command{
+		Use:   "show FILE",
+		Short: "Print an audit log's records, as far as its chain verifies",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			enc := json.NewEncoder(cmd.OutOrStdout())
+			var failed error
+			_, err := walkAudit(args[0], nil, func(r audit.Record) {
+				if failed == nil && (event == "" || r.Event == event) {
+					failed = enc.Encode(r)
+				}
+			})
+			if err != nil {
+				return err
+			}
+			return failed
+		},
+	}
+	cmd.Flags().StringVar(&event, "event", "", "only those of this name: "+audit.KeyReleased+", "+audit.EnclaveRelease+", "+audit.DocumentRefused+", …")
+	return cmd
+}
+
+func walkAudit(path string, heads []string, visit func(audit.Record)) (audit.Summary, error) {
+	var noted []audit.Head
+	for _, text := range heads {
+		head, err := audit.ParseHead(text)
+		if err != nil {
+			return audit.Summary{}, fmt.Errorf("--head: %w", err)
+		}
+		noted = append(noted, head)
+	}
+	file, err := os.Open(path)
+	if err != nil {
+		return audit.Summary{}, err
+	}
+	defer file.Close()
+	summary, err := audit.Walk(file, visit, noted...)
+	if err != nil {
+		return summary, fmt.Errorf("%s: %w", path, err)
+	}
+	return summary, nil
+}

@@ -1,0 +1,270 @@
+// Package audit is an append-only file of what an auditor asks about: which keys
+// were released to whom, which enclave releases ran where, which attestation
+// documents were refused. It holds names and identifiers, never content.
+//
+// Each record is a line of JSON that carries the SHA-256 of the line before it,
+// so that none can be changed, dropped or put in between without all later ones
+// changing, too:
+//
+//	log, err := audit.Open("audit.log")
+//	err = log.Append(time.Now(), audit.Event{Name: audit.KeyReleased, About: map[string]string{"request": "0f…"}})
+//	summary, err := audit.Verify(file)
+//
+// A chain says nothing of who has written it, or of records that are missing at
+// its end: who can write the file can write another one from its start on. So
+// its [Head] is told wherever a copy of the file goes, and a head that was noted
+// earlier must be found in the chain later ([Verify]).
+package audit
+
+import (
+	"bufio"
+	"bytes"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"sync"
+	"time"
+)
+
+// Names of events. What each is about is said by keys in [Event.About].
+const (
+	KeyReleased     = "key_released"     // KMS gave a data key to an enclave: request, tenant, instance
+	KeyRefused      = "key_refused"      // KMS did not: the same, and error
+	EnclaveRelease  = "enclave_release"  // an instance's enclave runs another release than before: instance, release, version, pcr0
+	DocumentRefused = "document_refused" // an instance's attestation does not verify: instance, error
+	Manifest        = "release_manifest" // another manifest of releases is followed: version, min_version
+	RecordsLost     = "records_lost"     // an enclave had forgotten records before they were asked for: instance, count
+	TornRecord      = "torn_record"      // the file ended in half a record, after a crash; it was cut off
+)
+
+// Event is what is to be recorded.
+type Event struct {
+	Name  string
+	About map[string]string
+}
+
+// Record is a line of the file.
+type Record struct {
+	Sequence uint64            `json:"seq"` // from 1 on, without gaps
+	Time     time.Time         `json:"time"`
+	Event    string            `json:"event"`
+	About    map[string]string `json:"about,omitempty"`
+	Previous string            `json:"prev"` // SHA-256 of the line before, without its newline, in hex; of the first: zeros
+}
+
+// Head is how far a chain goes.
+type Head struct {
+	Sequence uint64
+	Hash     string // of the record of that sequence number
+}
+
+// String gives SEQUENCE:HASH.
+func (h Head) String() string { return fmt.Sprintf("%d:%s", h.Sequence, h.Hash) }
+
+// ParseHead reads what String gives.
+func ParseHead(text string) (h Head, err error) {
+	if _, err := fmt.Sscanf(text, "%d:%s", &h.Sequence, &h.Hash); err != nil || len(h.Hash) != 2*sha256.Size || h.String() != text {
+		return Head{}, fmt.Errorf("head %q: want SEQUENCE:HASH", text)
+	}
+	return h, nil
+}
+
+// start is the head of a chain without records.
+func start() Head { return Head{Hash: strings.Repeat("0", 2*sha256.Size)} }
+
+// Limits of a record, so that nobody who reads one does unbounded work.
+const (
+	maxLineBytes  = 16 << 10
+	maxValueBytes = 1 << 10
+	maxAbout      = 16
+)
+
+// Log is a file that is being written. It is safe for concurrent use within one
+// process; two processes must not write one file.
+type Log struct {
+	mu   sync.Mutex
+	file *os.File // guarded by mu
+	head Head     // guarded by mu
+}
+
+// Open opens a file, or makes it, readable by its owner alone. A file whose chain
+// is broken is an error: nothing more is written to it.
+func Open(path string) (*Log, error) {
+	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("audit log: %w", err)
+	}
+	l := &Log{file: file}
+	if err := l.resume(time.Now()); err != nil {
+		return nil, errors.Join(fmt.Errorf("audit log %s: %w", path, err), file.Close())
+	}
+	return l, nil
+}
+
+// resume finds the chain's head. Half a record at the end is what a crash leaves.
+func (l *Log) resume(now time.Time) error {
+	content, err := io.ReadAll(l.file)
+	if err != nil {
+		return err
+	}
+	whole := content[:bytes.LastIndexByte(content, '\n')+1]
+	summary, err := Verify(bytes.NewReader(whole))
+	if err != nil {
+		return err
+	}
+	l.head = summary.Head
+	torn := len(content) - len(whole)
+	if torn == 0 {
+		return nil
+	}
+	if err := l.file.Truncate(int64(len(whole))); err != nil {
+		return err
+	}
+	return l.Append(now, Event{Name: TornRecord, About: map[string]string{"bytes": fmt.Sprint(torn)}})
+}
+
+// Append records events. When it returns without an error they are on the disk.
+// After an error the file may end in half a record, and the log takes no more
+// until it is opened again.
+func (l *Log) Append(now time.Time, events ...Event) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return errors.New("audit log: closed, or failed before")
+	}
+	head := l.head
+	var lines []byte
+	for _, e := range events {
+		line, err := json.Marshal(Record{Sequence: head.Sequence + 1, Time: now.UTC(), Event: e.Name, About: clipped(e.About), Previous: head.Hash})
+		if err != nil {
+			return fmt.Errorf("audit log: %w", err)
+		}
+		head = Head{Sequence: head.Sequence + 1, Hash: hashOf(line)}
+		lines = append(append(lines, line...), '\n')
+	}
+	_, err := l.file.Write(lines)
+	if err == nil {
+		err = l.file.Sync()
+	}
+	if err != nil {
+		err = errors.Join(fmt.Errorf("audit log: %w", err), l.file.Close())
+		l.file = nil
+		return err
+	}
+	l.head = head
+	return nil
+}
+
+// clipped keeps a record within its limits, whatever an error's text is.
+func clipped(about map[string]string) map[string]string {
+	out := make(map[string]string, len(about))
+	for name, value := range about {
+		out[name] = strings.ToValidUTF8(value[:min(len(value), maxValueBytes)], "")
+	}
+	return out
+}
+
+// Head is how far the log goes.
+func (l *Log) Head() Head {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.head
+}
+
+// Close closes the file.
+func (l *Log) Close() error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.file == nil {
+		return nil
+	}
+	err := l.file.Close()
+	l.file = nil
+	return err
+}
+
+func hashOf(line []byte) string {
+	sum := sha256.Sum256(line)
+	return hex.EncodeToString(sum[:])
+}
+
+// Summary is what a chain holds.
+type Summary struct {
+	Head   Head
+	Events map[string]int // by name
+}
+
+// Verify reads a whole chain, and says which record breaks it. Each head that was
+// noted earlier must be in it.
+func Verify(r io.Reader, noted ...Head) (Summary, error) {
+	return Walk(r, func(Record) {}, noted...)
+}
+
+// Walk is Verify, and gives each record as soon as it is known to be the next of
+// the chain.
+func Walk(r io.Reader, visit func(Record), noted ...Head) (Summary, error) {
+	s := Summary{Head: start(), Events: map[string]int{}}
+	want := map[uint64]string{}
+	for _, h := range noted {
+		if other, ok := want[h.Sequence]; ok && other != h.Hash {
+			return s, fmt.Errorf("heads of record %d differ: there were two chains", h.Sequence)
+		}
+		want[h.Sequence] = h.Hash
+	}
+	lines := bufio.NewReaderSize(r, maxLineBytes)
+	for {
+		line, err := lines.ReadSlice('\n')
+		if errors.Is(err, io.EOF) && len(line) == 0 {
+			break
+		}
+		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, bufio.ErrBufferFull) {
+			return s, err
+		}
+		if err != nil {
+			return s, fmt.Errorf("record %d is not a whole line of at most %d bytes", s.Head.Sequence+1, maxLineBytes)
+		}
+		record, err := s.follow(line[:len(line)-1])
+		if err != nil {
+			return s, fmt.Errorf("record %d: %w", s.Head.Sequence+1, err)
+		}
+		if hash, ok := want[record.Sequence]; ok && hash != s.Head.Hash {
+			return s, fmt.Errorf("record %d has hash %s, and %s was noted: this is another chain", record.Sequence, s.Head.Hash, hash)
+		}
+		visit(record)
+	}
+	for sequence := range want {
+		if sequence > s.Head.Sequence {
+			return s, fmt.Errorf("the chain ends at record %d, and %d was noted: its end is missing", s.Head.Sequence, sequence)
+		}
+	}
+	return s, nil
+}
+
+// follow takes one record on.
+func (s *Summary) follow(line []byte) (Record, error) {
+	dec := json.NewDecoder(bytes.NewReader(line))
+	dec.DisallowUnknownFields()
+	var record Record
+	if err := dec.Decode(&record); err != nil {
+		return record, err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return record, errors.New("data after it")
+	}
+	switch {
+	case record.Sequence != s.Head.Sequence+1:
+		return record, fmt.Errorf("has number %d", record.Sequence)
+	case record.Previous != s.Head.Hash:
+		return record, errors.New("does not follow the record before: that one was changed, or others are missing")
+	case record.Event == "" || len(record.About) > maxAbout:
+		return record, errors.New("has no event, or says too much")
+	}
+	s.Head = Head{Sequence: record.Sequence, Hash: hashOf(line)}
+	s.Events[record.Event]++
+	return record, nil
+}

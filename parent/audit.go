@@ -1,0 +1,82 @@
+package parent
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/url"
+	"strconv"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/audit"
+)
+
+// maxKeyReleasesBytes is above what an enclave keeps.
+const maxKeyReleasesBytes = 4 << 20
+
+// recordKeyReleases writes what the enclave says of data keys to the audit log,
+// until ctx ends, and then what is left.
+func (p *Parent) recordKeyReleases(ctx context.Context) {
+	ticker := time.NewTicker(p.config.ProbeInterval)
+	defer ticker.Stop()
+	var enclave string
+	var last uint64
+	record := func(ctx context.Context) {
+		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+		defer cancel()
+		said, err := p.keyReleases(ctx, enclave, last)
+		if err != nil {
+			return // register says what is wrong with the enclave
+		}
+		if said.Enclave != enclave {
+			enclave, last = said.Enclave, 0
+		}
+		if len(said.Releases) > 0 {
+			events := p.auditEvents(said)
+			if err := p.config.Audit.Append(time.Now(), events...); err != nil {
+				p.log.Error("AUDIT LOG FAILS", "error", err)
+				return
+			}
+			last = said.Releases[len(said.Releases)-1].Sequence
+		}
+	}
+	for {
+		record(ctx)
+		select {
+		case <-ctx.Done():
+			record(context.WithoutCancel(ctx))
+			record(context.WithoutCancel(ctx)) // which tells the enclave that we have them
+			return
+		case <-ticker.C:
+		}
+	}
+}
+
+func (p *Parent) keyReleases(ctx context.Context, enclave string, after uint64) (said api.KeyReleases, err error) {
+	query := url.Values{"enclave": {enclave}, "after": {strconv.FormatUint(after, 10)}}
+	body, err := get(ctx, p.enclave, "http://enclave"+api.PathKeyReleases+"?"+query.Encode(), maxKeyReleasesBytes)
+	if err != nil {
+		return said, err
+	}
+	return said, json.Unmarshal(body, &said)
+}
+
+func (p *Parent) auditEvents(said api.KeyReleases) (events []audit.Event) {
+	if said.Lost > 0 {
+		events = append(events, audit.Event{Name: audit.RecordsLost, About: map[string]string{
+			"instance": p.config.Instance.ID, "count": fmt.Sprint(said.Lost),
+		}})
+	}
+	for _, r := range said.Releases {
+		about := map[string]string{
+			"instance": p.config.Instance.ID, "request": r.RequestID, "tenant": r.Tenant, "at": r.Time.UTC().Format(time.RFC3339Nano),
+		}
+		name := audit.KeyReleased
+		if r.Error != "" {
+			name, about["error"] = audit.KeyRefused, r.Error
+		}
+		events = append(events, audit.Event{Name: name, About: about})
+	}
+	return events
+}
