@@ -1,6 +1,7 @@
 package client_test
 
 import (
+	"io"
 	"net"
 	"net/http"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/seal"
 )
 
 // closedEdge is a region where nobody listens.
@@ -89,6 +91,26 @@ var _ = Describe("Endpoints", func() {
 		Expect(second.requests(api.PathSealed)).To(HaveLen(1))
 	})
 
+	It("are passed over for a request whose answer breaks off before its first byte, and for no other", func(ctx SpecContext) {
+		cuts := 1
+		first.on(api.PathSealed, func(w http.ResponseWriter, r *http.Request) {
+			if cuts--; cuts < 0 {
+				c.serveSealed(w, r)
+				return
+			}
+			w.Header().Set("Content-Type", api.ContentTypeSealedResponse)
+			w.WriteHeader(http.StatusOK)
+			_ = http.NewResponseController(w).Flush()
+			panic(http.ErrAbortHandler)
+		})
+		t := c.tenant(c.config(first, second))
+		expectReply(t.ask(ctx))
+		Expect(second.requests(api.PathSealed)).To(HaveLen(1))
+		expectReply(t.ask(ctx))
+		Expect(first.requests(api.PathSealed)).To(HaveLen(2))
+		Expect(second.requests(api.PathSealed)).To(HaveLen(1))
+	})
+
 	DescribeTable("keep a request that has reached them", func(ctx SpecContext, answer route, outcome func(*http.Response, error)) {
 		first.on(api.PathSealed, answer)
 		outcome(c.tenant(c.config(first, second)).send(ctx, http.MethodPost, "/chat/completions", body(chat)))
@@ -100,15 +122,13 @@ var _ = Describe("Endpoints", func() {
 				Expect(err).NotTo(HaveOccurred())
 				Expect(refusal(resp).Status).To(Equal(http.StatusServiceUnavailable))
 			}),
-		Entry("and has a byte of an answer", func(w http.ResponseWriter, _ *http.Request) {
-			w.Header().Set("Content-Type", api.ContentTypeSealedResponse)
-			w.WriteHeader(http.StatusOK)
-			_ = http.NewResponseController(w).Flush()
-			panic(http.ErrAbortHandler)
-		}, func(resp *http.Response, err error) {
-			Expect(err).NotTo(HaveOccurred())
-			Expect(refusal(resp).Code).To(Equal("answer_cut"))
-		}),
+		Entry("and has begun to answer", func(w http.ResponseWriter, r *http.Request) { c.cutAfter(1)(w, r) },
+			func(resp *http.Response, err error) {
+				Expect(err).NotTo(HaveOccurred())
+				Expect(resp.StatusCode).To(Equal(http.StatusOK))
+				_, err = io.ReadAll(resp.Body)
+				Expect(err).To(MatchError(seal.ErrCut))
+			}),
 		Entry("and is sent elsewhere", func(w http.ResponseWriter, r *http.Request) {
 			http.Redirect(w, r, second.url+api.PathSealed, http.StatusTemporaryRedirect)
 		}, func(resp *http.Response, err error) {

@@ -113,18 +113,19 @@ func (c *Client) order(tenant string) []*region {
 	return ordered
 }
 
-// unreachable is an attempt in which a region gave no answer.
-type unreachable struct {
-	err error
-	ran bool // the request may have reached it, and have run
+// unanswered is an attempt in which a region gave no answer.
+type unanswered struct {
+	err   error
+	ran   bool // the request may have reached it, and have run
+	there bool // the region was there, and said that it would answer
 }
 
-func (u *unreachable) Error() string { return u.err.Error() }
-func (u *unreachable) Unwrap() error { return u.err }
+func (u *unanswered) Error() string { return u.err.Error() }
+func (u *unanswered) Unwrap() error { return u.err }
 
 // eachRegion asks one region after the other until one answers: the next one is
-// for when there was no connection to be had, when it broke off before an answer
-// began, and when the region says that the tenant's data may not be in it. A
+// for when there was no connection to be had, when it broke off before the first
+// byte of an answer, and when the region says that the tenant's data may not be in it. A
 // request that must not run twice (once) stays with the region that may have run
 // it. Nothing is asked twice of which a byte has been answered.
 func eachRegion[T any](ctx context.Context, c *Client, tenant string, once bool, ask func(*region) (T, error)) (answer T, err error) {
@@ -138,14 +139,14 @@ func eachRegion[T any](ctx context.Context, c *Client, tenant string, once bool,
 			c.answered(r)
 			return answer, nil
 		}
-		var lost *unreachable
+		var lost *unanswered
 		var refused *api.Error
 		switch {
 		case ctx.Err() != nil:
 			return answer, ctx.Err()
 		case errors.As(err, &lost):
 			failures = append(failures, err)
-			if !r.update(func(s *reach) { s.fail(c.config.Now()) }) {
+			if !lost.there && !r.update(func(s *reach) { s.fail(c.config.Now()) }) {
 				c.config.Logger.Warn("region gives no answer; requests go to the next", "endpoint", r.url.Host, "error", err)
 			}
 			if once && lost.ran {
@@ -194,7 +195,7 @@ func (c *Client) probe(ctx context.Context, key *credential.Key, model string) {
 	}
 }
 
-// request makes a request of a tenant's to a region. An error is an [unreachable]
+// request makes a request of a tenant's to a region. An error is an [unanswered]
 // one, or ctx's.
 func (c *Client) request(req *http.Request, key *credential.Key) (*http.Response, error) {
 	if c.config.ClientCertificate == nil {
@@ -208,7 +209,7 @@ func (c *Client) request(req *http.Request, key *credential.Key) (*http.Response
 	}
 	resp, err := c.http.Do(req.WithContext(httptrace.WithClientTrace(req.Context(), trace)))
 	if err != nil {
-		return nil, &unreachable{err: err, ran: got.Load() && req.Method != http.MethodGet}
+		return nil, &unanswered{err: err, ran: got.Load() && req.Method != http.MethodGet}
 	}
 	return resp, nil
 }

@@ -63,7 +63,11 @@ func openResponse(req *http.Request, outer *http.Response, sealed *seal.Sealed) 
 		if req.Context().Err() != nil {
 			return nil, answeredBy, req.Context().Err()
 		}
-		return nil, answeredBy, api.Errorf(http.StatusBadGateway, "answer_cut", "the answer was cut off or damaged before it began; try again")
+		refused := api.Errorf(http.StatusBadGateway, "answer_cut", "the answer was cut off or damaged before it began; try again")
+		if errors.Is(err, seal.ErrCut) {
+			return nil, answeredBy, &unanswered{err: refused, ran: true, there: true}
+		}
+		return nil, answeredBy, refused
 	}
 	trailer := http.Header{api.HeaderUsage: nil}
 	resp = response(req, head.Status, head.ContentType, &sealedBody{reader: reader, outer: outer.Body, trailer: trailer})
