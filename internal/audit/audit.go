@@ -87,26 +87,49 @@ const (
 // Log is a file that is being written. It is safe for concurrent use within one
 // process; two processes must not write one file.
 type Log struct {
-	mu   sync.Mutex
-	file *os.File // guarded by mu
-	head Head     // guarded by mu
+	path string
+
+	mu     sync.Mutex
+	file   *os.File // guarded by mu; nil after a failure, until it is opened again
+	head   Head     // guarded by mu
+	closed bool     // guarded by mu
 }
 
 // Open opens a file, or makes it, readable by its owner alone. A file whose chain
 // is broken is an error: nothing more is written to it.
 func Open(path string) (*Log, error) {
-	file, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("audit log: %w", err)
-	}
-	l := &Log{file: file}
-	if err := l.resume(time.Now()); err != nil {
-		return nil, errors.Join(fmt.Errorf("audit log %s: %w", path, err), file.Close())
+	l := &Log{path: path}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if err := l.open(time.Now()); err != nil {
+		return nil, err
 	}
 	return l, nil
 }
 
-// resume finds the chain's head. Half a record at the end is what a crash leaves.
+// open opens the file and finds the chain's head. Half a record at the end is
+// what a crash leaves, or a disk that is full. The caller holds mu.
+func (l *Log) open(now time.Time) (err error) {
+	file, err := os.OpenFile(l.path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o600)
+	if err != nil {
+		return fmt.Errorf("audit log: %w", err)
+	}
+	l.file = file
+	if err := l.resume(now); err != nil {
+		return l.fail(fmt.Errorf("audit log %s: %w", l.path, err))
+	}
+	return nil
+}
+
+// fail gives the file up until the next attempt. The caller holds mu.
+func (l *Log) fail(err error) error {
+	if l.file != nil {
+		err = errors.Join(err, l.file.Close())
+		l.file = nil
+	}
+	return err
+}
+
 func (l *Log) resume(now time.Time) error {
 	content, err := io.ReadAll(l.file)
 	if err != nil {
@@ -125,35 +148,44 @@ func (l *Log) resume(now time.Time) error {
 	if err := l.file.Truncate(int64(len(whole))); err != nil {
 		return err
 	}
-	return l.Append(now, Event{Name: TornRecord, About: map[string]string{"bytes": fmt.Sprint(torn)}})
+	return l.write(now, Event{Name: TornRecord, About: map[string]string{"bytes": fmt.Sprint(torn)}})
 }
 
-// Append records events. When it returns without an error they are on the disk.
-// After an error the file may end in half a record, and the log takes no more
-// until it is opened again.
+// Append records events. When it returns without an error they are on the disk;
+// with one, some of them may be, and the next call opens the file again.
 func (l *Log) Append(now time.Time, events ...Event) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file == nil {
-		return errors.New("audit log: closed, or failed before")
+	if l.closed {
+		return errors.New("audit log: closed")
 	}
+	if l.file == nil {
+		if err := l.open(now); err != nil {
+			return err
+		}
+	}
+	if err := l.write(now, events...); err != nil {
+		return l.fail(fmt.Errorf("audit log %s: %w", l.path, err))
+	}
+	return nil
+}
+
+// write appends to the file that is open. The caller holds mu.
+func (l *Log) write(now time.Time, events ...Event) error {
 	head := l.head
 	var lines []byte
 	for _, e := range events {
 		line, err := json.Marshal(Record{Sequence: head.Sequence + 1, Time: now.UTC(), Event: e.Name, About: clipped(e.About), Previous: head.Hash})
 		if err != nil {
-			return fmt.Errorf("audit log: %w", err)
+			return err
 		}
 		head = Head{Sequence: head.Sequence + 1, Hash: hashOf(line)}
 		lines = append(append(lines, line...), '\n')
 	}
-	_, err := l.file.Write(lines)
-	if err == nil {
-		err = l.file.Sync()
+	if _, err := l.file.Write(lines); err != nil {
+		return err
 	}
-	if err != nil {
-		err = errors.Join(fmt.Errorf("audit log: %w", err), l.file.Close())
-		l.file = nil
+	if err := l.file.Sync(); err != nil {
 		return err
 	}
 	l.head = head
@@ -176,16 +208,12 @@ func (l *Log) Head() Head {
 	return l.head
 }
 
-// Close closes the file.
+// Close closes the file; nothing more is recorded.
 func (l *Log) Close() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if l.file == nil {
-		return nil
-	}
-	err := l.file.Close()
-	l.file = nil
-	return err
+	l.closed = true
+	return l.fail(nil)
 }
 
 func hashOf(line []byte) string {

@@ -2,6 +2,7 @@ package audit_test
 
 import (
 	"bytes"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -139,6 +140,22 @@ var _ = Describe("A log", func() {
 		Expect(len(content())).To(BeNumerically("<", 2<<10))
 		_, err := audit.Verify(bytes.NewReader(content()))
 		Expect(err).NotTo(HaveOccurred())
+	})
+
+	It("goes on after a failure, when the file can be written again", func() {
+		log := open()
+		Expect(log.Append(at(1), event(1))).To(Succeed())
+		audit.BreakFile(log)
+		Expect(log.Append(at(2), event(2))).NotTo(Succeed())
+		Expect(log.Head().Sequence).To(BeEquivalentTo(1))
+		file, err := os.OpenFile(path, os.O_APPEND|os.O_WRONLY, 0)
+		Expect(err).NotTo(HaveOccurred())
+		_, err = file.WriteString(`{"half`) // as a disk that is full leaves it
+		Expect(errors.Join(err, file.Close())).To(Succeed())
+		Expect(log.Append(at(3), event(3))).To(Succeed())
+		summary, err := audit.Verify(bytes.NewReader(content()), log.Head())
+		Expect(err).NotTo(HaveOccurred())
+		Expect(summary.Events).To(Equal(map[string]int{audit.KeyReleased: 2, audit.TornRecord: 1}))
 	})
 
 	It("takes nothing after it was closed", func() {

@@ -24,9 +24,8 @@ func (p *keyPool) init() {
 	p.refill()
 }
 
-// take gives a key that nobody else gets, and has another one made.
+// take gives a key that nobody else gets.
 func (p *keyPool) take() (*rsa.PrivateKey, error) {
-	defer p.refill()
 	select {
 	case key := <-p.ready:
 		return key, nil
@@ -35,7 +34,9 @@ func (p *keyPool) take() (*rsa.PrivateKey, error) {
 	}
 }
 
-// refill makes keys in the background until enough are ready, on one core.
+// refill makes keys in the background until enough are ready, on one core. It is
+// for when a call is over: making a key would hold up the very call that has taken
+// one.
 func (p *keyPool) refill() {
 	select {
 	case p.making <- struct{}{}:

@@ -178,6 +178,7 @@ func (c *Client) Decrypt(ctx context.Context, ciphertext []byte, encryptionConte
 	if err != nil {
 		return nil, fmt.Errorf("%w: make a key: %w", ErrUnavailable, err)
 	}
+	defer c.keys.refill()
 	defer wipe(key)
 	body, err := c.requestBody(ctx, key.Public(), ciphertext, encryptionContext)
 	if err != nil {
