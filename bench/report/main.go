@@ -24,8 +24,15 @@ func main() {
 
 func write(results []result.Result) error {
 	for _, r := range results {
+		pictures := map[string]string{}
 		for _, c := range r.Charts {
-			if err := os.WriteFile(filepath.Join("docs", c.Name+".svg"), []byte(c.SVG()), 0o644); err != nil {
+			pictures[c.Name] = c.SVG()
+		}
+		for _, p := range r.Plots {
+			pictures[p.Name] = p.SVG()
+		}
+		for name, svg := range pictures {
+			if err := os.WriteFile(filepath.Join("docs", name+".svg"), []byte(svg), 0o644); err != nil {
 				return err
 			}
 		}

@@ -29,6 +29,7 @@ type Result struct {
 	Breakdowns  []Breakdown  `json:"breakdowns,omitempty"`
 	Tables      []Table      `json:"tables,omitempty"`
 	Charts      []Chart      `json:"charts,omitempty"`
+	Plots       []Plot       `json:"plots,omitempty"`
 	// Notes are what one must know to read the figures, a sentence or two each.
 	Notes []string `json:"notes,omitempty"`
 }

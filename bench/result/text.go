@@ -53,6 +53,9 @@ func (r Result) Markdown() string {
 	for _, c := range r.Charts {
 		fmt.Fprintf(&b, "\n![%s](%s.svg)\n", c.Title, c.Name)
 	}
+	for _, p := range r.Plots {
+		fmt.Fprintf(&b, "\n![%s](%s.svg)\n", p.Title, p.Name)
+	}
 	r.breakdownTable(&b)
 	for _, t := range r.Tables {
 		t.markdown(&b)
