@@ -31,7 +31,7 @@ type Config struct {
 
 	// Of a forecast only: how far ahead it looks, which is how long an instance takes to
 	// be ready, default 5 min; and how long less is needed before instances are drained,
-	// default 5 min.
+	// default 30 min.
 	Lead, Release time.Duration
 }
 
@@ -61,7 +61,7 @@ func (c Config) withDefaults() Config {
 		{&c.ZonePause, 5 * time.Minute},
 		{&c.MaxGap, time.Minute},
 		{&c.Lead, 5 * time.Minute},
-		{&c.Release, 5 * time.Minute},
+		{&c.Release, 30 * time.Minute},
 	} {
 		if *field.value == 0 {
 			*field.value = field.without

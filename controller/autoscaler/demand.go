@@ -13,30 +13,27 @@ type Capacity struct {
 	Tokens float64 // per second, in and out
 }
 
-// How an estimate follows the evidence, each minute: so far towards what was proved to
-// be served in time; down when that which it allows was late; and slowly up while it
-// holds, lest one bad hour makes instances look small for ever.
+// How an estimate follows the evidence, each minute.
 const (
 	lateTooMany = 0.01
-	proved      = 0.3
-	lower       = 0.02
-	raise       = 0.002
-	busy        = 0.8 // part of the estimate from which being in time says something
+	proved      = 0.3   // so far towards what was served
+	lower       = 0.02  // down by so much, when it allows what is late
+	raise       = 0.001 // up by so much while it holds, lest one bad hour makes instances look small for ever
+	busy        = 0.8   // part of the estimate from which being in time says something
 )
 
-// learn takes the evidence of one model: with so many tokens/s asked of each instance,
-// such a share was late.
-func (c Capacity) learn(each, late float64, dt time.Duration) Capacity {
+// learn takes the evidence of one model: so many tokens/s were asked of each instance
+// and so many served, and such a share of the requests was late. What was served in
+// time can be served. While requests are late, what is served is all that can be; but
+// when no more was asked for than is served, and than the estimate allows, it cannot.
+func (c Capacity) learn(asked, served, late float64, dt time.Duration) Capacity {
 	minutes := min(dt.Minutes(), 1)
 	switch {
-	case late > lateTooMany:
-		c.Tokens -= minutes * lower * min(each, c.Tokens)
-		if each < c.Tokens {
-			c.Tokens -= minutes * proved * (c.Tokens - each)
-		}
-	case each > c.Tokens:
-		c.Tokens += minutes * proved * (each - c.Tokens)
-	case each > busy*c.Tokens:
+	case late > lateTooMany && asked <= c.Tokens && served <= asked:
+		c.Tokens -= minutes * (lower*c.Tokens + proved*(c.Tokens-served))
+	case late > lateTooMany, served > c.Tokens:
+		c.Tokens += minutes * proved * (served - c.Tokens)
+	case served > busy*c.Tokens:
 		c.Tokens += minutes * raise * c.Tokens
 	}
 	return c
@@ -44,6 +41,20 @@ func (c Capacity) learn(each, late float64, dt time.Duration) Capacity {
 
 // models are in order, so that sums are the same each time.
 func (l *Load) models() []string { return slices.Sorted(maps.Keys(l.Models)) }
+
+// late is the share of all requests that are late, by what they take; below 0: not
+// known.
+func (l *Load) late() float64 {
+	late, total := 0.0, 0.0
+	for _, model := range l.models() {
+		late += l.Models[model].Tokens * l.Models[model].Late
+		total += l.Models[model].Tokens
+	}
+	if total <= 0 {
+		return -1
+	}
+	return late / total
+}
 
 // demand is a load in requests/s of the size that the target means: as many as would
 // keep instances as busy.
@@ -87,9 +98,9 @@ func (s *State) learn(c *Config, l Load, serving int, dt time.Duration) {
 		return
 	}
 	for model, usage := range l.Models {
-		if usage.Tokens > 0 {
-			part := usage.Tokens / s.Capacity[model].Tokens / units // of the instances' time
-			s.Capacity[model] = s.Capacity[model].learn(usage.Tokens/(part*float64(serving)), usage.Late, dt)
+		if usage.Tokens > 0 && usage.Served > 0 {
+			instances := usage.Tokens / s.Capacity[model].Tokens / units * float64(serving) // its part of their time
+			s.Capacity[model] = s.Capacity[model].learn(usage.Tokens/instances, usage.Served/instances, usage.Late, dt)
 		}
 	}
 }
@@ -119,7 +130,7 @@ func (c *Config) reserve(s *State, o *Observation, demand float64) float64 {
 }
 
 // decide changes the number that is wanted, if it is to change.
-func (s *State) decide(c *Config, o *Observation, serving int, interrupted bool, now time.Time) {
+func (s *State) decide(c *Config, o *Observation, serving int, dt time.Duration, interrupted bool, now time.Time) {
 	if o.Hand > 0 {
 		s.AboveSince, s.BelowSince = time.Time{}, time.Time{}
 		why := fmt.Sprintf("%d by hand", o.Hand)
@@ -136,7 +147,7 @@ func (s *State) decide(c *Config, o *Observation, serving int, interrupted bool,
 	}
 	demand := c.demand(s, o.Load)
 	if c.Forecast {
-		s.foresee(c, o, demand, interrupted, now)
+		s.foresee(c, o, demand, serving, dt, interrupted, now)
 		return
 	}
 	s.plain(c, demand, c.reserve(s, o, demand), serving, interrupted, now)
@@ -166,8 +177,12 @@ func (s *State) plain(c *Config, demand, withReserve float64, serving int, inter
 
 // foresee follows the forecast: up at once, for what is needed by the time that a
 // launch takes; down when less was and will be needed for Release.
-func (s *State) foresee(c *Config, o *Observation, demand float64, interrupted bool, now time.Time) {
-	s.Forecast.note(demand, now, c.Lead)
+func (s *State) foresee(c *Config, o *Observation, demand float64, serving int, dt time.Duration, interrupted bool, now time.Time) {
+	late := o.Load.late()
+	if late >= 0 && (interrupted || serving < s.Desired && now.Sub(s.Changed) > 2*c.Lead) {
+		late = goal // it is not the forecast's fault that they are not there: nothing is learned
+	}
+	s.Forecast.note(demand, late, dt, now, c.Lead)
 	ahead := s.Forecast.ahead(demand, now, c.Lead)
 	wanted := need{sized(ahead, c.TargetHigh), fmt.Sprintf("%.1f requests/s now, up to %.1f within %v", demand, ahead, c.Lead)}
 	if withReserve := c.reserve(s, o, ahead); withReserve > ahead {

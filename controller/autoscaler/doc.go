@@ -18,8 +18,8 @@
 //   - Learn: requests/s are weighed by what their model takes, in tokens/s that an
 //     instance was seen to serve in time ([Capacity]);
 //   - Reserve: there is enough for this region's share of whichever other region is lost;
-//   - Forecast: instances are started before the rise, by the day before and by the trend
-//     ([Forecast]), and the margin is how wrong the forecast has been.
+//   - Forecast: instances are started before the rise, by the days before ([Forecast]),
+//     with a margin that finds by itself what keeps late requests below 1 %.
 //
 // # Which
 //

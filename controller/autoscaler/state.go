@@ -34,7 +34,8 @@ type Load struct {
 
 // Usage is what one model's requests take, and whether instances keep up.
 type Usage struct {
-	Tokens float64 // per second, in and out
+	Tokens float64 // per second, in and out, that are asked for
+	Served float64 // per second, that instances got done
 	Late   float64 // share of its requests that missed the objective
 }
 

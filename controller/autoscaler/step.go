@@ -30,7 +30,7 @@ func Step(config Config, state State, o Observation, now time.Time) (State, []Ac
 	if !interrupted && o.Load.Fresh {
 		s.learn(&c, o.Load, serving, dt)
 	}
-	s.decide(&c, &o, serving, interrupted, now)
+	s.decide(&c, &o, serving, dt, interrupted, now)
 	if o.Listed {
 		w.keep()
 		w.adjust()

@@ -296,6 +296,12 @@ func (c *controller) scale(p *proc) {
 			}
 		}
 		o := autoscaler.Observation{Term: token, Results: results, Known: !cloud.blind, Load: w.tenants.seen(c.region)}
+		o.Others = map[fleet.Region]autoscaler.Load{}
+		for r := range place(regions) {
+			if r != c.region && w.connected(c.region, r) {
+				o.Others[names[r]] = w.tenants.seen(r)
+			}
+		}
 		hand, ok := call(p, strong, 2*time.Second, func() int { return w.tables.hand[l] })
 		if !ok {
 			continue
@@ -356,6 +362,7 @@ func (w *world) storeScaling(region int, over, token int64, next autoscaler.Stat
 // scaling is a region's configuration.
 func (w *world) scaling(region place) autoscaler.Config {
 	config := autoscaler.Config{Region: names[region], Zones: []string{"a", "b", "c"}}
+	config.Forecast, config.Reserve = w.ahead, w.ahead
 	w.rules.scaling(&config)
 	return config
 }

@@ -56,6 +56,7 @@ type world struct {
 	random *rand.Rand
 	rules  rules
 	faults faults
+	ahead  bool // autoscalers foresee, and have a reserve
 
 	up          [regions]bool                       // the region has not died
 	cut         [regions + 1][regions + 1]int       // links that are cut, how many times; the last is the accelerator
@@ -78,6 +79,7 @@ var begin = time.Unix(1_790_000_000, 0)
 func newWorld(seed uint64, r rules, tell io.Writer) *world {
 	w := &world{random: rand.New(rand.NewPCG(seed, 0)), rules: r, tell: tell} //nolint:gosec // a simulation is no secret
 	w.faults = w.drawFaults()
+	w.ahead = w.random.IntN(2) == 0
 	for i := range regions {
 		w.up[i] = true
 		w.reports[i] = map[fleet.Region]reportRow{}
