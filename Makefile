@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds sim clean
+.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -101,6 +101,10 @@ bench-fairness: ## what a tenant notices of one that asks for ten times its shar
 
 bench-regions: ## what it is worth that a region without room sends requests to others, in virtual time (a minute)
 	$(GO) run ./bench/regions $(ARGS)
+	$(GO) run ./bench/report
+
+bench-autoscaling: ## days replayed to the autoscaler: what misses, and what it costs beside an oracle, in virtual time (some 2 minutes)
+	$(GO) run ./bench/autoscaling $(ARGS)
 	$(GO) run ./bench/report
 
 # The routers to compare with, pinned with hashes.
