@@ -1,6 +1,10 @@
 package main
 
-import "math"
+import (
+	"math"
+
+	"github.com/mrgc/mrgc/bench/result"
+)
 
 // need is how many instances each tick of the measured day takes, so that none of its
 // requests waits.
@@ -13,7 +17,7 @@ func (d *day) need() []int {
 }
 
 // needed is that for a plot, the most of each five minutes.
-func (d *day) needed() (points [][2]float64) {
+func (d *day) needed() (points result.Points) {
 	for i, n := range d.need() {
 		if i%30 == 0 {
 			points = append(points, [2]float64{float64(i) * tick.Hours(), 0})

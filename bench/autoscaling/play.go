@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/mrgc/mrgc/bench/result"
 	"github.com/mrgc/mrgc/controller/autoscaler"
 	"github.com/mrgc/mrgc/internal/fleet"
 )
@@ -22,7 +23,7 @@ const (
 type played struct {
 	missed float64 // share of the requests
 	hours  float64 // instance-hours
-	points [][2]float64
+	points result.Points
 }
 
 // machine is an instance.

@@ -18,9 +18,41 @@ type Plot struct {
 
 // Line is one of a plot's, a step from each point to the next.
 type Line struct {
-	Name   string       `json:"name"`
-	Accent bool         `json:"accent,omitempty"` // drawn as ours
-	Points [][2]float64 `json:"points"`           // x, y; x rises
+	Name   string `json:"name"`
+	Accent bool   `json:"accent,omitempty"` // drawn as ours
+	Points Points `json:"points"`
+}
+
+// Points are x and y, x rising. As text they are "x,y x,y …", so that a file of results
+// stays readable; points that are no step are left out.
+type Points [][2]float64
+
+// MarshalText writes them.
+func (p Points) MarshalText() ([]byte, error) {
+	var text []byte
+	for i, point := range p {
+		if i > 0 && i < len(p)-1 && point[1] == p[i-1][1] {
+			continue
+		}
+		if len(text) > 0 {
+			text = append(text, ' ')
+		}
+		text = fmt.Appendf(text, "%.4g,%.4g", point[0], point[1])
+	}
+	return text, nil
+}
+
+// UnmarshalText reads them.
+func (p *Points) UnmarshalText(text []byte) error {
+	*p = nil
+	for _, field := range strings.Fields(string(text)) {
+		var point [2]float64
+		if _, err := fmt.Sscanf(field, "%g,%g", &point[0], &point[1]); err != nil {
+			return fmt.Errorf("points of a plot: %q: %w", field, err)
+		}
+		*p = append(*p, point)
+	}
+	return nil
 }
 
 // The measures of a plot, in pixels.

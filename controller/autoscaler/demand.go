@@ -129,6 +129,19 @@ func (c *Config) reserve(s *State, o *Observation, demand float64) float64 {
 	return demand + largest/float64(max(len(o.Others), 1))
 }
 
+// knows says whether every load is known that a reserve is for. While one is not,
+// nothing of it is given up: its region may be about to be lost.
+func (c *Config) knows(o *Observation) bool {
+	if c.Reserve {
+		for _, other := range o.Others {
+			if !other.Fresh {
+				return false
+			}
+		}
+	}
+	return true
+}
+
 // decide changes the number that is wanted, if it is to change.
 func (s *State) decide(c *Config, o *Observation, serving int, dt time.Duration, interrupted bool, now time.Time) {
 	if o.Hand > 0 {
@@ -150,12 +163,13 @@ func (s *State) decide(c *Config, o *Observation, serving int, dt time.Duration,
 		s.foresee(c, o, demand, serving, dt, interrupted, now)
 		return
 	}
-	s.plain(c, demand, c.reserve(s, o, demand), serving, interrupted, now)
+	s.plain(c, o, demand, serving, interrupted, now)
 }
 
 // plain follows the plain rules. What is reserved for is measured against what an
 // instance can serve, and the rest against the middle of the band.
-func (s *State) plain(c *Config, demand, withReserve float64, serving int, interrupted bool, now time.Time) {
+func (s *State) plain(c *Config, o *Observation, demand float64, serving int, interrupted bool, now time.Time) {
+	withReserve := c.reserve(s, o, demand)
 	busiest := max(demand, withReserve) / float64(serving)
 	since(&s.AboveSince, busiest > c.TargetHigh, interrupted, now)
 	since(&s.BelowSince, demand/float64(serving) < c.target()/2 && busiest < c.TargetHigh/2, interrupted, now)
@@ -170,7 +184,7 @@ func (s *State) plain(c *Config, demand, withReserve float64, serving int, inter
 	switch {
 	case lasted(s.AboveSince, c.UpAfter, now) && n > s.Desired:
 		s.want(n, fmt.Sprintf("up: %s, above %g for each instance since %v", wanted.why, c.TargetHigh, c.UpAfter), now)
-	case lasted(s.BelowSince, c.DownAfter, now) && n < s.Desired:
+	case lasted(s.BelowSince, c.DownAfter, now) && n < s.Desired && c.knows(o):
 		s.want(n, fmt.Sprintf("down: %s, below %g for each instance since %v", wanted.why, c.target()/2, c.DownAfter), now)
 	}
 }
@@ -189,7 +203,7 @@ func (s *State) foresee(c *Config, o *Observation, demand float64, serving int, 
 		wanted = need{sized(withReserve, c.TargetHigh), wanted.why + fmt.Sprintf(", %.1f should another region be lost", withReserve)}
 	}
 	n := c.clamp(wanted.n)
-	since(&s.BelowSince, n < s.Desired, interrupted, now)
+	since(&s.BelowSince, n < s.Desired && c.knows(o), interrupted, now)
 	s.Forecast.peak(n, s.BelowSince.Equal(now))
 	switch {
 	case n > s.Desired:

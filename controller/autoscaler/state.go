@@ -12,7 +12,8 @@ import (
 type Observation struct {
 	Term int64 // fencing token of the leadership under which this runs
 	Load Load
-	// Others are the loads of the other regions that take traffic; for Reserve.
+	// Others are the loads of the other regions that take traffic, fresh or not; for
+	// Reserve.
 	Others map[fleet.Region]Load
 	// Instances are those that EC2 lists with this region's tag, terminated ones aside,
 	// with what the fleet's store says of each. Listed says that the list is whole, and

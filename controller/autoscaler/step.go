@@ -201,6 +201,7 @@ func (w *work) keep() {
 			spare--
 		case w.now.Sub(m.Asked) >= w.c.Settle:
 			m.enter(Serving, w.now, "kept after all")
+			m.Served = true
 		default:
 			w.kept[m.Intent] = true
 		}

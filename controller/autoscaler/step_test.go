@@ -514,8 +514,7 @@ var _ = Describe("A reserve", func() {
 	It("is for this region's share of whichever other is lost, without a launch", func() {
 		r := loaded(4, 12.5) // 50 requests/s
 		r.config.Reserve = true
-		r.obs.Others = map[fleet.Region]autoscaler.Load{"use2": {Fresh: true, Requests: 50}, "usw2": {Fresh: true, Requests: 80}, "else": {Requests: 1000}}
-		delete(r.obs.Others, "else")
+		r.obs.Others = map[fleet.Region]autoscaler.Load{"use2": {Fresh: true, Requests: 50}, "usw2": {Fresh: true, Requests: 80}}
 		r.goes(20 * time.Minute)
 		Expect(r.ready()).To(Equal(6), "50 + 80/2 requests/s at 15 each")
 		r.obs.Load.Requests, r.obs.Others = 90, map[fleet.Region]autoscaler.Load{"use2": {Fresh: true, Requests: 90}}
@@ -524,6 +523,21 @@ var _ = Describe("A reserve", func() {
 		Expect(r.state.Desired).To(Equal(6), "what it was for: 15 requests/s each")
 	})
 })
+
+var _ = DescribeTable("A reserve is not given up while the other's load is not known", func(forecast bool) {
+	r := loaded(4, 12.5)
+	r.config.Reserve, r.config.Forecast = true, forecast
+	r.obs.Others = map[fleet.Region]autoscaler.Load{"use2": {Fresh: true, Requests: 80}}
+	r.goes(time.Hour)
+	n := r.state.Desired
+	Expect(n).To(BeNumerically(">=", 9))
+	r.obs.Load.Requests, r.obs.Others["use2"] = 30, autoscaler.Load{}
+	r.goes(2 * time.Hour)
+	Expect(r.state.Desired).To(Equal(n))
+	r.obs.Others["use2"] = autoscaler.Load{Fresh: true, Requests: 10}
+	r.goes(2 * time.Hour)
+	Expect(r.state.Desired).To(BeNumerically("<", n))
+}, Entry("by the plain rules", false), Entry("by forecast", true))
 
 var _ = Describe("A forecast", func() {
 	day := func(at time.Time) float64 { // quiet, but for a steep rise at eight

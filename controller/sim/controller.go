@@ -298,8 +298,10 @@ func (c *controller) scale(p *proc) {
 		o := autoscaler.Observation{Term: token, Results: results, Known: !cloud.blind, Load: w.tenants.seen(c.region)}
 		o.Others = map[fleet.Region]autoscaler.Load{}
 		for r := range place(regions) {
-			if r != c.region && w.connected(c.region, r) {
-				o.Others[names[r]] = w.tenants.seen(r)
+			if r != c.region {
+				load := w.tenants.seen(r)
+				load.Fresh = load.Fresh && w.connected(c.region, r)
+				o.Others[names[r]] = load
 			}
 		}
 		hand, ok := call(p, strong, 2*time.Second, func() int { return w.tables.hand[l] })

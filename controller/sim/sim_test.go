@@ -15,7 +15,7 @@ import (
 )
 
 // smoke is how many seeds every test run plays; `make sim` plays thousands.
-const smoke = 25
+const smoke = 12
 
 var _ = Describe("Three regions", func() {
 	It("keep every invariant, whatever goes wrong", func() {

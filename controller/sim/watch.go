@@ -3,6 +3,8 @@ package sim
 import (
 	"fmt"
 	"time"
+
+	"github.com/mrgc/mrgc/controller/autoscaler"
 )
 
 // Invariant is something that must hold whatever goes wrong.
@@ -49,6 +51,8 @@ const (
 	// noticed is how long nobody can have known of an instance's death: a heartbeat's
 	// 15 s, a step's 10 s, and a call's 5 s.
 	noticed = 30 * time.Second
+	// lately is how long an instance may take to come or go when nothing is wrong.
+	lately = 15 * time.Minute
 )
 
 // watch looks at everything.
@@ -220,22 +224,32 @@ func (v *watch) end() {
 		if region := state.Regions[name]; region.Phase != "NORMAL" || w.accelerator.dials[r] != 100 {
 			v.fail(Restored, "%s is %s at %d %% (accelerator: %d): %s", name, region.Phase, region.Dial, w.accelerator.dials[r], region.Reason)
 		}
-		scaling := &w.tables.scaling[r].value
-		alive, known := 0, map[string]bool{}
-		for _, m := range scaling.Members {
-			known[m.Instance] = true
+		v.endOf(r)
+	}
+}
+
+// endOf looks at a region's instances: the state has as many as it wants, each is ready
+// unless it has only just begun to come or go, and nobody forgot any.
+func (v *watch) endOf(r place) {
+	scaling, cloud := &v.w.tables.scaling[r].value, &v.w.clouds[r]
+	known, stay := map[string]bool{}, 0
+	for _, m := range scaling.Members {
+		known[m.Instance] = true
+		if m.Phase != autoscaler.Draining && m.Phase != autoscaler.Washing && m.Phase != autoscaler.Leaving {
+			stay++
 		}
-		for _, in := range w.clouds[r].instances {
-			if in.gone {
-				continue
-			}
-			alive++
-			if !known[in.id] {
-				v.fail(Restored, "%s of %s is lost: nobody knows of it", in.id, name)
-			}
+		in := cloud.find(m.Instance)
+		ready := in != nil && cloud.healthy(in) && !in.draining
+		if (m.Phase != autoscaler.Serving || !ready) && begin.Add(v.w.now).Sub(m.Since) > lately {
+			v.fail(Restored, "%s (%s) of %s is %s since %v, ready: %v", m.Intent, m.Instance, names[r], m.Phase, m.Since.Sub(begin), ready)
 		}
-		if n := w.clouds[r].ready(); n != scaling.Desired || alive != scaling.Desired {
-			v.fail(Restored, "%s wants %d, has %d of which %d ready", name, scaling.Desired, alive, n)
+	}
+	if stay != scaling.Desired {
+		v.fail(Restored, "%s wants %d and has %d", names[r], scaling.Desired, stay)
+	}
+	for _, in := range cloud.instances {
+		if !in.gone && !known[in.id] {
+			v.fail(Restored, "%s of %s is lost: nobody knows of it", in.id, names[r])
 		}
 	}
 }
