@@ -71,7 +71,7 @@ var _ = Describe("A controller", func() {
 		Eventually(rounds.Load, "5s").Should(BeNumerically(">", before+3))
 		lease, err := state.LeaseTable(data.Open()).Get(ctx, state.LeaseKey("failover"))
 		Expect(err).NotTo(HaveOccurred())
-		Expect(lease.Value.Token).To(Equal(int64(2)))
+		Expect(lease.Value.Token).To(BeNumerically(">", 1))
 	})
 
 	It("that stands by watches, does nothing, and goes on with what it has seen when it leads", func(ctx SpecContext) {

@@ -39,7 +39,6 @@ func (t *term) above(token int64) {
 // elector holds a lease as often as it can.
 type elector struct {
 	name   string
-	self   string
 	length time.Duration
 	leases state.Table[lease.Record]
 	lead   func(*term)         // is called for each term, and ends with its context

@@ -29,10 +29,10 @@ type Routing struct {
 // routedRow is the loop's row.
 type routedRow = state.RoutingOf[*failover.State]
 
-const (
-	defaultRoutingEvery = time.Second
-	routingLease        = "failover"
-)
+const defaultRoutingEvery = time.Second
+
+// RoutingLease is the lease under which the routing loop runs.
+const RoutingLease = "failover"
 
 // Loop gives the loop, for [Config.Loops].
 func (r Routing) Loop() (Loop[routedRow, failover.Observation, failover.Action], error) {
@@ -43,7 +43,7 @@ func (r Routing) Loop() (Loop[routedRow, failover.Observation, failover.Action],
 		r.Every = defaultRoutingEvery
 	}
 	return Loop[routedRow, failover.Observation, failover.Action]{
-		Name: "failover", Lease: routingLease, Table: schema.RoutingState, Key: state.RoutingKey, Every: r.Every,
+		Name: "failover", Lease: RoutingLease, Table: schema.RoutingState, Key: state.RoutingKey, Every: r.Every,
 		Observe: func(ctx context.Context, token int64) (failover.Observation, error) {
 			o, err := r.Observe(ctx)
 			o.Term = token
@@ -108,19 +108,22 @@ func explainRouting(a failover.Action) (what, reason string) {
 	}
 }
 
-// Command has the loop follow an operator's order: it writes the order into the
-// loop's row, and whoever leads goes on from there. It asks no controller.
-func (r Routing) Command(ctx context.Context, store state.Store, region fleet.Region, order failover.Order) error {
+// ErrNoRouting is returned while no controller has decided on failover yet.
+var ErrNoRouting = errors.New("no controller has decided on failover yet")
+
+// Order has the routing loop follow an operator's order: it writes the order into
+// the loop's row, and whoever leads goes on from there. It asks no controller.
+func Order(ctx context.Context, store state.Store, region fleet.Region, order failover.Order) error {
 	table := state.NewTable[routedRow](store, schema.RoutingState, 0)
 	for race := 1; ; race++ {
 		row, err := table.Get(ctx, state.RoutingKey)
-		if errors.Is(err, state.ErrNotFound) {
-			return errors.New("no controller has decided on failover yet: nothing to order")
+		if errors.Is(err, state.ErrNotFound) || err == nil && row.Value.Memory == nil {
+			return ErrNoRouting
 		}
 		if err != nil {
 			return err
 		}
-		next, err := failover.Obey(r.remembered(row.Value, order.At), region, order)
+		next, err := failover.Obey(*row.Value.Memory, region, order)
 		if err != nil {
 			return err
 		}

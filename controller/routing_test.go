@@ -144,21 +144,21 @@ var _ = Describe("The routing loop", func() {
 
 	It("does what an operator orders, and nothing else while it holds", func(ctx SpecContext) {
 		order := failover.Order{Kind: failover.Hold, By: "ann", Why: "maintenance", At: clock}
-		Expect(routing.Command(ctx, data.Open(), "use2", order)).To(MatchError(ContainSubstring("no controller has decided")))
+		Expect(controller.Order(ctx, data.Open(), "use2", order)).To(MatchError(controller.ErrNoRouting))
 		goes(ctx, time.Minute)
-		Expect(routing.Command(ctx, data.Open(), "use2", order)).To(Succeed())
+		Expect(controller.Order(ctx, data.Open(), "use2", order)).To(Succeed())
 		Expect(row(ctx).Value.Regions["use2"].Hold).To(Equal("ann: maintenance"))
 		world.dead["use2"] = true
 		goes(ctx, 5*time.Minute)
 		Expect(world.dials).To(HaveKeyWithValue(fleet.Region("use2"), 100))
 		order.Kind, order.At = failover.Resume, clock
-		Expect(routing.Command(ctx, data.Open(), "use2", order)).To(Succeed())
+		Expect(controller.Order(ctx, data.Open(), "use2", order)).To(Succeed())
 		goes(ctx, time.Minute)
 		Expect(world.dials).To(HaveKeyWithValue(fleet.Region("use2"), 0))
 		Expect(row(ctx).Value.Regions["use2"].Hold).To(BeEmpty())
 
 		order.Kind = failover.Drain
-		Expect(routing.Command(ctx, data.Open(), "euw1", order)).To(MatchError(ContainSubstring("no such region")))
+		Expect(controller.Order(ctx, data.Open(), "euw1", order)).To(MatchError(ContainSubstring("no such region")))
 		Expect(row(ctx).Value.Regions).To(HaveLen(3))
 	})
 

@@ -20,7 +20,7 @@ var _ = Describe("Help", func() {
 			Expect(got.stdout).To(ContainSubstring(text))
 		}
 	},
-		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "status", "explain", "replay", "config", "tenants", "canary", "scale", "state", "parts", "completion", "router", "controller", "engine"),
+		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "status", "explain", "replay", "config", "tenants", "canary", "failover", "scale", "state", "parts", "completion", "router", "controller", "engine"),
 		Entry(nil, "up", "--regions", "--instances", "--routers", "--engine ", "--model ", "--engine-url", "--model-name", "--port",
 			"--policy", "--sim-profile", "h100-llama-8b or a100-llama-8b", "--sim-slots", "--sim-kv-blocks", "--sim-slow", "--sim-fail", "--state-dir", "--tools-dir", "--ask"),
 		Entry(nil, "connect", "--listen", "--endpoint", "--ca", "--releases", "--min-version", "--require-mode", "--allow-region",
@@ -37,6 +37,9 @@ var _ = Describe("Help", func() {
 		Entry(nil, "tenants list", "--output", "--signed", "--verify-key"),
 		Entry(nil, "canary", "set", "status", "promote", "abort", "--config", "--output"),
 		Entry(nil, "canary set", "MODEL VERSION WEIGHT"),
+		Entry(nil, "failover", "status", "hold", "drain", "restore", "resume", "--state"),
+		Entry(nil, "failover status", "--why", "--output"),
+		Entry(nil, "failover drain", "drain REGION", "--why", "--by"),
 		Entry(nil, "scale", "status"),
 		Entry(nil, "scale status", "--state", "--why", "--output"),
 		Entry(nil, "controller", "--region", "--state", "--cloudwatch", "--store", "--lease", "--admin-listen", "--name", "--config"),
@@ -62,6 +65,7 @@ var _ = Describe("A command", func() {
 		Entry("connect: endpoints and releases", "connect", `required flag(s) "endpoint", "releases" not set`),
 		Entry("connect: releases", "connect --endpoint https://x", `required flag(s) "releases" not set`),
 		Entry("router: what it cannot do without", "router", `required flag(s) "identity", "store", "tenant-cert", "tenant-key", "tenants", "tenants-key" not set`),
+		Entry("failover drain: a reason", "failover drain use1", `required flag(s) "why" not set`),
 		Entry("controller: what it cannot do without", "controller", `required flag(s) "region", "state" not set`),
 		Entry("engine serve: a name", "engine serve --socket x", `required flag(s) "model-name" not set`),
 		Entry("engine serve: somewhere to listen", "engine serve --model-name x", "at least one of the flags in the group [socket listen] is required"),

@@ -118,22 +118,29 @@ func printScale(w io.Writer, regions []regionScale, why bool) error {
 	}
 	fmt.Fprintln(table, "\nREGION\tDECIDED\tACTION\tREASON\tOUTCOME")
 	for _, r := range regions {
-		for _, action := range r.Journal.Done {
-			outcome := "done at " + when(action.EndedAt)
-			if action.Error != "" {
-				outcome = fmt.Sprintf("given up at %s after %d tries: %s", when(action.EndedAt), action.Tries, action.Error)
-			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.Region, when(action.DecidedAt), action.What, action.Reason, outcome)
-		}
-		for _, action := range r.Journal.Pending {
-			outcome := "pending"
-			if action.Error != "" {
-				outcome = fmt.Sprintf("pending, tried %d times: %s", action.Tries, action.Error)
-			}
-			fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", r.Region, when(action.DecidedAt), action.What, action.Reason, outcome)
-		}
+		printJournal(table, r.Region+"\t", r.Journal)
 	}
 	return table.Flush()
+}
+
+// printJournal prints a line for each action, the newest at the end.
+func printJournal(w io.Writer, begin string, journal state.Journal) {
+	for _, action := range slices.Concat(journal.Done, journal.Pending) {
+		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\n", begin, when(action.DecidedAt), action.What, action.Reason, outcome(action))
+	}
+}
+
+func outcome(action state.Action) string {
+	ended := !action.EndedAt.IsZero()
+	switch {
+	case ended && action.Error == "":
+		return "done at " + when(action.EndedAt)
+	case ended:
+		return fmt.Sprintf("given up at %s after %d tries: %s", when(action.EndedAt), action.Tries, action.Error)
+	case action.Error != "":
+		return fmt.Sprintf("pending, tried %d times: %s", action.Tries, action.Error)
+	}
+	return "pending"
 }
 
 func when(at time.Time) string {

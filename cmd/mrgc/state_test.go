@@ -53,7 +53,7 @@ var _ = Describe("mrgc state init", func() {
 
 		got := mrgc("state", "init", "--state", address)
 		Expect(got.err).NotTo(HaveOccurred())
-		Expect(got.stdout).To(MatchRegexp(`a-gpu_instances +created, ttl_attribute\n`))
+		Expect(got.stdout).To(MatchRegexp(`a-metrics +created, ttl_attribute\n`))
 		Expect(got.stdout).To(ContainSubstring("without replicas"))
 		got = mrgc("state", "init", "--state", address)
 		Expect(got.err).NotTo(HaveOccurred())

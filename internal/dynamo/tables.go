@@ -16,8 +16,10 @@ import (
 
 // Report is what was found of a table, and what was done.
 type Report struct {
-	Table string   `json:"table"`
-	Did   []string `json:"did"` // "created", "ttl_attribute", in order
+	Table string `json:"table"`
+	// Did is what was done, in order: "created", unless the answer to that was lost,
+	// "ttl_attribute" and so on.
+	Did []string `json:"did"`
 	// Differs is what a person has to put right.
 	Differs []schema.Difference `json:"differs"`
 }

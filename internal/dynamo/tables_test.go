@@ -40,6 +40,9 @@ var _ = BeforeSuite(func(ctx SpecContext) {
 	shared, err = dynamodblocal.Start(ctx, dynamodblocal.Config{Log: GinkgoWriter})
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(shared.Kill)
+	// The first creation of all may take longer than one is waited for.
+	_, err = connect(shared.Endpoint()).Ensure(ctx, schema.Table{Name: "warm", PartitionKey: schema.Attribute{Name: "id", Type: "S"}})
+	Expect(err).NotTo(HaveOccurred())
 }, NodeTimeout(time.Minute))
 
 var prefixes atomic.Int64
