@@ -24,7 +24,8 @@ func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.
 			return stream.SendAndClose(&accesslogv3.StreamAccessLogsResponse{})
 		}
 		if err != nil {
-			return err // gRPC's own: Envoy has gone, and connects again by itself
+			p.inFlight.Doubt(p.now()) // entries that were on their way are lost
+			return err                // gRPC's own: Envoy has gone, and connects again by itself
 		}
 		for _, entry := range message.GetHttpLogs().GetLogEntry() {
 			p.account(entry)

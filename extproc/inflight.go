@@ -33,7 +33,14 @@ type InFlight struct {
 	early     map[string]struct{}
 	earlyRing [earlyKept]string // in the order in which they ended
 	earlyNext int
+	// What was in flight at doubted is forgotten at forgetAt; zero while nothing is in
+	// doubt.
+	doubted, forgetAt time.Time
 }
+
+// doubtedFor is for how long what may have ended unheard still counts. What lasts
+// longer and has not ended is still seen in its instance's load reports.
+const doubtedFor = 15 * time.Second
 
 // earlyKept is more than end within the milliseconds that a pick takes.
 const earlyKept = 1024
@@ -125,6 +132,18 @@ func (f *InFlight) Done(requestID string) (at string) {
 	return at
 }
 
+// Doubt says that ends of requests may have gone unheard: those in flight now count
+// for [doubtedFor] more at most. What is in doubt already is not given more time.
+func (f *InFlight) Doubt(now time.Time) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.expire(now)
+	f.doubted = now
+	if f.forgetAt.IsZero() {
+		f.forgetAt = now.Add(doubtedFor)
+	}
+}
+
 // holds says whether a request is in flight.
 func (f *InFlight) holds(requestID string) bool {
 	f.mu.Lock()
@@ -133,7 +152,7 @@ func (f *InFlight) holds(requestID string) bool {
 }
 
 // Expire forgets the requests that were added longer than the time-out before
-// now.
+// now, and those that were in doubt for long enough.
 func (f *InFlight) Expire(now time.Time) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -184,7 +203,14 @@ func (f *InFlight) All() map[string]Work {
 }
 
 func (f *InFlight) expire(now time.Time) {
-	for f.head != nil && now.Sub(f.head.start) > f.timeout {
+	latest := now.Add(-f.timeout)
+	if !f.forgetAt.IsZero() && !now.Before(f.forgetAt) {
+		if f.doubted.After(latest) {
+			latest = f.doubted.Add(time.Nanosecond)
+		}
+		f.doubted, f.forgetAt = time.Time{}, time.Time{}
+	}
+	for f.head != nil && f.head.start.Before(latest) {
 		f.remove(f.head)
 	}
 }

@@ -43,6 +43,20 @@ var _ = Describe("InFlight", func() {
 		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 5}))
 	})
 
+	It("forgets after a while what may have ended unheard, and nothing that came later", func() {
+		f := extproc.NewInFlight(time.Hour)
+		at := epoch()
+		f.Add("lost", "a", 5, extproc.Claim{}, at)
+		f.Doubt(at)
+		f.Add("later", "a", 2, extproc.Claim{}, at.Add(time.Millisecond))
+		f.Expire(at.Add(extproc.DoubtedFor - time.Millisecond))
+		Expect(f.On("a").Requests).To(Equal(2))
+		f.Expire(at.Add(extproc.DoubtedFor))
+		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 2}))
+		f.Expire(at.Add(2 * extproc.DoubtedFor))
+		Expect(f.On("a").Requests).To(Equal(1), "the doubt is over")
+	})
+
 	It("forgets what has expired when something is added", func() {
 		f := extproc.NewInFlight(timeout)
 		f.Add("old", "a", 5, extproc.Claim{}, epoch())

@@ -1,0 +1,3 @@
+package extproc
+
+const DoubtedFor = doubtedFor
