@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds sim clean
+.PHONY: help up build eif test-enclave parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,18 @@ up: build ## run a whole cluster on this machine; Ctrl-C stops it (ARGS="--regio
 build: ## build the three programs into bin/
 	@test -x bin/mrgc || echo "building; the first time takes a minute or two"
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+# The enclave's programs have nothing of this machine in them: no path, no state of a checkout, no C library.
+ENCLAVE_BUILD := CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOAMD64=v1 GOFLAGS= GOEXPERIMENT= $(GO) build -trimpath -buildvcs=false -ldflags=-buildid=
+
+eif: build ## build the enclave's image and say what it measures (KERNEL=bzImage, MODULES=folder; ARGS="--model M --tenants-key FILE …")
+	@test -n "$(KERNEL)" || { echo 'say which kernel: make eif KERNEL=bzImage ARGS="…" (docs/enclave.md)'; exit 1; }
+	@$(ENCLAVE_BUILD) -o bin/enclave/ ./cmd/mrgc-enclave ./cmd/mrgc-enclave-init
+	@bin/mrgc image build --kernel "$(KERNEL)" --modules "$(MODULES)" $(ARGS)
+
+test-enclave: build ## boot the enclave's image in QEMU's nitro-enclave machine and have it serve; skipped, and says so, without that (docs/enclave.md)
+	@$(ENCLAVE_BUILD) -o bin/enclave/ ./cmd/mrgc-enclave ./cmd/mrgc-enclave-init
+	$(GO) test -timeout 15m -v ./e2e/nitro
 
 parts: build ## fetch Envoy, llama.cpp and a small model into .tools/, checksums verified
 	@bin/mrgc parts fetch --tools-dir $(TOOLS)
