@@ -16,7 +16,7 @@ help: ## list the targets
 up: build ## run a whole cluster on this machine; Ctrl-C stops it (ARGS="--regions use1 --engine sim")
 	@bin/mrgc up $(ARGS)
 
-build: ## build the three programs into bin/
+build: ## build the programs into bin/
 	@test -x bin/mrgc || echo "building; the first time takes a minute or two"
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
 
@@ -38,7 +38,7 @@ parts: build ## fetch Envoy, llama.cpp and a small model into .tools/, checksums
 dynamodb-local: ## fetch DynamoDB Local, for the fleet store's tests, checksums verified; nothing without Java and Maven
 	@internal/fleet/dynamodb/dynamodblocal/fetch.sh $(TOOLS)/dynamodb-local-2.6.1
 
-test: test-unit test-e2e ## run every test: unit, against the real Envoy, end to end with the real model
+test: test-unit test-e2e test-enclave ## run every test: unit, against the real Envoy, end to end with the real model
 
 test-unit: parts dynamodb-local ## everything but end to end, with the race detector
 	$(GO) vet ./...
@@ -47,10 +47,11 @@ test-unit: parts dynamodb-local ## everything but end to end, with the race dete
 test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the official OpenAI package
 	$(GO) test -count=1 -timeout 15m ./e2e
 
-test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed
+test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed, the enclave compiled anew
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./router -ginkgo.focus "through the real Envoy"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./e2e -ginkgo.focus "quarter of an hour"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 10m ./controller -ginkgo.focus "killed at any time"
+	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./enclave/image
 
 # The official OpenAI package, pinned with hashes.
 $(TOOLS)/python-e2e/.done: e2e/requirements.txt

@@ -18,7 +18,7 @@ func imageCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "image",
 		Short: "Build the enclave's image, and say what it measures",
-		Example: `  make eif KERNEL=bzImage ARGS="--model llama --tenants-key tenants.pub --identity-roots ca.crt --release 7 --name 2026-11"
+		Example: `  make eif KERNEL=bzImage ARGS="--model llama-8b --tenants-key tenants.pub --identity-roots ca.crt"
   mrgc image describe bin/mrgc-enclave.eif --release 7 --name 2026-11 > releases.json
   mrgc releases sign --key releases-signing.key --releases releases.json`,
 		Args: cobra.NoArgs,
@@ -68,7 +68,7 @@ that mrgc releases sign takes: the same parts give the same bytes, anywhere.`,
 				return err
 			}
 			entry.PCRs = built.PCRs()
-			return writeRelease(cmd.OutOrStdout(), entry)
+			return writeEntries(cmd.OutOrStdout(), entry)
 		},
 	}
 	f := cmd.Flags()
@@ -91,20 +91,24 @@ that mrgc releases sign takes: the same parts give the same bytes, anywhere.`,
 func imageDescribeCommand() *cobra.Command {
 	var entry attest.Release
 	cmd := &cobra.Command{
-		Use:   "describe FILE",
-		Short: "Say what an image measures, as an entry for the manifest of releases",
-		Args:  cobra.ExactArgs(1),
+		Use:   "describe FILE…",
+		Short: "Say what images measure, as entries for the manifest of releases",
+		Args:  cobra.MinimumNArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			file, err := os.ReadFile(args[0])
-			if err != nil {
-				return err
+			var entries []attest.Release
+			for _, path := range args {
+				file, err := os.ReadFile(path)
+				if err != nil {
+					return err
+				}
+				read, err := eif.Decode(file)
+				if err != nil {
+					return fmt.Errorf("%s: %w", path, err)
+				}
+				entry.PCRs = read.PCRs()
+				entries = append(entries, entry)
 			}
-			read, err := eif.Decode(file)
-			if err != nil {
-				return fmt.Errorf("%s: %w", args[0], err)
-			}
-			entry.PCRs = read.PCRs()
-			return writeRelease(cmd.OutOrStdout(), entry)
+			return writeEntries(cmd.OutOrStdout(), entries...)
 		},
 	}
 	releaseFlags(cmd, &entry)
@@ -116,11 +120,11 @@ func releaseFlags(cmd *cobra.Command, entry *attest.Release) {
 	cmd.Flags().StringVar(&entry.Name, "name", "unnamed", "the release's name, for people")
 }
 
-// writeRelease writes a file of one release, which `mrgc releases sign` takes.
-func writeRelease(w io.Writer, entry attest.Release) error {
+// writeEntries writes what `mrgc releases sign` takes.
+func writeEntries(w io.Writer, entries ...attest.Release) error {
 	enc := json.NewEncoder(w)
 	enc.SetIndent("", "  ")
-	return enc.Encode([]attest.Release{entry})
+	return enc.Encode(entries)
 }
 
 // readModules reads a folder; none, without a name.
