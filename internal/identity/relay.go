@@ -31,7 +31,12 @@ func Relay(ctx context.Context, listener net.Listener, authority, token string) 
 			}
 			return fmt.Errorf("identity relay: %w", err)
 		}
-		slots <- struct{}{}
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			_ = conn.Close()
+			return nil
+		}
 		answers.Go(func() {
 			defer func() { <-slots }()
 			defer conn.Close()
