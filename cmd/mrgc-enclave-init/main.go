@@ -52,8 +52,12 @@ func boot() error {
 		name string
 		do   func(context.Context) error
 	}{
-		{"mount", mount}, {"console", openConsole}, {"modules", loadModules},
-		{"security module", waitForDevices}, {"entropy", checkEntropy}, {"parent", tellParent},
+		{"mount", mount},
+		{"console", openConsole},
+		{"modules", loadModules},
+		{"devices", waitForDevices},
+		{"entropy", checkEntropy},
+		{"heartbeat", tellParent},
 	}
 	for _, step := range steps {
 		if err := step.do(ctx); err != nil {

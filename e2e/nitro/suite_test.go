@@ -3,6 +3,7 @@
 package nitro_test
 
 import (
+	"cmp"
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
@@ -28,6 +29,9 @@ import (
 )
 
 func TestNitro(t *testing.T) {
+	if missing := missingPart(); missing != "" {
+		t.Skipf("no enclave is booted: %s is not there; say by %s where it is (docs/enclave.md)", missing, folderVariable)
+	}
 	RegisterFailHandler(Fail)
 	RunSpecs(t, "e2e/nitro")
 }
@@ -46,19 +50,26 @@ const (
 // (docs/enclave.md): a QEMU with the machine, a kernel with the drivers.
 const folderVariable = "MRGC_NITRO_QEMU"
 
-// parts is that folder. Without it the test is skipped, which says so.
+// parts is that folder.
 func parts() string {
-	GinkgoHelper()
-	folder := os.Getenv(folderVariable)
-	if folder == "" {
-		folder = filepath.Join(root(), ".tools", "nitro-qemu")
-	}
+	return cmp.Or(os.Getenv(folderVariable), filepath.Join("..", "..", ".tools", "nitro-qemu"))
+}
+
+// missingPart names what is not there; empty: all is.
+func missingPart() string {
 	for _, name := range []string{"qemu-system-x86_64", "vhost-device-vsock", "vmlinuz", "modules", "firmware"} {
-		if _, err := os.Stat(filepath.Join(folder, name)); err != nil {
-			Skip("no enclave is booted: " + filepath.Join(folder, name) + " is not there; say where it is by " + folderVariable + " (docs/enclave.md)")
+		if path := filepath.Join(parts(), name); !exists(path)() {
+			return path
 		}
 	}
-	return folder
+	return ""
+}
+
+func exists(path string) func() bool {
+	return func() bool {
+		_, err := os.Stat(path)
+		return err == nil
+	}
 }
 
 // root is the repository.
@@ -201,7 +212,7 @@ func (h *host) startParts(authority *devca.Authority, path string) {
 		"-guard", guard, "-store", "sqlite:"+h.path("fleet.db"), "-identity", "unix:"+h.path("ca.sock"), "-models", model,
 		"-tenants", h.path("tenants.signed.json"), "-tenants-key", h.path("tenants.pub")),
 		h.grant("MRGC_IDENTITY_TOKEN", identity.RoleParent, h.authority), h.grant("MRGC_ENCLAVE_IDENTITY_TOKEN", identity.RoleEnclave, authority))
-	Eventually(h.path("vm_5003"), bootTimeout).Should(BeAnExistingFile())
+	Eventually(exists(h.path("vm_5003")), bootTimeout).Should(BeTrue(), "the parent listens")
 }
 
 // boot starts the machine. Its console is in the file that is returned.
@@ -210,7 +221,7 @@ func (h *host) boot() (machine *gexec.Session, console string) {
 	folder := parts()
 	console = h.path("console.log")
 	start(exec.Command(filepath.Join(folder, "vhost-device-vsock"), "--vm", "guest-cid=4,uds-path="+h.path("vm")+",socket="+h.path("vhost.sock")))
-	Eventually(h.path("vhost.sock"), bootTimeout).Should(BeAnExistingFile())
+	Eventually(exists(h.path("vhost.sock")), bootTimeout).Should(BeTrue(), "vhost-device-vsock listens")
 	machine = start(exec.Command(filepath.Join(folder, "qemu-system-x86_64"),
 		"-M", "nitro-enclave,vsock=c,id=mrgc,acpi=on", "-accel", "tcg", "-kernel", h.image, "-m", "512M",
 		"-nographic", "-nodefaults", "-serial", "file:"+console, "-chardev", "socket,id=c,path="+h.path("vhost.sock"),

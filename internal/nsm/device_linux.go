@@ -57,7 +57,7 @@ func (m deviceModule) attest(ctx context.Context, req Request) ([]byte, error) {
 	pinned.Pin(&message[0])
 	pinned.Pin(&answer[0])
 	call := &raw{request: extentOf(message), response: extentOf(answer)}
-	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, device.Fd(), ioctlRaw, uintptr(unsafe.Pointer(call))); errno != 0 {
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, device.Fd(), ioctlRaw, uintptr(unsafe.Pointer(call))); errno != 0 { //nolint:gosec // an ioctl takes an address
 		return nil, fmt.Errorf("ioctl: %w", errno)
 	}
 	if call.response.bytes > MaxResponse {
@@ -67,7 +67,7 @@ func (m deviceModule) attest(ctx context.Context, req Request) ([]byte, error) {
 }
 
 func extentOf(b []byte) extent {
-	return extent{address: uint64(uintptr(unsafe.Pointer(&b[0]))), bytes: uint64(len(b))}
+	return extent{address: uint64(uintptr(unsafe.Pointer(&b[0]))), bytes: uint64(len(b))} //nolint:gosec // pinned by the caller
 }
 
 func openDevice(path string) (Module, error) { return deviceModule{path: path}, nil }
