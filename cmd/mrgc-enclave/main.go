@@ -42,8 +42,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	flags.SetOutput(stderr)
 	listen := flags.String("listen", "vsock://:5000", "where the parent's connections arrive")
 	engine := flags.String("engine", "vsock://3:5001", "what to dial for the engine's guard: the parent's byte relay")
-	module := flags.String("nsm", "", "Nitro Security Module: unix:PATH for the software one")
-	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	module := flags.String("nsm", "", "Nitro Security Module: device:/dev/nsm, or unix:PATH for the software one")
+	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, unix:PATH with MRGC_IDENTITY_TOKEN, or vsock://3:5003, the parent's relay to the authority, with -identity-roots")
+	identityRoots := flags.String("identity-roots", "", "PEM file, part of the measured image, of the roots to trust for identities")
 	tenantsKey := flags.String("tenants-key", "", "PEM file, part of the measured image, of the key that verifies the list of tenants, which the parent brings")
 	kmsAt := flags.String("kms", "", "what to dial for KMS: the parent's byte relay, vsock://3:5002; default: KMS is not asked, and requests by tenants' data keys are refused")
 	kmsRegion := flags.String("kms-region", "", "AWS region of that KMS: us-east-1")
@@ -67,7 +68,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
-	self, err := identity.Open(ctx, *identityAt, getenv("MRGC_IDENTITY_TOKEN"))
+	self, err := ownIdentity(ctx, *identityAt, *identityRoots, getenv("MRGC_IDENTITY_TOKEN"))
 	if err != nil {
 		return err
 	}
@@ -89,6 +90,20 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	}
 	logger.Info("serving", "identity", self.ID(), "mode", *mode, "model", *model)
 	return service.Serve(ctx, listener)
+}
+
+// ownIdentity comes from files or an authority that are trusted to name the
+// roots, too, or, by way of the parent, from one that must be of rootsPath's.
+func ownIdentity(ctx context.Context, address, rootsPath, token string) (*identity.Source, error) {
+	if rootsPath == "" {
+		return identity.Open(ctx, address, token)
+	}
+	roots, err := os.ReadFile(rootsPath)
+	if err != nil {
+		return nil, fmt.Errorf("-identity-roots: %w", err)
+	}
+	dial := func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, address) }
+	return identity.Enrol(ctx, dial, identity.RoleEnclave, roots)
 }
 
 // tenantKeeper takes what the key verifies, and has nothing yet.

@@ -58,6 +58,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
 	store := flags.String("store", "", "fleet store: "+open.Forms)
 	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	identityRelay := flags.String("identity-relay", "", "where the enclave's requests for a certificate arrive: vsock://:5003, with -enclave-authority; default: it has another way")
+	enclaveAuthority := flags.String("enclave-authority", "", "unix:PATH of the authority that signs the enclave's certificate, by MRGC_ENCLAVE_IDENTITY_TOKEN")
 	tenantsFile := flags.String("tenants", "", "signed list of tenants, handed to the enclave and taken again when it changes")
 	tenantsKey := flags.String("tenants-key", "", "PEM file of the key that verifies it")
 	models := flags.String("models", "", "models that the engine serves, comma separated, each NAME or NAME@VERSION")
@@ -86,6 +88,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		return err
 	}
 	relay, err := vsock.Listen(*engineRelay)
+	if err != nil {
+		return err
+	}
+	relayIdentity, err := openIdentityRelay(*identityRelay, *enclaveAuthority, getenv("MRGC_ENCLAVE_IDENTITY_TOKEN"))
 	if err != nil {
 		return err
 	}
@@ -138,6 +144,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	var followed sync.WaitGroup
 	followed.Go(func() { tenants.Run(following) })
 	followed.Go(func() { followConfig(following, *configFile, cluster, self.ID().Region, service, logger) })
+	followed.Go(func() {
+		if err := relayIdentity(following); err != nil {
+			logger.Error("an enclave that starts now gets no certificate", "error", err)
+		}
+	})
 	defer followed.Wait()
 	defer stop()
 	return service.Run(ctx, listener)
@@ -178,6 +189,23 @@ func dialer(address string) func(context.Context) (net.Conn, error) {
 		var d net.Dialer
 		return d.DialContext(ctx, "tcp", address)
 	}
+}
+
+// openIdentityRelay gives what relays until its context ends; nothing, without
+// an address.
+func openIdentityRelay(address, authority, token string) (func(context.Context) error, error) {
+	if address == "" {
+		return func(context.Context) error { return nil }, nil
+	}
+	path, ok := strings.CutPrefix(authority, "unix:")
+	if !ok || path == "" {
+		return nil, fmt.Errorf("-enclave-authority %q: want unix:PATH", authority)
+	}
+	listener, err := vsock.Listen(address)
+	if err != nil {
+		return nil, err
+	}
+	return func(ctx context.Context) error { return identity.Relay(ctx, listener, path, token) }, nil
 }
 
 // kmsAccess is what the enclave needs of its parent to ask KMS; all of it nil

@@ -36,41 +36,91 @@ const MaxMessageBytes = 64 << 10
 
 const requestTimeout = 10 * time.Second
 
-// request makes a key and has it certified.
+// Enrol makes a key and has it certified by the authority that dial reaches. It
+// trusts roots, in PEM, and what the authority or whoever is between says of
+// roots not at all: the certificate must verify by them and be for role.
+func Enrol(ctx context.Context, dial func(context.Context) (net.Conn, error), role Role, roots []byte) (*Source, error) {
+	resp, cert, err := certify(ctx, dial, "")
+	if err != nil {
+		return nil, fmt.Errorf("identity: %w", err)
+	}
+	s, err := newSource(cert, roots)
+	if err != nil {
+		return nil, err
+	}
+	if s.id.Role != role {
+		return nil, fmt.Errorf("identity: certificate is for %s, not for the role of %s", s.id, role)
+	}
+	intermediates := x509.NewCertPool()
+	for _, der := range resp.Chain[1:] {
+		intermediate, err := x509.ParseCertificate(der)
+		if err != nil {
+			return nil, fmt.Errorf("identity: certificate of an authority: %w", err)
+		}
+		intermediates.AddCert(intermediate)
+	}
+	if _, err := cert.Leaf.Verify(x509.VerifyOptions{
+		Roots: s.roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}); err != nil {
+		return nil, fmt.Errorf("identity: certificate of another authority: %w", err)
+	}
+	return s, nil
+}
+
+// request has a key certified by the authority on a Unix socket, which is
+// trusted to name the roots, too.
 func request(ctx context.Context, path, token string) (*Source, error) {
+	resp, cert, err := certify(ctx, dialUnix(path), token)
+	if err != nil {
+		return nil, fmt.Errorf("identity: %s: %w", path, err)
+	}
+	return newSource(cert, resp.Roots)
+}
+
+func dialUnix(path string) func(context.Context) (net.Conn, error) {
+	return func(ctx context.Context) (net.Conn, error) {
+		var dialer net.Dialer
+		return dialer.DialContext(ctx, "unix", path)
+	}
+}
+
+// certify makes a key and has it certified.
+func certify(ctx context.Context, dial func(context.Context) (net.Conn, error), token string) (Response, *tls.Certificate, error) {
+	fail := func(what string, err error) (Response, *tls.Certificate, error) {
+		return Response{}, nil, fmt.Errorf("%s: %w", what, err)
+	}
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
-		return nil, fmt.Errorf("identity: make a key: %w", err)
+		return fail("make a key", err)
 	}
 	csr, err := x509.CreateCertificateRequest(rand.Reader, &x509.CertificateRequest{}, key)
 	if err != nil {
-		return nil, fmt.Errorf("identity: make a certificate request: %w", err)
+		return fail("make a certificate request", err)
 	}
-	resp, err := exchange(ctx, path, Request{Token: token, CSR: csr})
+	resp, err := exchange(ctx, dial, Request{Token: token, CSR: csr})
 	if err != nil {
-		return nil, fmt.Errorf("identity: ask %s for a certificate: %w", path, err)
+		return fail("ask for a certificate", err)
 	}
 	if resp.Error != "" {
-		return nil, fmt.Errorf("identity: refused by %s: %s", path, resp.Error)
+		return fail("refused", errors.New(resp.Error))
 	}
 	if len(resp.Chain) == 0 {
-		return nil, fmt.Errorf("identity: %s sent no certificate", path)
+		return Response{}, nil, errors.New("no certificate was sent")
 	}
 	leaf, err := x509.ParseCertificate(resp.Chain[0])
 	if err != nil {
-		return nil, fmt.Errorf("identity: certificate from %s: %w", path, err)
+		return fail("certificate", err)
 	}
 	if !key.PublicKey.Equal(leaf.PublicKey) {
-		return nil, fmt.Errorf("identity: certificate from %s is for another key", path)
+		return Response{}, nil, errors.New("the certificate is for another key")
 	}
-	return newSource(&tls.Certificate{Certificate: resp.Chain, PrivateKey: key, Leaf: leaf}, resp.Roots)
+	return resp, &tls.Certificate{Certificate: resp.Chain, PrivateKey: key, Leaf: leaf}, nil
 }
 
-func exchange(ctx context.Context, path string, req Request) (resp Response, err error) {
+func exchange(ctx context.Context, dial func(context.Context) (net.Conn, error), req Request) (resp Response, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	var dialer net.Dialer
-	conn, err := dialer.DialContext(ctx, "unix", path)
+	conn, err := dial(ctx)
 	if err != nil {
 		return Response{}, err
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"net"
 	"path/filepath"
+	"syscall"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -22,6 +23,7 @@ var _ = Describe("Dial", func() {
 	},
 		Entry("empty", ""),
 		Entry("without a path", "unix:"),
+		Entry("without a device", "device:"),
 		Entry("of another kind", "tcp:localhost:1"),
 		Entry("of a bare path", "/run/nsm.sock"),
 	)
@@ -94,6 +96,22 @@ var _ = Describe("A module on a Unix socket", func() {
 	})
 })
 
+var _ = Describe("A module that is a device", func() {
+	It("says when there is none, or it is something else", func(ctx SpecContext) {
+		module, err := nsm.Dial("device:" + filepath.Join(GinkgoT().TempDir(), "nsm"))
+		Expect(err).NotTo(HaveOccurred())
+		_, err = module.Attest(ctx, nsm.Request{})
+		Expect(err).To(MatchError(fs.ErrNotExist))
+
+		module, err = nsm.Dial("device:/dev/null")
+		Expect(err).NotTo(HaveOccurred())
+		_, err = module.Attest(ctx, nsm.Request{})
+		Expect(err).To(MatchError(syscall.ENOTTY))
+		_, err = module.Attest(ctx, nsm.Request{Nonce: make([]byte, nsm.MaxNonce+1)})
+		Expect(err).To(MatchError(nsm.InputTooLarge))
+	})
+})
+
 var _ = Describe("The package", func() {
 	// It is part of the measured enclave, where a key that signs documents must
 	// not exist: nothing from crypto, and no library but the CBOR codec.
@@ -102,8 +120,8 @@ var _ = Describe("The package", func() {
 		Expect(err).NotTo(HaveOccurred())
 		Expect(pkg.Imports).NotTo(BeEmpty())
 		Expect([]string{
-			"context", "encoding/binary", "errors", "fmt", "io", "net", "strings", "time",
-			"github.com/fxamacker/cbor/v2",
+			"context", "encoding/binary", "errors", "fmt", "io", "net", "os", "runtime", "strings", "time", "unsafe",
+			"github.com/fxamacker/cbor/v2", "golang.org/x/sys/unix",
 		}).To(ContainElements(pkg.Imports))
 	})
 })

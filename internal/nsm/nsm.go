@@ -5,9 +5,8 @@
 //	document, err := module.Attest(ctx, nsm.Request{UserData: claimsHash})
 //
 // Requests and responses are encoded as the real module's, which is reached
-// through /dev/nsm (aws-nitro-enclaves-nsm-api, src/api/mod.rs): a transport
-// for the device needs the codec of this package and one ioctl. Over a stream,
-// each message follows its length (see [WriteFrame]).
+// through /dev/nsm by one ioctl (aws-nitro-enclaves-nsm-api, src/api/mod.rs).
+// Over a stream, each message follows its length (see [WriteFrame]).
 //
 // The package is part of the measured enclave. It asks for documents and can
 // neither make, sign nor verify one: signing happens in the module, and
@@ -44,13 +43,20 @@ type Module interface {
 	Attest(ctx context.Context, req Request) (document []byte, err error)
 }
 
-// Dial returns the module at an address. It has one form, unix:PATH, the
-// software module for development. Nothing is connected before the first
-// Attest, so the module may start later, and may restart.
+// Dial returns the module at an address:
+//
+//	device:/dev/nsm  the enclave's own
+//	unix:PATH        the software module for development
+//
+// Nothing is connected before the first Attest, so the module may start later,
+// and may restart.
 func Dial(address string) (Module, error) {
+	if path, ok := strings.CutPrefix(address, "device:"); ok && path != "" {
+		return openDevice(path)
+	}
 	path, ok := strings.CutPrefix(address, "unix:")
 	if !ok || path == "" {
-		return nil, fmt.Errorf("nsm address %q: want unix:PATH", address)
+		return nil, fmt.Errorf("nsm address %q: want unix:PATH or device:/dev/nsm", address)
 	}
 	return unixModule{path: path}, nil
 }
