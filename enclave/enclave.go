@@ -64,6 +64,7 @@ type Enclave struct {
 	slots   chan struct{}
 
 	releases keyReleases // of data keys, by KMS
+	host     hostSays
 }
 
 // New checks the configuration, makes the first key and has it attested.
@@ -126,6 +127,7 @@ func (e *Enclave) Handler() http.Handler {
 	mux.HandleFunc("GET /recipients", e.serveRecipients)
 	mux.HandleFunc("GET "+api.PathTenants, e.serveTenants)
 	mux.HandleFunc("PUT "+api.PathTenants, e.takeTenants)
+	mux.HandleFunc("PUT "+api.PathHost, e.takeHost)
 	if e.config.KMS != nil {
 		mux.HandleFunc("GET "+api.PathAWSCredentials, e.serveCredentials)
 		mux.HandleFunc("PUT "+api.PathAWSCredentials, e.takeCredentials)
