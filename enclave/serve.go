@@ -21,7 +21,10 @@ import (
 func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	select {
 	case e.slots <- struct{}{}:
-		defer func() { <-e.slots }()
+		defer func() {
+			<-e.slots
+			e.cleaner.ended()
+		}()
 	default:
 		busy := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
 		busy.RetryAfter = time.Second
