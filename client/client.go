@@ -22,7 +22,8 @@
 // the same for all requests of one conversation ([Policy.NoAffinity] leaves it
 // out). When an answer's Body has been read to its end, the response's Trailer
 // says in Mrgc-Usage what the engine has counted, "prompt/output" in tokens,
-// sealed like the rest.
+// sealed like the rest. Its end carries a receipt that the enclave has signed
+// ([Config.Receipts], [Receipt.Verify]).
 package client
 
 import (
@@ -78,6 +79,10 @@ type Config struct {
 	// to. With 1 it cannot run twice: once it may have reached a region it is sent to
 	// no other.
 	Recipients int
+
+	// Receipts, when set, gets the receipt of each answer that is complete, before
+	// the answer's Body ends. requestID is what the answer's Mrgc-Request-Id says.
+	Receipts func(requestID string, receipt Receipt)
 
 	Logger *slog.Logger     // default: none
 	Now    func() time.Time // default: time.Now
@@ -286,7 +291,7 @@ func (c *Client) askRegion(req *http.Request, key *credential.Key, q *question, 
 	if err != nil {
 		return nil, err
 	}
-	var home *seal.Recipient
+	var home *recipient
 	if kid, ok := c.homes.get(q.affinity); ok {
 		home = list.find(kid)
 	}
@@ -316,7 +321,7 @@ func (c *Client) askRegion(req *http.Request, key *credential.Key, q *question, 
 var errStaleRecipients = errors.New("recipients are stale")
 
 // send seals once.
-func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *question, recipients []*seal.Recipient) (*http.Response, error) {
+func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *question, recipients []*recipient) (*http.Response, error) {
 	request := seal.Request{
 		Operation: q.operation,
 		Model:     q.model,
@@ -340,7 +345,11 @@ func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *ques
 		defer clear(dataKey.Plaintext)
 		request.DataKey = dataKey
 	}
-	sealed, err := seal.Seal(rand.Reader, request, recipients)
+	sealedTo := make([]*seal.Recipient, len(recipients))
+	for i, r := range recipients {
+		sealedTo[i] = r.Recipient
+	}
+	sealed, err := seal.Seal(rand.Reader, request, sealedTo)
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
@@ -352,7 +361,7 @@ func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *ques
 	if resp.Header.Get("Content-Type") != api.ContentTypeSealedResponse || resp.StatusCode != http.StatusOK {
 		return nil, unsealedAnswer(resp)
 	}
-	opened, answeredBy, err := openResponse(req, resp, sealed)
+	opened, answeredBy, err := openResponse(req, resp, sealed, c.receiptCheck(q, request.RequestID, recipients))
 	if err == nil && q.affinity != "" {
 		c.homes.set(q.affinity, answeredBy)
 	}

@@ -37,6 +37,9 @@ type Policy struct {
 	// tell which of them belong to one conversation. Its turns then go to any
 	// instance, which reads all of it again.
 	NoAffinity bool
+	// RequireReceipt refuses enclaves that sign no receipts, and answers that come
+	// without one. A receipt that is there has to hold in any case.
+	RequireReceipt bool
 	// DevelopmentRoot, when set, is trusted in place of AWS's root, and the mode
 	// "process" is accepted: nothing is protected from whoever runs the cluster.
 	// It is for a cluster of one's own on one's own machine.
@@ -78,19 +81,25 @@ func (p *Policy) verify(offered api.Recipient, model string, now time.Time) (*se
 		return nil, errors.New("claims are not valid now")
 	case !p.acceptsMode(claims.Mode):
 		return nil, fmt.Errorf("mode %q is not accepted", claims.Mode)
+	case p.RequireReceipt && claims.ReceiptKey == nil:
+		return nil, errors.New("it signs no receipts")
 	case len(p.Regions) > 0 && !slices.Contains(p.Regions, claims.Region):
 		return nil, fmt.Errorf("region %q is not accepted", claims.Region)
 	}
-	region := fleet.Region(claims.Region).AWS()
-	if region == "" {
-		return nil, fmt.Errorf("region %q is not known", claims.Region)
-	}
-	digest := recipient.ClaimsDigest()
-	_, err = attest.Verify(offered.Attestation,
-		attest.Policy{Roots: p.roots(), Releases: p.Releases, MinVersion: p.MinVersion},
-		attest.Expected{UserData: digest[:], Region: region}, now)
-	if err != nil {
+	if _, err := p.attested(recipient, offered.Attestation, now); err != nil {
 		return nil, err
 	}
 	return recipient, nil
+}
+
+// attested verifies the document that goes with a recipient's claims, as of now.
+func (p *Policy) attested(r *seal.Recipient, document []byte, now time.Time) (*attest.Document, error) {
+	region := fleet.Region(r.Claims().Region).AWS()
+	if region == "" {
+		return nil, fmt.Errorf("region %q is not known", r.Claims().Region)
+	}
+	digest := r.ClaimsDigest()
+	return attest.Verify(document,
+		attest.Policy{Roots: p.roots(), Releases: p.Releases, MinVersion: p.MinVersion},
+		attest.Expected{UserData: digest[:], Region: region}, now)
 }

@@ -47,12 +47,19 @@ type listOf struct {
 	model  string
 }
 
+// recipient is one that was verified, with what proves it to others.
+type recipient struct {
+	*seal.Recipient
+	attestation []byte
+	verifiedAt  time.Time
+}
+
 // recipientList is one fetch's verified recipients. It does not change.
 type recipientList struct {
-	recipients []*seal.Recipient
+	recipients []*recipient
 	// earlier are those of earlier fetches that were not listed again: busier now,
 	// but good, and perhaps where a conversation is at home.
-	earlier []*seal.Recipient
+	earlier []*recipient
 	version int // counts the fetches; 0: none yet
 	fetched time.Time
 }
@@ -115,14 +122,14 @@ func (rc *recipientCache) fetchNewer(ctx context.Context, r *region, key *creden
 func (rc *recipientCache) usable(r *region, model string) recipientList {
 	list := rc.list(r, model)
 	now := rc.client.config.Now()
-	expired := func(r *seal.Recipient) bool { return !rc.outlasts(r.Claims(), now) }
+	expired := func(r *recipient) bool { return !rc.outlasts(r.Claims(), now) }
 	list.recipients = slices.DeleteFunc(slices.Clone(list.recipients), expired)
 	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), expired)
 	return list
 }
 
 // find gives the recipient of that key; nil if it is not known any more.
-func (l recipientList) find(kid seal.KeyID) *seal.Recipient {
+func (l recipientList) find(kid seal.KeyID) *recipient {
 	for _, r := range slices.Concat(l.recipients, l.earlier) {
 		if r.KeyID() == kid {
 			return r
@@ -138,7 +145,7 @@ func (l recipientList) find(kid seal.KeyID) *seal.Recipient {
 // home takes the place of the last but one. A list
 // that is short, as one is that an instance gives in the routers' place, is
 // filled up with earlier ones: else all requests would be for that instance.
-func (l recipientList) choose(n int, home *seal.Recipient) []*seal.Recipient {
+func (l recipientList) choose(n int, home *recipient) []*recipient {
 	first := l.recipients[:min(n, len(l.recipients))]
 	if missing := min(n-len(first), len(l.earlier)); missing > 0 {
 		first = slices.Concat(first, l.earlier[:missing])
@@ -150,7 +157,7 @@ func (l recipientList) choose(n int, home *seal.Recipient) []*seal.Recipient {
 	if len(first) == n && (n < api.Offered || n == seal.MaxRecipients) {
 		others = slices.Delete(slices.Clone(first), max(n-2, 0), max(n-1, 1))
 	}
-	return append([]*seal.Recipient{home}, others...)
+	return append([]*recipient{home}, others...)
 }
 
 // outlasts says whether claims are valid from now until a request made now
@@ -165,14 +172,14 @@ func (rc *recipientCache) list(r *region, model string) recipientList {
 	return rc.lists[listOf{r, model}]
 }
 
-func (rc *recipientCache) store(from *region, model string, verified []*seal.Recipient) recipientList {
+func (rc *recipientCache) store(from *region, model string, verified []*recipient) recipientList {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
 	of := listOf{from, model}
 	before := rc.lists[of]
 	list := recipientList{recipients: verified, version: before.version + 1, fetched: rc.client.config.Now()}
 	for _, r := range slices.Concat(before.recipients, before.earlier) {
-		if len(list.earlier) < maxEarlier && !slices.ContainsFunc(verified, func(v *seal.Recipient) bool { return v.KeyID() == r.KeyID() }) &&
+		if len(list.earlier) < maxEarlier && !slices.ContainsFunc(verified, func(v *recipient) bool { return v.KeyID() == r.KeyID() }) &&
 			rc.outlasts(r.Claims(), list.fetched) {
 			list.earlier = append(list.earlier, r)
 		}
@@ -183,20 +190,20 @@ func (rc *recipientCache) store(from *region, model string, verified []*seal.Rec
 
 // forget drops recipients from the earlier ones of a list: nobody held their keys
 // when a request came for them.
-func (rc *recipientCache) forget(from *region, model string, gone []*seal.Recipient) {
+func (rc *recipientCache) forget(from *region, model string, gone []*recipient) {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
 	of := listOf{from, model}
 	list := rc.lists[of]
-	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), func(r *seal.Recipient) bool { return slices.Contains(gone, r) })
+	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), func(r *recipient) bool { return slices.Contains(gone, r) })
 	rc.lists[of] = list
 }
 
 // verify drops every recipient that the policy refuses. One that has been
 // verified before, for whatever region, stays so until its claims expire: its key
 // cannot have changed.
-func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*seal.Recipient, error) {
-	known := map[seal.KeyID]*seal.Recipient{}
+func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*recipient, error) {
+	known := map[seal.KeyID]*recipient{}
 	for _, from := range rc.client.regions {
 		list := rc.list(from, model)
 		for _, r := range slices.Concat(list.recipients, list.earlier) {
@@ -204,7 +211,7 @@ func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*seal
 		}
 	}
 	now := rc.client.config.Now()
-	var verified []*seal.Recipient
+	var verified []*recipient
 	var refused []error
 	seen := map[seal.KeyID]bool{}
 	for i, o := range offered {
@@ -229,7 +236,7 @@ func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*seal
 	return verified, nil
 }
 
-func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known map[seal.KeyID]*seal.Recipient, now time.Time) (*seal.Recipient, error) {
+func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known map[seal.KeyID]*recipient, now time.Time) (*recipient, error) {
 	parsed, err := seal.ParseRecipient(offered.Claims)
 	if err != nil {
 		return nil, err
@@ -240,7 +247,11 @@ func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known m
 	if r, ok := known[parsed.KeyID()]; ok && parsed.ClaimsDigest() == r.ClaimsDigest() {
 		return r, nil
 	}
-	return rc.client.config.Policy.verify(offered, model, now)
+	verified, err := rc.client.config.Policy.verify(offered, model, now)
+	if err != nil {
+		return nil, err
+	}
+	return &recipient{Recipient: verified, attestation: offered.Attestation, verifiedAt: now}, nil
 }
 
 func (rc *recipientCache) fetch(ctx context.Context, r *region, key *credential.Key, model string) ([]api.Recipient, error) {

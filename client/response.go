@@ -2,6 +2,7 @@ package client
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -51,7 +52,7 @@ func setRetryAfter(resp *http.Response, after time.Duration) {
 
 // openResponse waits for the sealed head and makes a response whose body opens
 // the rest as it is read. It says whose recipient answers, too.
-func openResponse(req *http.Request, outer *http.Response, sealed *seal.Sealed) (resp *http.Response, answeredBy seal.KeyID, err error) {
+func openResponse(req *http.Request, outer *http.Response, sealed *seal.Sealed, check receiptCheck) (resp *http.Response, answeredBy seal.KeyID, err error) {
 	reader := sealed.OpenResponse(outer.Body)
 	head, err := reader.Head()
 	if err != nil {
@@ -70,24 +71,36 @@ func openResponse(req *http.Request, outer *http.Response, sealed *seal.Sealed) 
 		return nil, answeredBy, refused
 	}
 	trailer := http.Header{api.HeaderUsage: nil}
-	resp = response(req, head.Status, head.ContentType, &sealedBody{reader: reader, outer: outer.Body, trailer: trailer})
+	check.status, check.data = head.Status, sha256.New()
+	resp = response(req, head.Status, head.ContentType, &sealedBody{reader: reader, outer: outer.Body, trailer: trailer, check: check})
 	resp.Trailer = trailer
+	resp.Header.Set(api.HeaderRequestID, check.requestID.String())
 	setRetryAfter(resp, head.RetryAfter)
 	return resp, reader.KeyID(), nil
 }
 
 // sealedBody is the opened answer. Its Read returns io.EOF only for a complete
-// one, and trailer then says what it has used.
+// one, whose receipt holds, and trailer then says what it has used.
 type sealedBody struct {
 	reader  *seal.ResponseReader
 	outer   io.Closer
 	trailer http.Header
+	check   receiptCheck
+	ended   error // sticky
 }
 
 func (b *sealedBody) Read(p []byte) (int, error) {
+	if b.ended != nil {
+		return 0, b.ended
+	}
 	n, err := b.reader.Read(p)
+	b.check.data.Write(p[:n]) // never fails
 	if errors.Is(err, io.EOF) {
 		end, _ := b.reader.End() // an answer that is complete has one
+		if b.ended = b.check.end(b.reader.KeyID(), end); b.ended != nil {
+			return n, b.ended
+		}
+		b.ended = io.EOF
 		if end.PromptTokens > 0 || end.OutputTokens > 0 {
 			b.trailer.Set(api.HeaderUsage, fmt.Sprintf("%d/%d", end.PromptTokens, end.OutputTokens))
 		}

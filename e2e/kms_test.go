@@ -30,6 +30,23 @@ func (c *cluster) connectWithKey(ctx context.Context, region string) (base strin
 	command := exec.CommandContext(ctx, "bash", "-c", script, "bash", c.envFile(), filepath.Join(c.stateDir, "kms.env"),
 		filepath.Join(root(), "bin", "mrgc"), c.envoys()[region])
 	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + GinkgoT().TempDir()}
+	return connectBy(command)
+}
+
+// connect runs another `mrgc connect`, with more flags, and gives its endpoint.
+func (c *cluster) connect(ctx context.Context, more ...string) (base string) {
+	GinkgoHelper()
+	env := c.env()
+	args := append([]string{
+		"connect", "--listen", "127.0.0.1:0", "--endpoint", c.envoys()["use1"], "--ca", env["MRGC_CA"],
+		"--releases", env["MRGC_RELEASES"], "--trust-development-root", env["MRGC_DEVELOPMENT_ROOT"],
+	}, more...)
+	return connectBy(exec.CommandContext(ctx, filepath.Join(root(), "bin", "mrgc"), args...))
+}
+
+// connectBy runs a command that serves tenants, until the test is over.
+func connectBy(command *exec.Cmd) (base string) {
+	GinkgoHelper()
 	session, err := gexec.Start(command, GinkgoWriter, GinkgoWriter)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(func() {

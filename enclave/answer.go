@@ -24,7 +24,7 @@ func errStopped() *api.Error {
 // what that has used, and whether it is whole. Events are sealed whole: one is of no use to anybody
 // before it is complete, and whether it is the one that only the enclave asked
 // for cannot be told earlier.
-func copyAnswer(answer *seal.ResponseWriter, engine io.Reader, request engineRequest) (used size.Buckets, whole bool, err error) {
+func copyAnswer(answer *reply, engine io.Reader, request engineRequest) (used size.Buckets, whole bool, err error) {
 	m := newMeter(request)
 	defer m.wipe()
 	buffer := make([]byte, 16<<10)

@@ -24,6 +24,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -50,6 +51,9 @@ type Config struct {
 	RequestLifetime    time.Duration // how far ahead an expiry may lie; default [seal.MaxLifetime]
 	ConcurrentRequests int           // default 64: bounds what is held in clear at once
 	ReplayCapacity     int           // requests remembered until they expire; default 1,000,000
+	// CleanWithin is how long copies that a request left in the memory of libraries
+	// may stay after its end, about; 0: until other things need the memory.
+	CleanWithin time.Duration
 
 	Now    func() time.Time // default: time.Now
 	Rand   io.Reader        // default: crypto/rand
@@ -64,6 +68,8 @@ type Enclave struct {
 	slots   chan struct{}
 
 	releases keyReleases // of data keys, by KMS
+	host     hostSays
+	cleaner  *cleaner
 }
 
 // New checks the configuration, makes the first key and has it attested.
@@ -94,6 +100,7 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 		keys:    newKeyring(&config),
 		replays: seal.NewReplaySet(config.ReplayCapacity),
 		slots:   make(chan struct{}, config.ConcurrentRequests),
+		cleaner: newCleaner(&config),
 	}
 	if _, err := e.keys.recipients(ctx, config.Now()); err != nil {
 		return nil, err
@@ -113,6 +120,13 @@ func (e *Enclave) Serve(ctx context.Context, listener net.Listener) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
+	if e.config.CleanWithin > 0 {
+		cleaning, stopCleaning := context.WithCancel(ctx)
+		var cleaned sync.WaitGroup
+		cleaned.Go(func() { e.cleaner.run(cleaning) })
+		defer cleaned.Wait()
+		defer stopCleaning()
+	}
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err
 	}
@@ -126,6 +140,7 @@ func (e *Enclave) Handler() http.Handler {
 	mux.HandleFunc("GET /recipients", e.serveRecipients)
 	mux.HandleFunc("GET "+api.PathTenants, e.serveTenants)
 	mux.HandleFunc("PUT "+api.PathTenants, e.takeTenants)
+	mux.HandleFunc("PUT "+api.PathHost, e.takeHost)
 	if e.config.KMS != nil {
 		mux.HandleFunc("GET "+api.PathAWSCredentials, e.serveCredentials)
 		mux.HandleFunc("PUT "+api.PathAWSCredentials, e.takeCredentials)

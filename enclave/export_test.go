@@ -2,6 +2,7 @@ package enclave
 
 import (
 	"io"
+	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/seal"
@@ -16,8 +17,19 @@ func CheckRequest(op seal.Operation, model string, body []byte) (out []byte, siz
 
 // CopyEvents is copyAnswer for a stream.
 func CopyEvents(answer *seal.ResponseWriter, engine io.Reader, usageAsked bool) error {
-	_, _, err := copyAnswer(answer, engine, engineRequest{stream: true, usageAsked: usageAsked})
+	r := newReply(answer, &seal.Opened{Operation: seal.OpChatCompletions, Model: "m"}, testKey(), seal.HostAsserted{}, time.Now)
+	r.receipt.Enclave.Status = 200
+	_, _, err := copyAnswer(r, engine, engineRequest{stream: true, usageAsked: usageAsked})
 	return err
+}
+
+// testKey is of nobody.
+func testKey() attestedKey {
+	key, err := newKeyring(&Config{Model: "m", Region: "use1", Mode: seal.ModeProcess}).newKey(time.Now())
+	if err != nil {
+		panic(err)
+	}
+	return key
 }
 
 // AllowedFields are the fields that reach the engine.

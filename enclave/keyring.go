@@ -2,6 +2,8 @@ package enclave
 
 import (
 	"context"
+	"crypto/ed25519"
+	"crypto/rand"
 	"fmt"
 	"slices"
 	"sync"
@@ -40,6 +42,7 @@ type keyring struct {
 
 type attestedKey struct {
 	key      *seal.RecipientKey
+	receipts ed25519.PrivateKey // signs them; its public half is in the claims
 	made     time.Time
 	document []byte
 	attested time.Time
@@ -47,14 +50,14 @@ type attestedKey struct {
 
 func newKeyring(config *Config) *keyring { return &keyring{config: config} }
 
-// find gives the key that opens an envelope to these recipients; nil: none.
-func (k *keyring) find(ids []seal.KeyID, now time.Time) *seal.RecipientKey {
+// find gives the key that opens an envelope to these recipients.
+func (k *keyring) find(ids []seal.KeyID, now time.Time) (attestedKey, bool) {
 	for _, held := range k.held() {
 		if slices.Contains(ids, held.key.KeyID()) && held.key.Claims().ValidAt(now) {
-			return held.key
+			return held, true
 		}
 	}
-	return nil
+	return attestedKey{}, false
 }
 
 func (k *keyring) held() []attestedKey {
@@ -95,6 +98,10 @@ func (k *keyring) recipients(ctx context.Context, now time.Time) ([]api.Recipien
 }
 
 func (k *keyring) newKey(now time.Time) (attestedKey, error) {
+	public, receipts, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		return attestedKey{}, fmt.Errorf("enclave: make receipt key: %w", err)
+	}
 	key, err := seal.NewRecipientKey(seal.Claims{
 		Model:          k.config.Model,
 		ManifestSHA256: k.config.ManifestSHA256,
@@ -102,11 +109,12 @@ func (k *keyring) newKey(now time.Time) (attestedKey, error) {
 		Mode:           k.config.Mode,
 		NotBefore:      now.Add(-clockSkew),
 		NotAfter:       now.Add(claimsValidity),
+		ReceiptKey:     public,
 	})
 	if err != nil {
 		return attestedKey{}, fmt.Errorf("enclave: %w", err)
 	}
-	return attestedKey{key: key, made: now}, nil
+	return attestedKey{key: key, receipts: receipts, made: now}, nil
 }
 
 func (k *keyring) attest(ctx context.Context, held *attestedKey, now time.Time) error {

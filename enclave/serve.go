@@ -21,14 +21,17 @@ import (
 func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	select {
 	case e.slots <- struct{}{}:
-		defer func() { <-e.slots }()
+		defer func() {
+			<-e.slots
+			e.cleaner.ended()
+		}()
 	default:
 		busy := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
 		busy.RetryAfter = time.Second
 		busy.Write(w)
 		return
 	}
-	opened, refused := e.open(w, r)
+	opened, key, refused := e.open(w, r)
 	if refused != nil {
 		if refused.Code == codeStale {
 			w.Header().Set(api.HeaderKeyStatus, api.KeyStatusStale)
@@ -38,11 +41,12 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	defer opened.Wipe()
 	w.Header().Set("Content-Type", api.ContentTypeSealedResponse)
-	answer, err := opened.Respond(e.config.Rand, &flushWriter{w: w, control: http.NewResponseController(w)})
+	sealing, err := opened.Respond(e.config.Rand, &flushWriter{w: w, control: http.NewResponseController(w)})
 	if err != nil {
 		api.Errorf(http.StatusInternalServerError, "internal", "the enclave cannot answer").Write(w)
 		return
 	}
+	answer := newReply(sealing, opened, key, e.host.statement(), e.config.Now)
 	defer answer.Wipe()
 	done, err := e.answer(r.Context(), opened, answer)
 	if errors.Is(err, errNotRun) {
@@ -82,16 +86,18 @@ func errCannotOpen() *api.Error {
 
 // open reads and opens a request, and records it. Until it is recorded the
 // request has had no effect, and may be sent again unchanged.
-func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, *api.Error) {
+func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, attestedKey, *api.Error) {
+	fail := func(refused *api.Error) (*seal.Opened, attestedKey, *api.Error) { return nil, attestedKey{}, refused }
 	headers, refused := boundHeaders(r)
 	if refused != nil {
-		return nil, refused
+		return fail(refused)
 	}
 	now := e.config.Now()
-	key := e.keys.find(headers.KeyIDs, now)
-	if key == nil {
-		return nil, api.Errorf(http.StatusServiceUnavailable, codeStale, "the request is sealed to keys that are not held here; fetch %s again", api.PathKeys)
+	held, ok := e.keys.find(headers.KeyIDs, now)
+	if !ok {
+		return fail(api.Errorf(http.StatusServiceUnavailable, codeStale, "the request is sealed to keys that are not held here; fetch %s again", api.PathKeys))
 	}
+	key := held.key
 	// A body that comes slower than requests live has expired. The deadline must
 	// be gone before the answer starts: it would end that too.
 	control := http.NewResponseController(w)
@@ -100,19 +106,19 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, *a
 	body := http.MaxBytesReader(w, r.Body, e.config.RequestBodyBytes)
 	prologue, err := seal.ReadPrologue(body)
 	if err != nil {
-		return nil, refusal(err)
+		return fail(refusal(err))
 	}
 	opened, err := key.OpenWith(e.dataKeys(r.Context(), key.KeyID(), headers.RequestID, headers.Tenant),
 		now, prologue, headers, body, seal.Limits{MaxLifetime: e.config.RequestLifetime})
 	if err != nil {
-		return nil, refusal(err)
+		return fail(refusal(err))
 	}
 	// The body took its time: whether the request has expired is asked again.
 	if err := e.replays.Add(opened.KeyID, opened.RequestID, opened.Expiry, e.config.Now()); err != nil {
 		opened.Wipe()
-		return nil, refusal(err)
+		return fail(refusal(err))
 	}
-	return opened, nil
+	return opened, held, nil
 }
 
 // refusal is the unsealed answer for an error of package seal.
@@ -173,7 +179,7 @@ func boundHeaders(r *http.Request) (seal.Headers, *api.Error) {
 // answer runs an opened request, and gives what has become of it. What it writes is
 // sealed. An error means that the answer could not be completed and the stream must
 // be cut; with errNotRun nothing has been written yet.
-func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *seal.ResponseWriter) (done result, err error) {
+func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply) (done result, err error) {
 	if refused := e.admit(opened); refused != nil {
 		return done, refuse(answer, refused)
 	}
@@ -291,7 +297,7 @@ func framed(resp *http.Response) bool {
 }
 
 // refuse answers with a sealed error.
-func refuse(answer *seal.ResponseWriter, e *api.Error) error {
+func refuse(answer *reply, e *api.Error) error {
 	err := answer.WriteHead(seal.Head{Status: e.Status, ContentType: "application/json", RetryAfter: e.RetryAfter})
 	if err != nil {
 		return err

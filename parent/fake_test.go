@@ -49,6 +49,8 @@ type fakeEnclave struct {
 	claims []string         // guarded by mu
 	answer http.HandlerFunc // guarded by mu: to sealed requests
 
+	hosts []api.Host // guarded by mu: what the parent said since its start
+
 	tenants []string // guarded by mu: lists that it has been handed since its start
 
 	credentials []api.AWSCredentials // guarded by mu: handed to it since its start
@@ -56,6 +58,8 @@ type fakeEnclave struct {
 	released api.KeyReleases // guarded by mu
 
 	refusesTenants atomic.Bool
+	signsNone      atomic.Bool  // receipts: it takes no host's statement
+	refused        atomic.Int64 // of those
 }
 
 // handedCredentials are the ids of the credentials that the enclave has been handed.
@@ -66,6 +70,16 @@ func (e *fakeEnclave) handedCredentials() (ids []string) {
 		ids = append(ids, c.AccessKeyID+" "+c.SecretAccessKey+" "+c.SessionToken)
 	}
 	return ids
+}
+
+// told is what the parent said last; nothing: the zero value.
+func (e *fakeEnclave) told() api.Host {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	if len(e.hosts) == 0 {
+		return api.Host{}
+	}
+	return e.hosts[len(e.hosts)-1]
 }
 
 // handed are the lists of tenants that the enclave has been handed.
@@ -115,6 +129,20 @@ func (e *fakeEnclave) start() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		e.tenants = append(e.tenants, string(file))
+		w.WriteHeader(http.StatusNoContent)
+	})
+	e.hosts = nil
+	mux.HandleFunc("PUT "+api.PathHost, func(w http.ResponseWriter, r *http.Request) {
+		if e.signsNone.Load() {
+			e.refused.Add(1)
+			http.NotFound(w, r)
+			return
+		}
+		var said api.Host
+		_ = json.NewDecoder(r.Body).Decode(&said)
+		e.mu.Lock()
+		defer e.mu.Unlock()
+		e.hosts = append(e.hosts, said)
 		w.WriteHeader(http.StatusNoContent)
 	})
 	e.credentials = nil

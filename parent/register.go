@@ -120,6 +120,9 @@ func (p *Parent) probe(ctx context.Context) observation {
 	if err == nil {
 		err = p.handTenants(ctx)
 	}
+	if err == nil {
+		err = p.tellEnclave(ctx)
+	}
 	if err != nil {
 		seen.health.Reason = fmt.Sprintf("enclave: %v", err)
 	} else {
@@ -154,6 +157,25 @@ func (p *Parent) handTenants(ctx context.Context) error {
 		return nil
 	}
 	return p.put(ctx, api.PathTenants, "list of tenants", file)
+}
+
+// tellEnclave says what receipts repeat of this instance. An enclave of a release
+// that signs none does not want it.
+func (p *Parent) tellEnclave(ctx context.Context) error {
+	host := api.Host{}
+	if models := p.config.Instance.Models; len(models) > 0 {
+		host.ModelVersion = p.config.ModelVersions[models[0]]
+	}
+	content, err := json.Marshal(host)
+	if err != nil {
+		return err
+	}
+	err = p.put(ctx, api.PathHost, "host's statement", content)
+	var refused *api.Error
+	if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
+		return nil
+	}
+	return err
 }
 
 // engineLoad is what the engine's metrics say; of an engine without metrics, or

@@ -47,6 +47,18 @@ var _ = Describe("An instance", func() {
 		Expect(in.store.registrations.Load()).To(BeEquivalentTo(1))
 	}, NodeTimeout(specTimeout))
 
+	It("tells its enclave, which repeats it in receipts, the model's version", func(ctx SpecContext) {
+		in := start(func(c *parent.Config) { c.ModelVersions = map[string]string{"m": "v7"} })
+		Eventually(ctx, in.enclave.told).Should(Equal(api.Host{ModelVersion: "v7"}))
+	}, NodeTimeout(specTimeout))
+
+	It("takes an enclave that signs no receipts for a healthy one", func(ctx SpecContext) {
+		in := start()
+		in.enclave.signsNone.Store(true)
+		Eventually(ctx, in.enclave.refused.Load).Should(BeNumerically(">", 1))
+		in.eventuallyRegistered(ctx, healthy())
+	}, NodeTimeout(specTimeout))
+
 	It("tells how long answers take to begin", func(ctx SpecContext) {
 		in := start()
 		Expect(readAll(in.send(in.sealed(ctx, "request")))).To(Equal("sealed answer"))

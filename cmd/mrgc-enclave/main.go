@@ -28,7 +28,14 @@ import (
 	"github.com/mrgc/mrgc/internal/vsock"
 )
 
+// cleanWithin is how long a request's copies may stay in the memory of libraries.
+const cleanWithin = 500 * time.Millisecond
+
 func main() {
+	if err := lockdown.OverwriteFreed(); err != nil {
+		fmt.Fprintln(os.Stderr, "mrgc-enclave:", err)
+		os.Exit(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
@@ -79,7 +86,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	service, err := enclave.New(ctx, enclave.Config{
 		Model: *model, Region: self.ID().Region, Mode: *mode,
 		NSM: security, Tenants: tenants, Engine: engineTransport(self, *engine), KMS: keys, Logger: logger,
-		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent,
+		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent, CleanWithin: cleanWithin,
 	})
 	if err != nil {
 		return err

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/mrgc/mrgc/client"
 	"github.com/mrgc/mrgc/client/kmskey"
@@ -28,6 +29,8 @@ type connectOptions struct {
 	minVersion                            uint64
 	recipients                            int
 	kmsKey                                string
+	receipts                              string
+	requireReceipt                        bool
 }
 
 func connectCommand() *cobra.Command {
@@ -51,16 +54,23 @@ sends is the tenant's, and it goes no further than this process.`,
 	f.StringVar(&o.clientCert, "client-cert", "", "PEM file of a certificate that names the tenant to the endpoints, in place of the key's edge token")
 	f.StringVar(&o.clientKey, "client-key", "", "PEM file of its key; both are read for each connection")
 	cmd.MarkFlagsRequiredTogether("client-cert", "client-key")
+	o.trustFlags(f)
+	f.IntVar(&o.recipients, "recipients", 3, "enclaves that a request is sealed to, 1 to 4; with 1 it cannot run twice")
+	f.StringVar(&o.kmsKey, "kms-key", "", "ARN of a KMS key of your own: each request is sealed by a data key that KMS releases to attested enclaves only; AWS credentials are found as the AWS CLI finds them")
+	f.StringVar(&o.receipts, "receipts", "", "directory for each answer's receipt, as REQUEST_ID.json (mrgc verify-receipt); as confidential as the requests")
+	f.BoolVar(&o.requireReceipt, "require-receipt", false, "refuse enclaves that sign no receipts, and answers without one")
+	required(cmd, "endpoint", "releases")
+	return cmd
+}
+
+// trustFlags are what decides which enclaves are trusted.
+func (o *connectOptions) trustFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.releases, "releases", "", "JSON file of the enclave releases to trust, with their PCRs")
 	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies --releases: a signed manifest (mrgc releases sign), whose minimum version holds, too")
 	f.Uint64Var(&o.minVersion, "min-version", 0, "refuse releases below this version")
 	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept (default: every mode with a Nitro Enclave)")
 	f.StringSliceVar(&o.regions, "allow-region", nil, "regions that requests may go to (default: all)")
-	f.IntVar(&o.recipients, "recipients", 3, "enclaves that a request is sealed to, 1 to 4; with 1 it cannot run twice")
-	f.StringVar(&o.kmsKey, "kms-key", "", "ARN of a KMS key of your own: each request is sealed by a data key that KMS releases to attested enclaves only; AWS credentials are found as the AWS CLI finds them")
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to trust IN PLACE OF AWS's: protects nothing")
-	required(cmd, "endpoint", "releases")
-	return cmd
 }
 
 func connect(ctx context.Context, o connectOptions, log *slog.Logger) error {
@@ -69,7 +79,14 @@ func connect(ctx context.Context, o connectOptions, log *slog.Logger) error {
 	}
 	config := client.Config{
 		Endpoints: o.endpoints, Recipients: o.recipients, Logger: log,
-		Policy: client.Policy{MinVersion: o.minVersion, Modes: o.modes, Regions: o.regions},
+		Policy: client.Policy{MinVersion: o.minVersion, Modes: o.modes, Regions: o.regions, RequireReceipt: o.requireReceipt},
+	}
+	if o.receipts != "" {
+		keep, err := keepReceipts(o.receipts, func(err error) { log.Error("A RECEIPT IS LOST", "error", err) })
+		if err != nil {
+			return err
+		}
+		config.Receipts = keep
 	}
 	if err := o.readFiles(&config); err != nil {
 		return err

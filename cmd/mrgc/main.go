@@ -42,7 +42,7 @@ a prompt. Start with "mrgc up": it runs a whole cluster on this machine.`,
 		&cobra.Group{ID: "role", Title: "Roles (what a deployment runs):"},
 	)
 	for group, commands := range map[string][]*cobra.Command{
-		"use":     {upCommand(), connectCommand()},
+		"use":     {upCommand(), connectCommand(), verifyReceiptCommand()},
 		"operate": {statusCommand(), explainCommand(), replayCommand(), configCommand(), tenantsCommand(), releasesCommand(), imageCommand(), keysCommand(), auditCommand(), canaryCommand(), failoverCommand(), scaleCommand(), stateCommand(), partsCommand()},
 		"role":    {routerCommand(), controllerCommand(), engineCommand()},
 	} {

@@ -28,6 +28,17 @@ type Tenants struct {
 	Version uint64 `json:"version"` // of the list; 0: none yet
 }
 
+// PathHost is where an enclave takes what its parent says of the instance, by
+// PUT: receipts repeat it, as the host's assertion.
+const PathHost = "/host"
+
+// Host is the body of [PathHost].
+type Host struct {
+	ModelVersion string    `json:"model_version"` // of the model that the engine serves; empty: not known
+	WashID       string    `json:"wash_id"`       // of the last full wash that passed; empty: none
+	WashEndedAt  time.Time `json:"wash_ended_at"`
+}
+
 // PathAWSCredentials is where an enclave takes credentials for KMS from its
 // parent, by PUT, and says by GET which it holds. An enclave that does not ask
 // KMS has no such path.

@@ -3,11 +3,15 @@
 package lockdown_test
 
 import (
+	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"os"
 	"os/exec"
+	"runtime"
 	"testing"
+	"unsafe"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -21,10 +25,69 @@ import (
 const lockEnv = "LOCKDOWN_TEST"
 
 func TestMain(m *testing.M) {
+	if os.Getenv(overwriteEnv) != "" {
+		freeSelf()
+		return
+	}
 	if os.Getenv(lockEnv) != "" {
 		lockSelf("an argument that could be a prompt")
 	}
 	os.Exit(m.Run())
+}
+
+// overwriteEnv turns the test binary into a process that frees objects and says
+// how many of them are in its memory still.
+const overwriteEnv = "LOCKDOWN_TEST_OVERWRITE"
+
+func freeSelf() {
+	if os.Getenv(overwriteEnv) == "overwrite" {
+		if err := lockdown.OverwriteFreed(); err != nil {
+			fmt.Println(err)
+			return
+		}
+	}
+	found := make(chan []uintptr)
+	go func() { found <- leave() }() // on a stack that is gone afterwards
+	objects := <-found
+	runtime.GC()
+	runtime.GC()
+	memory, err := os.Open("/proc/self/mem")
+	if err != nil {
+		fmt.Println(err)
+		return
+	}
+	left := 0
+	read := make([]byte, len(prompt))
+	for _, at := range objects {
+		if _, err := memory.ReadAt(read, int64(at)); err != nil {
+			fmt.Println(err)
+			return
+		}
+		if string(read) == prompt {
+			left++
+		}
+	}
+	runtime.KeepAlive(&kept)
+	fmt.Printf("%d of %d %q", left, len(objects), os.Getenv("GODEBUG"))
+}
+
+const prompt = "a prompt"
+
+// kept has the runtime keep the pages on which objects are that are freed: it
+// would put whole ones to other uses.
+var kept [64][]byte
+
+// leave makes objects that nothing refers to any more, and says where.
+//
+//go:noinline
+func leave() []uintptr {
+	at := make([]uintptr, len(kept))
+	for i := range at {
+		object := bytes.Repeat([]byte(prompt), 16)
+		kept[i] = bytes.Repeat([]byte("a neighbour"), 12)
+		at[i] = uintptr(unsafe.Pointer(&object[0]))
+	}
+	return at
 }
 
 //go:noinline
@@ -41,6 +104,31 @@ func TestLockdown(t *testing.T) {
 	RegisterFailHandler(Fail)
 	RunSpecs(t, "lockdown")
 }
+
+var _ = Describe("Memory that is freed", func() {
+	freed := func(ctx context.Context, how, settings string) string {
+		GinkgoHelper()
+		self, err := os.Executable()
+		Expect(err).NotTo(HaveOccurred())
+		cmd := exec.CommandContext(ctx, self)
+		cmd.Env = append(os.Environ(), overwriteEnv+"="+how, "GODEBUG="+settings)
+		output, err := cmd.CombinedOutput()
+		Expect(err).NotTo(HaveOccurred())
+		return string(output)
+	}
+
+	It("is overwritten, where the program asks for it", func(ctx SpecContext) {
+		Expect(freed(ctx, "overwrite", "")).To(Equal(`0 of 64 "clobberfree=1"`))
+	})
+
+	It("is overwritten beside what else the environment asks for", func(ctx SpecContext) {
+		Expect(freed(ctx, "overwrite", "http2debug=0")).To(Equal(`0 of 64 "http2debug=0,clobberfree=1"`))
+	})
+
+	It("keeps much of what was in it otherwise", func(ctx SpecContext) {
+		Expect(freed(ctx, "leave", "")).To(MatchRegexp(`^[1-9][0-9]? of 64 ""$`))
+	})
+})
 
 var _ = Describe("A process that is locked down", func() {
 	It("dumps no core, cannot be traced, and panics without stacks when its environment says so", func(ctx SpecContext) {

@@ -25,6 +25,8 @@ var (
 	ErrOpen = errors.New("cannot open")
 	// ErrNoKMS is a request by a data key of KMS where KMS is not asked.
 	ErrNoKMS = errors.New("sealed by a data key of KMS, which is not asked here")
+	// ErrReceipt is a receipt that its recipient has not signed, or not of this.
+	ErrReceipt = errors.New("receipt does not hold")
 	// ErrCut is a response that ended before its final chunk.
 	ErrCut = errors.New("response was cut off")
 	// ErrReplayed is a request id that the recipient key has run already.

@@ -1,6 +1,7 @@
 package seal
 
 import (
+	"crypto/ed25519"
 	"crypto/hpke"
 	"io"
 )
@@ -103,4 +104,25 @@ func ReKey(key *RecipientKey, claims Claims) *RecipientKey {
 		panic(err)
 	}
 	return again
+}
+
+// ReceiptPayload is what a receipt signs.
+func ReceiptPayload(raw []byte) []byte {
+	payload, _, err := splitReceipt(raw)
+	if err != nil {
+		panic(err)
+	}
+	return payload
+}
+
+// ParseReceiptPayload is parseReceipt.
+func ParseReceiptPayload(payload []byte) (Receipt, error) { return parseReceipt(payload) }
+
+// SignReceiptPayload signs whatever it is given.
+func SignReceiptPayload(payload []byte, key ed25519.PrivateKey) []byte {
+	raw, err := signReceiptPayload(payload, key)
+	if err != nil {
+		panic(err)
+	}
+	return raw
 }

@@ -143,7 +143,7 @@ func parseHead(data []byte) (Head, error) {
 type End struct {
 	PromptTokens int
 	OutputTokens int
-	Receipt      []byte // signed clean-up receipt, at most 8192 bytes; nil: none
+	Receipt      []byte // signed ([Receipt.Sign]), at most 8192 bytes; nil: none
 }
 
 // endMap is End's wire form.

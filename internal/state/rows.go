@@ -148,7 +148,7 @@ func AutoscalingTable(store Store) Table[Autoscaling] {
 // Wash is a row in cleanup_validation: one full wash of one instance.
 type Wash struct {
 	Region    fleet.Region `json:"region"`
-	Trigger   string       `json:"trigger"` // "requests", "interval", "tenant", "strict" or "terminate"
+	Trigger   string       `json:"trigger"` // "requests", "interval", "tenant", "strict", "operator" or "terminate"
 	StartedAt time.Time    `json:"started_at"`
 	Steps     []WashStep   `json:"steps"` // in order
 	Passed    bool         `json:"passed"`
@@ -169,9 +169,9 @@ func (w Wash) Validate() error {
 		return err
 	}
 	switch w.Trigger {
-	case "requests", "interval", "tenant", "strict", "terminate":
+	case "requests", "interval", "tenant", "strict", "operator", "terminate":
 	default:
-		return fmt.Errorf("trigger %q: want requests, interval, tenant, strict or terminate", w.Trigger)
+		return fmt.Errorf("trigger %q: want requests, interval, tenant, strict, operator or terminate", w.Trigger)
 	}
 	if w.Passed && len(w.Steps) == 0 {
 		return fmt.Errorf("a wash without steps cannot have passed")

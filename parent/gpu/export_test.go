@@ -10,3 +10,13 @@ func Sum(readings ...[4]uint64) loadreport.GPU {
 	}
 	return sum(devices)
 }
+
+// Search is what a searcher finds in pieces that are neighbours.
+func Search(canary []byte, pieces ...[]byte) Cleared {
+	s := newSearcher(canary)
+	s.begin()
+	for _, piece := range pieces {
+		s.add(piece)
+	}
+	return s.found
+}

@@ -1,4 +1,5 @@
-// Package gpu reads an instance's GPUs for its load reports.
+// Package gpu reads an instance's GPUs for its load reports, and clears their
+// memory ([Clear]).
 //
 //	device, err := gpu.Open()
 //	if err != nil {
