@@ -114,9 +114,6 @@ bench-fairness: ## what a tenant notices of one that asks for ten times its shar
 
 bench-regions: ## what it is worth that a region without room sends requests to others, in virtual time (a minute)
 	$(GO) run ./bench/regions $(ARGS)
-
-bench-autoscaling: ## days replayed to the autoscaler: what misses, and what it costs beside an oracle, in virtual time (some 2 minutes)
-	$(GO) run ./bench/autoscaling $(ARGS)
 	$(GO) run ./bench/report
 
 bench-autoscaling: ## days replayed to the autoscaler: what misses, and what it costs beside an oracle, in virtual time (some 2 minutes)
