@@ -84,7 +84,8 @@ var _ = Describe("make up", Ordered, func() {
 	It("has every Envoy acknowledge what it was sent, and shows it", func(ctx SpecContext) {
 		for _, name := range []string{"MRGC_ADMIN_USE1", "MRGC_ADMIN_USE2", "MRGC_ADMIN_USW2"} {
 			for page, want := range map[string]string{"/envoys": `"synced": true`, "/fleet": `"use2-1"`, "/weights": `"weight"`, "/metrics": "mrgc_in_flight{"} {
-				Expect(get(ctx, c.env()[name]+page)).To(ContainSubstring(want), name+page)
+				// Weights change while there is load, and an acknowledgement may be on its way.
+				Eventually(ctx, func() string { return get(ctx, c.env()[name]+page) }, "10s").Should(ContainSubstring(want), name+page)
 			}
 		}
 	})
