@@ -67,7 +67,7 @@ func run(ctx context.Context, seeds, only int, duration time.Duration) error {
 			fmt.Sprintf("Max over mean of the requests that instances have in flight, as means over windows of 100 ms; p99 over the windows of %s, medians over the seeds. "+
 				"Of one router's: geometric mean of the ratios within seeds, with its 95 %% interval.", duration),
 			"Arrivals are Poisson, each at a router drawn at random; what requests take is exponential; they may go to every instance, and declare no size. There are no load reports: a router knows of other routers' requests by the exchange alone. " +
-				"The access log comes every 100 ms, as Envoy's.",
+				"An end is told at once, as Envoy's access log does.",
 			fmt.Sprintf("A play in which requests were asked for more than %s late at p99 is repeated, and after %d of them its seed is void.", lateAtMost, plays),
 			"Processor time is of the whole program, which is Envoy and the instances as well; how late a request was asked for is the machine's doing.",
 		},

@@ -20,10 +20,8 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 )
 
-const (
-	window   = 100 * time.Millisecond // over which requests in flight are averaged
-	logFlush = 100 * time.Millisecond // package xds's, of the access log
-)
+// window is what requests in flight are averaged over.
+const window = 100 * time.Millisecond
 
 // arrival is one request.
 type arrival struct {
@@ -107,11 +105,7 @@ func play(ctx context.Context, s scene, routers int, share bool, arrivals []arri
 }
 
 func (p *player) play(ctx context.Context, arrivals []arrival) error {
-	flushCtx, stopFlushing := context.WithCancel(ctx)
-	var flushing, requests sync.WaitGroup
-	for _, log := range p.logs {
-		flushing.Go(func() { log.run(flushCtx) })
-	}
+	var requests sync.WaitGroup
 	p.began = time.Now()
 	for n, a := range arrivals {
 		if wait := a.at - time.Since(p.began); wait > 0 {
@@ -126,8 +120,6 @@ func (p *player) play(ctx context.Context, arrivals []arrival) error {
 		requests.Go(func() { p.request(ctx, n, a) })
 	}
 	requests.Wait()
-	stopFlushing()
-	flushing.Wait()
 	if ctx.Err() != nil {
 		return ctx.Err()
 	}
@@ -141,19 +133,18 @@ func (p *player) request(ctx context.Context, n int, a arrival) {
 	router := int(a.router) % len(p.logs)
 	id := fmt.Sprintf("%032x", n)
 	to, err := p.pick(ctx, router, id)
+	if err == nil {
+		p.note(to, 1)
+		time.Sleep(a.takes)
+		p.note(to, -1)
+		err = p.logs[router].add(ended(id, to))
+	}
 	p.mu.Lock()
+	defer p.mu.Unlock()
 	p.late = append(p.late, late)
 	if err != nil && p.failed == nil {
 		p.failed = err
 	}
-	p.mu.Unlock()
-	if err != nil {
-		return
-	}
-	p.note(to, 1)
-	time.Sleep(a.takes)
-	p.note(to, -1)
-	p.logs[router].add(ended(id, to))
 }
 
 func (p *player) note(instance, by int) {
@@ -221,39 +212,19 @@ func socket(a netip.AddrPort) *corev3.Address {
 	}}}
 }
 
-// accessLog is one Envoy's, to one router.
+// accessLog is one Envoy's, to one router. Entries go at once, as package xds
+// has it.
 type accessLog struct {
+	mu     sync.Mutex // a stream takes one message at a time
 	stream accesslogv3.AccessLogService_StreamAccessLogsClient
-
-	mu      sync.Mutex
-	entries []*accesslogdatav3.HTTPAccessLogEntry // guarded by mu: not yet sent
 }
 
-func (l *accessLog) add(e *accesslogdatav3.HTTPAccessLogEntry) {
+func (l *accessLog) add(e *accesslogdatav3.HTTPAccessLogEntry) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.entries = append(l.entries, e)
-}
-
-func (l *accessLog) run(ctx context.Context) {
-	tick := time.NewTicker(logFlush)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-tick.C:
-		}
-		l.mu.Lock()
-		entries := l.entries
-		l.entries = nil
-		l.mu.Unlock()
-		if len(entries) > 0 { // an error is the stream's end, after which nothing is measured any more
-			_ = l.stream.Send(&accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
-				HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: entries},
-			}})
-		}
-	}
+	return l.stream.Send(&accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: []*accesslogdatav3.HTTPAccessLogEntry{e}},
+	}})
 }
 
 // spreadOf gives for each window after the warm-up and up to an end the mean

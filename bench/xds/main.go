@@ -103,7 +103,7 @@ func describe(s settings, ours *ourFigures, theirs *pushes) result.Result {
 			{Name: "p99 of ours over LinearCache's", Value: last / quantile(theirs.milliseconds, 0.99), Unit: ""},
 		},
 		Notes: []string{
-			fmt.Sprintf("%d changes, each when the one before is acknowledged by all and the least time between publications (100 ms) is over. "+
+			fmt.Sprintf("%d changes, each when the one before is acknowledged by all and the least time between two changes of weights (1 s) is over. "+
 				"Clients run in a process of their own on the same machine, each over its own connection with mutual TLS, and subscribe to all types. "+
 				"An acknowledgement counts when the server has read it.", len(ours.pushes.milliseconds)),
 			"Memory is after all clients have connected at once and been sent everything, 1.2 MB each; what Go's collector has not given back is in the RSS.",

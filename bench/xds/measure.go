@@ -17,8 +17,9 @@ import (
 // patience is how long anything may take.
 const patience = 5 * time.Minute
 
-// pause is longer than the least time between two publications.
-const pause = 120 * time.Millisecond
+// pause is longer than the least time between two changes of weights, lest that is
+// what is measured.
+const pause = time.Second + 50*time.Millisecond
 
 // pushes are changes of weights.
 type pushes struct {
