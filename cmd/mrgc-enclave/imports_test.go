@@ -25,6 +25,7 @@ var trusted = map[string]string{
 	"github.com/mrgc/mrgc/cmd/mrgc-enclave":    "the program",
 	"github.com/mrgc/mrgc/enclave":             "the service",
 	"github.com/mrgc/mrgc/internal/api":        "names and errors that the tenant sees",
+	"github.com/mrgc/mrgc/internal/awscall":    "signs what AWS is asked, and trusts Amazon's roots",
 	"github.com/mrgc/mrgc/internal/cms":        "opens what KMS releases to the enclave",
 	"github.com/mrgc/mrgc/internal/credential": "tells the tenant",
 	"github.com/mrgc/mrgc/internal/dsse":       "verifies what the operator has signed",
