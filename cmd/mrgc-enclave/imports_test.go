@@ -30,6 +30,7 @@ var trusted = map[string]string{
 	"github.com/mrgc/mrgc/internal/credential": "tells the tenant",
 	"github.com/mrgc/mrgc/internal/dsse":       "verifies what the operator has signed",
 	"github.com/mrgc/mrgc/internal/tenant":     "whom the operator has signed, and what they may do",
+	"github.com/mrgc/mrgc/internal/fleetkey":   "the seeds of fleet recipients, and what these have run",
 	"github.com/mrgc/mrgc/internal/identity":   "mutual TLS to the guard",
 	"github.com/mrgc/mrgc/internal/kms":        "has KMS release tenants' data keys",
 	"github.com/mrgc/mrgc/internal/lockdown":   "no core dumps",
