@@ -93,7 +93,7 @@ func (w *World) serve(t testing.TB, must func(error), endpoint string) {
 	w.address = listener.Addr().String()
 	to, err := url.Parse(endpoint)
 	must(err)
-	transport := &http.Transport{}
+	transport := &http.Transport{DisableKeepAlives: true}
 	proxy := &httputil.ReverseProxy{
 		Transport: transport, Rewrite: func(r *httputil.ProxyRequest) { r.SetURL(to) },
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
@@ -104,7 +104,6 @@ func (w *World) serve(t testing.TB, must func(error), endpoint string) {
 	t.Cleanup(func() {
 		must(front.Close())
 		<-served
-		transport.CloseIdleConnections()
 	})
 }
 
