@@ -104,8 +104,9 @@ type fleetKeys struct {
 	e    *Enclave
 	wake chan struct{} // holds one: there are credentials
 
-	renewing sync.Mutex // held while KMS and the table are asked
-	failed   map[uint64]string
+	renewing sync.Mutex        // held while KMS and the table are asked
+	failed   map[uint64]string // guarded by renewing: what was told last of an epoch
+	seedless map[uint64]bool   // guarded by renewing: epochs that never had a key
 
 	mu     sync.Mutex
 	epochs []heldEpoch // guarded by mu: newest first; a slice that was published does not change
@@ -117,7 +118,7 @@ type heldEpoch struct {
 }
 
 func newFleetKeys(e *Enclave) *fleetKeys {
-	return &fleetKeys{e: e, wake: make(chan struct{}, 1), failed: map[uint64]string{}}
+	return &fleetKeys{e: e, wake: make(chan struct{}, 1), failed: map[uint64]string{}, seedless: map[uint64]bool{}}
 }
 
 // run looks after the keys until ctx ends.
@@ -173,12 +174,13 @@ func (f *fleetKeys) renew(ctx context.Context) {
 		return // the parent brings credentials, and wakes this
 	}
 	for _, w := range wanted {
-		if slices.ContainsFunc(keep, func(h heldEpoch) bool { return h.number == w.number }) {
+		if f.seedless[w.number] || slices.ContainsFunc(keep, func(h heldEpoch) bool { return h.number == w.number }) {
 			continue
 		}
 		key, err := f.obtain(ctx, w, now)
 		switch {
 		case errors.Is(err, errNoSeed):
+			f.seedless = map[uint64]bool{w.number: true} // the last one; those before it are not wanted any more
 		case err != nil:
 			f.fail(ctx, w.number, err)
 		default:
@@ -205,8 +207,8 @@ func (f *fleetKeys) fail(ctx context.Context, number uint64, err error) {
 	f.step(api.FleetSeedRefused, number, "", err)
 }
 
-// errNoSeed is an epoch that began without any enclave: nobody has sealed to it,
-// and nobody should any more.
+// errNoSeed is an epoch that ended without any enclave: nobody has sealed to it, and
+// nobody should any more.
 var errNoSeed = errors.New("the epoch has no seed")
 
 // obtain gets an epoch's key: by the seed that the fleet has, or by a new one. Who
@@ -218,7 +220,10 @@ func (f *fleetKeys) obtain(ctx context.Context, of epoch, now time.Time) (attest
 	if err != nil {
 		return attestedKey{}, err
 	}
-	if stored == nil && now.Before(of.start().Add(of.length)) {
+	if stored == nil && !now.Before(of.start().Add(of.length)) {
+		return attestedKey{}, errNoSeed
+	}
+	if stored == nil {
 		seed, ciphertext, err := f.e.config.KMS.GenerateDataKey(ctx, config.KMS, name.EncryptionContext())
 		if err != nil {
 			return attestedKey{}, err
@@ -231,12 +236,9 @@ func (f *fleetKeys) obtain(ctx context.Context, of epoch, now time.Time) (attest
 		if first {
 			return f.derive(api.FleetSeedMade, seed, of, now)
 		}
-		if stored, err = config.Table.Seed(ctx, name); err != nil {
-			return attestedKey{}, err
+		if stored, err = config.Table.Seed(ctx, name); err != nil || stored == nil {
+			return attestedKey{}, cmp.Or(err, errors.New("enclave: the first enclave's seed is gone again"))
 		}
-	}
-	if stored == nil {
-		return attestedKey{}, errNoSeed
 	}
 	// By this key alone: whoever can write the table could encrypt a seed that he
 	// knows by a key of his own.
