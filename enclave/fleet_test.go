@@ -245,6 +245,19 @@ var _ = Describe("A fleet's key", func() {
 		r.expectRefused(r.send(r.post(sealed)), http.StatusConflict, "request_replayed")
 	})
 
+	It("names the enclave for a request by a tenant's data key, too, which runs once in all of the fleet", func() {
+		w, table := startFleetKMS(), newFakeTable()
+		_, err := w.CreateKey(tenantKey, keyPolicy(w, thisImage(w)))
+		Expect(err).NotTo(HaveOccurred())
+		one := start(says(`{}`), withKMS(w), ofFleet(table))
+		key := one.awaitFleetKey()
+		sealed := one.sealTo([]*seal.Recipient{key}, chat, byDataKey(w))
+		Expect(open(sealed, one.send(one.post(sealed))).err).NotTo(HaveOccurred())
+		other := startBeside(says(`{}`), withKMS(w), ofFleet(table), servesTenantsOf(one))
+		other.awaitFleetKey()
+		other.expectRefused(other.send(other.post(sealed)), http.StatusConflict, "request_replayed")
+	})
+
 	It("changes with the epoch: the next is there ahead, the one before opens until its claims end", func() {
 		w, table := startFleetKMS(), newFakeTable()
 		r := start(says(`{}`), withKMS(w), ofFleet(table))

@@ -3,7 +3,9 @@ package seal_test
 import (
 	"bytes"
 	"crypto/ed25519"
-	"encoding/hex"
+	"encoding/json"
+	"os"
+	"path/filepath"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -27,7 +29,8 @@ func fleetEpoch() seal.FleetEpoch {
 func fleetClaims() seal.Claims {
 	claims := testClaims()
 	claims.Mode = seal.ModeNitro
-	claims.NotBefore, claims.NotAfter = now().Add(-time.Hour), now().Add(11*time.Hour)
+	start := time.Unix(int64(fleetEpoch().Number)*43200, 0)
+	claims.NotBefore, claims.NotAfter = start.Add(-time.Minute), start.Add(24*time.Hour-time.Second)
 	return claims
 }
 
@@ -38,20 +41,36 @@ func newFleetKey() (*seal.RecipientKey, ed25519.PrivateKey) {
 	return key, receipts
 }
 
-func unhex(text string) []byte {
-	GinkgoHelper()
-	out, err := hex.DecodeString(text)
-	Expect(err).NotTo(HaveOccurred())
-	return out
-}
-
 var _ = Describe("A fleet's key", func() {
-	It("is the one that docs/protocol.md derives: an implementation in another language gave these", func() {
-		key, receipts := newFleetKey()
-		twin, err := seal.RecipientKeyFromPrivate(unhex("2a663c4a3775e9f8cadc67158638ba88ce42dea976a68fa068d7ec5036ab82ea"), fleetClaims())
+	It("is that of the test vector, whose keys an implementation in another language has derived", func() {
+		raw, err := os.ReadFile(filepath.Join("testdata", "fleet.json"))
+		Expect(err).NotTo(HaveOccurred())
+		var v struct {
+			Seed        hexBytes `json:"seed"`
+			Fleet       string   `json:"fleet"`
+			Region      string   `json:"region"`
+			Epoch       uint64   `json:"epoch"`
+			Model       string   `json:"model"`
+			Manifest    hexBytes `json:"manifest"`
+			Mode        string   `json:"mode"`
+			NotBefore   int64    `json:"not_before"`
+			NotAfter    int64    `json:"not_after"`
+			PrivateKey  hexBytes `json:"private_key"`
+			ReceiptSeed hexBytes `json:"receipt_seed"`
+			Claims      hexBytes `json:"claims"`
+			KeyID       string   `json:"key_id"`
+		}
+		Expect(json.Unmarshal(raw, &v)).To(Succeed())
+		key, receipts, err := seal.NewFleetKey(v.Seed, seal.FleetEpoch{Fleet: v.Fleet, Region: v.Region, Number: v.Epoch}, seal.Claims{
+			Model: v.Model, ManifestSHA256: [32]byte(v.Manifest), Mode: v.Mode, NotBefore: time.Unix(v.NotBefore, 0), NotAfter: time.Unix(v.NotAfter, 0),
+		})
+		Expect(err).NotTo(HaveOccurred())
+		twin, err := seal.RecipientKeyFromPrivate(v.PrivateKey, fleetClaims())
 		Expect(err).NotTo(HaveOccurred())
 		Expect(key.Claims().PublicKey).To(Equal(twin.Claims().PublicKey))
-		Expect(receipts.Seed()).To(Equal(unhex("9fc67dba614043dd67322bed6378e0c43d35cbd11a541b290ba2a52be246d8a2")))
+		Expect(receipts.Seed()).To(BeEquivalentTo(v.ReceiptSeed))
+		Expect(key.RawClaims()).To(BeEquivalentTo(v.Claims))
+		Expect(key.KeyID().String()).To(Equal(v.KeyID))
 	})
 
 	It("is the same for all who hold the seed, and says of what type it is", func() {
