@@ -200,7 +200,7 @@ func (rc *recipientCache) store(from *region, model string, verified []*recipien
 	before := rc.lists[of]
 	list := recipientList{version: before.version + 1, fetched: rc.client.config.Now()}
 	for _, r := range verified {
-		if r.Claims().Type == seal.TypeFleet {
+		if r.Type() == seal.TypeFleet {
 			list.fleet = append(list.fleet, r)
 		} else {
 			list.recipients = append(list.recipients, r)
@@ -287,7 +287,7 @@ func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known m
 	if err != nil {
 		return nil, err
 	}
-	if !rc.client.config.Policy.acceptsType(parsed.Claims().Type) {
+	if !rc.client.config.Policy.acceptsType(parsed.Type()) {
 		return nil, errRefusedType
 	}
 	if !rc.outlasts(parsed.Claims(), now) {

@@ -2,7 +2,8 @@
 // the cluster where a tenant's request is in clear, beside the engine.
 //
 // It makes a key at its start and has the Nitro Security Module attest it
-// ([Enclave.Recipients]). A request that arrives is opened, checked and recorded
+// (served as /recipients); as one of a [Fleet] it holds keys together with others,
+// too. A request that arrives is opened, checked and recorded
 // against replay; its JSON is written anew and sent to the engine's guard over
 // the enclave's own mutual TLS; the answer is sealed chunk by chunk as it comes.
 //

@@ -56,7 +56,7 @@ type attestedKey struct {
 }
 
 // shared says whether other enclaves hold the key, too.
-func (a *attestedKey) shared() bool { return a.key.Claims().Type == seal.TypeFleet }
+func (a *attestedKey) shared() bool { return a.key.Type() == seal.TypeFleet }
 
 func newKeyring(config *Config) *keyring { return &keyring{config: config} }
 

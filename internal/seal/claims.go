@@ -181,6 +181,9 @@ func ParseRecipient(rawClaims []byte) (*Recipient, error) {
 // KeyID is the recipient's name in headers and envelopes.
 func (r *Recipient) KeyID() KeyID { return r.id }
 
+// Type is the claims' own.
+func (r *Recipient) Type() RecipientType { return r.claims.Type }
+
 // RawClaims are the claims' bytes, as they were received.
 func (r *Recipient) RawClaims() []byte { return bytes.Clone(r.raw) }
 
