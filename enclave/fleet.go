@@ -13,6 +13,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/awscall"
+	"github.com/mrgc/mrgc/internal/kms"
 	"github.com/mrgc/mrgc/internal/seal"
 )
 
@@ -198,11 +199,17 @@ func (f *fleetKeys) publish(epochs []heldEpoch) {
 	f.epochs = epochs
 }
 
+// fail tells of a failure that is another one than before. What could not be asked
+// is one story, though each attempt has words of its own.
 func (f *fleetKeys) fail(ctx context.Context, number uint64, err error) {
-	if ctx.Err() != nil || f.failed[number] == err.Error() {
+	story := "cannot be asked"
+	if errors.Is(err, kms.ErrDenied) || errors.Is(err, kms.ErrCiphertext) {
+		story = err.Error()
+	}
+	if ctx.Err() != nil || f.failed[number] == story {
 		return
 	}
-	f.failed[number] = err.Error()
+	f.failed[number] = story
 	f.e.config.Logger.Error("no fleet key", "epoch", number, "error", err)
 	f.step(api.FleetSeedRefused, number, "", err)
 }
