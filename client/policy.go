@@ -36,7 +36,8 @@ type Policy struct {
 	// hold, which KMS releases to them. A fleet's key is for when none of the
 	// enclaves that the client knows is there any more, or for who accepts nothing
 	// else. Whoever administers the operator's KMS key could have it released to any
-	// program: so the default is "enclave" alone.
+	// program, and whoever carries requests can say that enclaves are gone: so the
+	// default is "enclave" alone.
 	RecipientTypes []string
 	// Regions that requests may go to, by short name; empty: all.
 	Regions []string
