@@ -12,6 +12,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"pgregory.net/rapid"
 
 	"github.com/mrgc/mrgc/enclave"
 	"github.com/mrgc/mrgc/internal/api"
@@ -299,6 +300,30 @@ var _ = Describe("A fleet's key", func() {
 		alone := startBeside(says(`{}`), withKMS(w), ofFleet(newFakeTable()))
 		alone.awaitFleetKey()
 		Consistently(alone.fleetSteps, "200ms").Should(Equal([]string{"made 41027"}))
+	})
+
+	It("is held, by the clock alone, from before its epoch begins until its claims end", func() {
+		rapid.Check(GinkgoT(), func(t *rapid.T) {
+			length := time.Duration(rapid.Int64Range(12, 7*24*3600).Draw(t, "seconds")) * time.Second
+			now := time.Unix(rapid.Int64Range(10*7*24*3600, 1<<33).Draw(t, "now"), rapid.Int64Range(0, 999_999_999).Draw(t, "ns"))
+			wanted := enclave.WantedEpochs(now, length)
+			present := 0
+			for i, e := range wanted {
+				Expect(e.NotAfter).To(BeTemporally("==", e.Start.Add(2*length-time.Second)))
+				Expect(e.NotAfter).To(BeTemporally(">=", now.Truncate(time.Second)), "none is held that opens nothing any more")
+				Expect(e.Start.Add(-length/12-time.Second)).To(BeTemporally("<=", now), "none is held long before it is offered")
+				if i > 0 {
+					Expect(e.Start).To(BeTemporally("==", wanted[i-1].Start.Add(-length)), "newest first, without gaps")
+				}
+				if !e.Start.After(now) && e.Start.Add(length).After(now) {
+					present++
+				}
+			}
+			Expect(present).To(Equal(1))
+			oldest := wanted[len(wanted)-1]
+			Expect(oldest.Start.Add(length-time.Second)).To(BeTemporally("<", now), "whatever is older has ended")
+			Expect(wanted[0].Start.Add(length)).To(BeTemporally(">", now.Add(length/12)), "the next one is there ahead")
+		})
 	})
 
 	DescribeTable("is not taken from a seed that is", func(plant func(w *softkmstest.World, planted map[string]string) []byte, reason string) {
