@@ -41,6 +41,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -302,16 +303,35 @@ func (c *Client) askRegion(req *http.Request, key *credential.Key, q *question, 
 	}
 	c.resealed.Add(1)
 	c.config.Logger.Info("recipients have changed, sealing again", "model", q.model)
-	if list, err = c.recipients.newer(req.Context(), r, key, q.model, list.version); err != nil {
-		return nil, err
-	}
-	c.recipients.forget(r, q.model, recipients)
-	list.earlier = nil // what was fetched just now is sure to be there
-	resp, err = c.send(req, r, key, q, list.choose(c.config.Recipients, nil))
+	resp, err = c.sealAgain(req, key, q, r, list, recipients)
 	if errors.Is(err, errStaleRecipients) {
 		stale := api.Errorf(http.StatusServiceUnavailable, "recipients_changing", "the cluster's instances are changing faster than requests reach them; try again")
 		stale.RetryAfter = time.Second
 		return nil, stale
+	}
+	return resp, err
+}
+
+// sealAgain seals to what the region offers now; to the fleet's key when it offers
+// nothing else that is there. Nobody holds the keys of gone.
+func (c *Client) sealAgain(req *http.Request, key *credential.Key, q *question, r *region, list recipientList, gone []*recipient) (*http.Response, error) {
+	ofFleet := func(list recipientList, tried []*recipient, err error) (*http.Response, error) {
+		if len(list.fleet) == 0 || slices.Contains(tried, list.fleet[0]) || req.Context().Err() != nil {
+			return nil, err
+		}
+		c.config.Logger.Warn("none of the enclaves that are known is there, sealing to the fleet's key", "model", q.model)
+		return c.send(req, r, key, q, list.fleet[:1])
+	}
+	newer, err := c.recipients.newer(req.Context(), r, key, q.model, list.version)
+	if err != nil {
+		return ofFleet(list, gone, err)
+	}
+	c.recipients.forget(r, q.model, gone)
+	newer.earlier = nil // what was fetched just now is sure to be there
+	to := newer.choose(c.config.Recipients, nil)
+	resp, err := c.send(req, r, key, q, to)
+	if errors.Is(err, errStaleRecipients) {
+		return ofFleet(newer, to, err)
 	}
 	return resp, err
 }

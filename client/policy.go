@@ -31,6 +31,14 @@ type Policy struct {
 	// Modes are the modes of isolation that are accepted; default: every mode
 	// with a Nitro Enclave.
 	Modes []string
+	// RecipientTypes are what requests may be sealed to, in whatever order: "enclave",
+	// a key of one enclave's own, and "fleet", a key that all enclaves of a region
+	// hold, which KMS releases to them. A fleet's key is for when none of the
+	// enclaves that the client knows is there any more, or for who accepts nothing
+	// else. Whoever administers the operator's KMS key could have it released to any
+	// program, and whoever carries requests can say that enclaves are gone: so the
+	// default is "enclave" alone.
+	RecipientTypes []string
 	// Regions that requests may go to, by short name; empty: all.
 	Regions []string
 	// NoAffinity sends no affinity key, so that whoever routes requests cannot
@@ -50,7 +58,19 @@ func (p *Policy) check() error {
 	if len(p.Releases) == 0 {
 		return errors.New("client: no trusted releases: without measurements any program could pose as the enclave")
 	}
+	for _, t := range p.RecipientTypes {
+		if t != seal.TypeEnclave.String() && t != seal.TypeFleet.String() {
+			return fmt.Errorf("client: recipients of type %q: want %s or %s", t, seal.TypeEnclave, seal.TypeFleet)
+		}
+	}
 	return nil
+}
+
+func (p *Policy) acceptsType(t seal.RecipientType) bool {
+	if len(p.RecipientTypes) > 0 {
+		return slices.Contains(p.RecipientTypes, t.String())
+	}
+	return t == seal.TypeEnclave
 }
 
 func (p *Policy) roots() []*x509.Certificate {
@@ -77,6 +97,8 @@ func (p *Policy) verify(offered api.Recipient, model string, now time.Time) (*se
 	switch {
 	case claims.Model != model:
 		return nil, fmt.Errorf("serves %q", claims.Model)
+	case !p.acceptsType(claims.Type):
+		return nil, fmt.Errorf("recipients of type %s are not accepted", claims.Type)
 	case !claims.ValidAt(now):
 		return nil, errors.New("claims are not valid now")
 	case !p.acceptsMode(claims.Mode):

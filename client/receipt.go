@@ -69,6 +69,9 @@ func (r Receipt) Verify(policy Policy) (Statement, error) {
 		return Statement{}, fmt.Errorf("receipt: %w", err)
 	}
 	claims := signer.Claims()
+	if !policy.acceptsType(claims.Type) {
+		return Statement{}, fmt.Errorf("receipt: recipients of type %s are not accepted", claims.Type)
+	}
 	if !policy.acceptsMode(claims.Mode) {
 		return Statement{}, fmt.Errorf("receipt: mode %q is not accepted", claims.Mode)
 	}

@@ -60,6 +60,9 @@ type recipientList struct {
 	// earlier are those of earlier fetches that were not listed again: busier now,
 	// but good, and perhaps where a conversation is at home.
 	earlier []*recipient
+	// fleet are the keys that many hold, the last listed first: for when of the
+	// others none is there.
+	fleet   []*recipient
 	version int // counts the fetches; 0: none yet
 	fetched time.Time
 }
@@ -73,8 +76,12 @@ func newRecipientCache(c *Client) *recipientCache {
 // a router that is slow or gone delays nobody whose recipients are still valid.
 func (rc *recipientCache) get(ctx context.Context, r *region, key *credential.Key, model string) (recipientList, error) {
 	list := rc.usable(r, model)
-	if len(list.recipients) == 0 {
-		return rc.newer(ctx, r, key, model, list.version)
+	if list.wanting(&rc.client.config.Policy) {
+		newer, err := rc.newer(ctx, r, key, model, list.version)
+		if err != nil && len(list.fleet) > 0 && ctx.Err() == nil {
+			return list, nil // the fleet's key is for this
+		}
+		return newer, err
 	}
 	if rc.client.config.Now().Sub(list.fetched) >= recipientsRefresh {
 		_ = rc.fetchNewer(ctx, r, key, model, list.version) // nobody waits for it
@@ -99,7 +106,7 @@ func (rc *recipientCache) newer(ctx context.Context, r *region, key *credential.
 func (rc *recipientCache) fetchNewer(ctx context.Context, r *region, key *credential.Key, model string, seen int) <-chan singleflight.Result {
 	shared := fmt.Sprintf("%d %s %d %s", r.place, credential.DigestOf(key.EdgeToken()), seen, model)
 	return rc.fetches.DoChan(shared, func() (any, error) {
-		if list := rc.usable(r, model); list.version > seen && len(list.recipients) > 0 {
+		if list := rc.usable(r, model); list.version > seen && !list.wanting(&rc.client.config.Policy) {
 			return list, nil
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recipientsTimeout)
@@ -125,8 +132,18 @@ func (rc *recipientCache) usable(r *region, model string) recipientList {
 	expired := func(r *recipient) bool { return !rc.outlasts(r.Claims(), now) }
 	list.recipients = slices.DeleteFunc(slices.Clone(list.recipients), expired)
 	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), expired)
+	list.fleet = slices.DeleteFunc(slices.Clone(list.fleet), expired)
 	return list
 }
+
+// wanting says whether the list has nothing of the kind that requests are sealed to
+// as a rule: a fleet's key, for who accepts nothing else.
+func (l recipientList) wanting(p *Policy) bool {
+	return len(l.recipients) == 0 && (len(l.fleet) == 0 || p.acceptsType(seal.TypeEnclave))
+}
+
+// all are those that are known, of whatever kind.
+func (l recipientList) all() []*recipient { return slices.Concat(l.recipients, l.earlier, l.fleet) }
 
 // find gives the recipient of that key; nil if it is not known any more.
 func (l recipientList) find(kid seal.KeyID) *recipient {
@@ -144,8 +161,12 @@ func (l recipientList) find(kid seal.KeyID) *recipient {
 // another region, as the last often is. Where there is no room, or fewer are wanted,
 // home takes the place of the last but one. A list
 // that is short, as one is that an instance gives in the routers' place, is
-// filled up with earlier ones: else all requests would be for that instance.
+// filled up with earlier ones: else all requests would be for that instance. When
+// there is nobody else it is a fleet's key.
 func (l recipientList) choose(n int, home *recipient) []*recipient {
+	if len(l.recipients)+len(l.earlier) == 0 {
+		return l.fleet[:min(1, len(l.fleet))]
+	}
 	first := l.recipients[:min(n, len(l.recipients))]
 	if missing := min(n-len(first), len(l.earlier)); missing > 0 {
 		first = slices.Concat(first, l.earlier[:missing])
@@ -177,25 +198,41 @@ func (rc *recipientCache) store(from *region, model string, verified []*recipien
 	defer rc.mu.Unlock()
 	of := listOf{from, model}
 	before := rc.lists[of]
-	list := recipientList{recipients: verified, version: before.version + 1, fetched: rc.client.config.Now()}
+	list := recipientList{version: before.version + 1, fetched: rc.client.config.Now()}
+	for _, r := range verified {
+		if r.Type() == seal.TypeFleet {
+			list.fleet = append(list.fleet, r)
+		} else {
+			list.recipients = append(list.recipients, r)
+		}
+	}
+	kept := func(r *recipient) bool {
+		return !slices.ContainsFunc(verified, func(v *recipient) bool { return v.KeyID() == r.KeyID() }) && rc.outlasts(r.Claims(), list.fetched)
+	}
 	for _, r := range slices.Concat(before.recipients, before.earlier) {
-		if len(list.earlier) < maxEarlier && !slices.ContainsFunc(verified, func(v *recipient) bool { return v.KeyID() == r.KeyID() }) &&
-			rc.outlasts(r.Claims(), list.fetched) {
+		if len(list.earlier) < maxEarlier && kept(r) {
 			list.earlier = append(list.earlier, r)
+		}
+	}
+	for _, r := range before.fleet {
+		if kept(r) {
+			list.fleet = append(list.fleet, r)
 		}
 	}
 	rc.lists[of] = list
 	return list
 }
 
-// forget drops recipients from the earlier ones of a list: nobody held their keys
-// when a request came for them.
+// forget drops recipients from the earlier ones and the fleet's of a list: nobody
+// held their keys when a request came for them.
 func (rc *recipientCache) forget(from *region, model string, gone []*recipient) {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
 	of := listOf{from, model}
 	list := rc.lists[of]
-	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), func(r *recipient) bool { return slices.Contains(gone, r) })
+	isGone := func(r *recipient) bool { return slices.Contains(gone, r) }
+	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), isGone)
+	list.fleet = slices.DeleteFunc(slices.Clone(list.fleet), isGone)
 	rc.lists[of] = list
 }
 
@@ -206,7 +243,7 @@ func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*reci
 	known := map[seal.KeyID]*recipient{}
 	for _, from := range rc.client.regions {
 		list := rc.list(from, model)
-		for _, r := range slices.Concat(list.recipients, list.earlier) {
+		for _, r := range list.all() {
 			known[r.KeyID()] = r
 		}
 	}
@@ -216,6 +253,9 @@ func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*reci
 	seen := map[seal.KeyID]bool{}
 	for i, o := range offered {
 		recipient, err := rc.verifyOne(o, model, known, now)
+		if errors.Is(err, errRefusedType) {
+			continue // as every cluster with a fleet's key offers it to every client
+		}
 		if err != nil {
 			refused = append(refused, fmt.Errorf("recipient %d: %w", i+1, err))
 			continue
@@ -230,16 +270,25 @@ func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*reci
 		rc.client.config.Logger.Warn("recipients refused", "model", model, "error", errors.Join(refused...))
 	}
 	if len(verified) == 0 {
+		if len(refused) == 0 && len(offered) > 0 {
+			refused = append(refused, errRefusedType)
+		}
 		return nil, api.Errorf(http.StatusBadGateway, "no_trusted_recipient",
 			"none of the cluster's %d enclaves passed verification, so nothing was sent: %v", len(offered), errors.Join(refused...))
 	}
 	return verified, nil
 }
 
+// errRefusedType is a recipient of a type that the policy does without.
+var errRefusedType = errors.New("recipient of a type that is not accepted")
+
 func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known map[seal.KeyID]*recipient, now time.Time) (*recipient, error) {
 	parsed, err := seal.ParseRecipient(offered.Claims)
 	if err != nil {
 		return nil, err
+	}
+	if !rc.client.config.Policy.acceptsType(parsed.Type()) {
+		return nil, errRefusedType
 	}
 	if !rc.outlasts(parsed.Claims(), now) {
 		return nil, errors.New("claims are not valid for as long as a request made now")

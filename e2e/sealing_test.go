@@ -93,12 +93,14 @@ func (f *forger) letter(sealed *seal.Sealed) *letter {
 	if sealed.Headers.Size != "" {
 		header.Set(api.HeaderSize, sealed.Headers.Size)
 	}
+	if sealed.Headers.Affinity != "" {
+		header.Set(api.HeaderAffinity, sealed.Headers.Affinity)
+	}
 	for name, value := range map[string]string{
 		"Content-Type":       api.ContentTypeSealedRequest,
 		"Authorization":      "Bearer " + string(f.key.EdgeToken()),
 		api.HeaderModel:      sealed.Headers.Model,
 		api.HeaderTenant:     sealed.Headers.Tenant,
-		api.HeaderAffinity:   sealed.Headers.Affinity,
 		api.HeaderRequestID:  sealed.Headers.RequestID.String(),
 		api.HeaderRecipients: seal.FormatKeyIDs(sealed.Headers.KeyIDs),
 	} {

@@ -2,7 +2,8 @@
 // the cluster where a tenant's request is in clear, beside the engine.
 //
 // It makes a key at its start and has the Nitro Security Module attest it
-// ([Enclave.Recipients]). A request that arrives is opened, checked and recorded
+// (served as /recipients); as one of a [Fleet] it holds keys together with others,
+// too. A request that arrives is opened, checked and recorded
 // against replay; its JSON is written anew and sent to the engine's guard over
 // the enclave's own mutual TLS; the answer is sealed chunk by chunk as it comes.
 //
@@ -46,6 +47,7 @@ type Config struct {
 	Tenants *tenant.Keeper    // holds the list of tenants; whoever brings it is trusted with nothing
 	Engine  http.RoundTripper // reaches the engine's guard over mutual TLS
 	KMS     *kms.Client       // decrypts tenants' data keys; nil: requests by these are refused
+	Fleet   *Fleet            // whose keys are held, too, which takes a KMS; nil: none
 
 	RequestBodyBytes   int64         // sealed size; default 8 MiB
 	RequestLifetime    time.Duration // how far ahead an expiry may lie; default [seal.MaxLifetime]
@@ -68,6 +70,7 @@ type Enclave struct {
 	slots   chan struct{}
 
 	releases keyReleases // of data keys, by KMS
+	fleet    *fleetKeys  // nil: of no fleet
 	host     hostSays
 	cleaner  *cleaner
 }
@@ -95,12 +98,27 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 	case config.Tenants == nil:
 		return nil, errors.New("enclave: no key that verifies tenants, nobody could be served")
 	}
+	if config.Fleet != nil {
+		fleet := *config.Fleet
+		fleet.EpochLength = cmp.Or(fleet.EpochLength, defaultEpochLength)
+		config.Fleet = &fleet
+		if err := fleet.check(); err != nil {
+			return nil, err
+		}
+		if config.KMS == nil {
+			return nil, errors.New("enclave: a fleet's seeds come from KMS, which is not asked")
+		}
+	}
 	e := &Enclave{
 		config:  config,
 		keys:    newKeyring(&config),
 		replays: seal.NewReplaySet(config.ReplayCapacity),
 		slots:   make(chan struct{}, config.ConcurrentRequests),
 		cleaner: newCleaner(&config),
+	}
+	if config.Fleet != nil {
+		e.fleet = newFleetKeys(e)
+		e.keys.fleet = e.fleet.held
 	}
 	if _, err := e.keys.recipients(ctx, config.Now()); err != nil {
 		return nil, err
@@ -120,12 +138,15 @@ func (e *Enclave) Serve(ctx context.Context, listener net.Listener) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
+	beside, stopBeside := context.WithCancel(ctx)
+	var done sync.WaitGroup
+	defer done.Wait()
+	defer stopBeside()
 	if e.config.CleanWithin > 0 {
-		cleaning, stopCleaning := context.WithCancel(ctx)
-		var cleaned sync.WaitGroup
-		cleaned.Go(func() { e.cleaner.run(cleaning) })
-		defer cleaned.Wait()
-		defer stopCleaning()
+		done.Go(func() { e.cleaner.run(beside) })
+	}
+	if e.fleet != nil {
+		done.Go(func() { e.fleet.run(beside) })
 	}
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 		return err

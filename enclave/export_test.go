@@ -58,3 +58,15 @@ func KeyReleasesAfter(n int, enclaveName string, sequence uint64) api.KeyRelease
 	}
 	return k.after(enclaveName, sequence)
 }
+
+// Epoch is one whose key is to be held: it is offered from Start on, and opens
+// requests until NotAfter.
+type Epoch struct{ Start, NotAfter time.Time }
+
+// WantedEpochs is wantedEpochs.
+func WantedEpochs(now time.Time, length time.Duration) (wanted []Epoch) {
+	for _, e := range wantedEpochs(now, length) {
+		wanted = append(wanted, Epoch{e.start(), e.notAfter()})
+	}
+	return wanted
+}

@@ -33,31 +33,53 @@ const (
 // keyring holds the keys that open requests, and their attestation documents.
 type keyring struct {
 	config *Config
+	fleet  func() []heldEpoch // keys that others hold, too; nil: none
 
-	renewing sync.Mutex // held while the security module works, which requests do not wait for
+	renewing  sync.Mutex                 // held while the security module works, which requests do not wait for
+	documents map[seal.KeyID]attestation // guarded by renewing: of the fleet's keys
 
 	mu   sync.Mutex
 	keys []attestedKey // guarded by mu: newest first; a slice that was published does not change
+}
+
+// attestation is a document, and when it was made.
+type attestation struct {
+	document []byte
+	at       time.Time
 }
 
 type attestedKey struct {
 	key      *seal.RecipientKey
 	receipts ed25519.PrivateKey // signs them; its public half is in the claims
 	made     time.Time
-	document []byte
-	attested time.Time
+	attested attestation // of own keys
 }
+
+// shared says whether other enclaves hold the key, too.
+func (a *attestedKey) shared() bool { return a.key.Type() == seal.TypeFleet }
 
 func newKeyring(config *Config) *keyring { return &keyring{config: config} }
 
 // find gives the key that opens an envelope to these recipients.
 func (k *keyring) find(ids []seal.KeyID, now time.Time) (attestedKey, bool) {
-	for _, held := range k.held() {
+	for _, held := range slices.Concat(k.held(), k.shared()) {
 		if slices.Contains(ids, held.key.KeyID()) && held.key.Claims().ValidAt(now) {
 			return held, true
 		}
 	}
 	return attestedKey{}, false
+}
+
+// shared are the fleet's keys, newest first.
+func (k *keyring) shared() []attestedKey {
+	if k.fleet == nil {
+		return nil
+	}
+	var keys []attestedKey
+	for _, held := range k.fleet() {
+		keys = append(keys, held.key)
+	}
+	return keys
 }
 
 func (k *keyring) held() []attestedKey {
@@ -66,9 +88,10 @@ func (k *keyring) held() []attestedKey {
 	return k.keys
 }
 
-// recipients gives claims and documents, newest key first. It makes a new key
-// and renews documents when they are due, and forgets keys that have expired.
-// When it fails, the keys that were held go on opening requests.
+// recipients gives claims and documents, newest key first, own ones before those
+// of a fleet. It makes a new key and renews documents when they are due, and forgets
+// keys that have expired. When it fails, the keys that were held go on opening
+// requests.
 func (k *keyring) recipients(ctx context.Context, now time.Time) ([]api.Recipient, error) {
 	k.renewing.Lock()
 	defer k.renewing.Unlock()
@@ -84,13 +107,13 @@ func (k *keyring) recipients(ctx context.Context, now time.Time) ([]api.Recipien
 	recipients := make([]api.Recipient, len(keys))
 	for i := range keys {
 		held := &keys[i]
-		if now.Sub(held.attested) >= documentRenewal {
-			if err := k.attest(ctx, held, now); err != nil && now.Sub(held.attested) >= documentLimit {
-				return nil, err
-			}
+		var err error
+		if held.attested, err = k.attest(ctx, held.key, held.attested, now); err != nil {
+			return nil, err
 		}
-		recipients[i] = api.Recipient{Claims: held.key.RawClaims(), Attestation: held.document}
+		recipients[i] = api.Recipient{Claims: held.key.RawClaims(), Attestation: held.attested.document}
 	}
+	recipients = append(recipients, k.sharedRecipients(ctx, now)...)
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	k.keys = keys
@@ -117,12 +140,40 @@ func (k *keyring) newKey(now time.Time) (attestedKey, error) {
 	return attestedKey{key: key, receipts: receipts, made: now}, nil
 }
 
-func (k *keyring) attest(ctx context.Context, held *attestedKey, now time.Time) error {
-	digest := held.key.ClaimsDigest()
-	document, err := k.config.NSM.Attest(ctx, nsm.Request{UserData: digest[:]})
-	if err != nil {
-		return fmt.Errorf("enclave: attest key %s: %w", held.key.KeyID(), err)
+// sharedRecipients are those of the fleet, with this enclave's own documents. That
+// one of them has none stops nobody from serving by its own key. The caller holds
+// renewing.
+func (k *keyring) sharedRecipients(ctx context.Context, now time.Time) (recipients []api.Recipient) {
+	before := k.documents
+	k.documents = map[seal.KeyID]attestation{}
+	for _, held := range k.shared() {
+		if !held.key.Claims().ValidAt(now) {
+			continue
+		}
+		attested, err := k.attest(ctx, held.key, before[held.key.KeyID()], now)
+		if err != nil {
+			k.config.Logger.Error("no attestation document of a fleet's key", "error", err)
+			continue
+		}
+		k.documents[held.key.KeyID()] = attested
+		recipients = append(recipients, api.Recipient{Claims: held.key.RawClaims(), Attestation: attested.document})
 	}
-	held.document, held.attested = document, now
-	return nil
+	return recipients
+}
+
+// attest renews a document that is due; one that cannot be renewed is good for a
+// while.
+func (k *keyring) attest(ctx context.Context, key *seal.RecipientKey, held attestation, now time.Time) (attestation, error) {
+	if now.Sub(held.at) < documentRenewal {
+		return held, nil
+	}
+	digest := key.ClaimsDigest()
+	document, err := k.config.NSM.Attest(ctx, nsm.Request{UserData: digest[:]})
+	switch {
+	case err == nil:
+		return attestation{document, now}, nil
+	case now.Sub(held.at) < documentLimit:
+		return held, nil
+	}
+	return attestation{}, fmt.Errorf("enclave: attest key %s: %w", key.KeyID(), err)
 }

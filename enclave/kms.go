@@ -70,5 +70,8 @@ func (e *Enclave) takeCredentials(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	e.config.KMS.SetCredentials(kms.Credentials(c))
+	if e.fleet != nil {
+		e.fleet.credentials(kms.Credentials(c))
+	}
 	w.WriteHeader(http.StatusNoContent)
 }

@@ -49,12 +49,16 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	answer := newReply(sealing, opened, key, e.host.statement(), e.config.Now)
 	defer answer.Wipe()
 	done, err := e.answer(r.Context(), opened, answer)
+	if errors.Is(err, errNotRun) && key.shared() {
+		// Nothing has happened, but the fleet's record stays: no other instance would
+		// run the same envelope, so the client is told to make another one.
+		err = refuse(answer, errEngineUnreachable())
+		done.outcome = api.OutcomeFailed
+	}
 	if errors.Is(err, errNotRun) {
 		// Nothing has happened: in clear, so that Envoy asks another recipient.
 		e.replays.Forget(opened.KeyID, opened.RequestID, opened.Expiry)
-		unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
-		unreachable.RetryAfter = time.Second
-		unreachable.Write(w)
+		errEngineUnreachable().Write(w)
 		return
 	}
 	if err != nil {
@@ -78,6 +82,12 @@ type result struct {
 // status is 503, so that Envoy tries another recipient's instance first; the
 // client sees it when none is left.
 const codeStale = "stale_recipients"
+
+func errEngineUnreachable() *api.Error {
+	unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
+	unreachable.RetryAfter = time.Second
+	return unreachable
+}
 
 // errCannotOpen is the one answer to everything that does not open.
 func errCannotOpen() *api.Error {
@@ -118,7 +128,30 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, at
 		opened.Wipe()
 		return fail(refusal(err))
 	}
+	if held.shared() {
+		if refused := e.recordForFleet(r.Context(), opened); refused != nil {
+			opened.Wipe()
+			return fail(refused)
+		}
+	}
 	return opened, held, nil
+}
+
+// recordForFleet has the fleet remember what this enclave alone has recorded so
+// far. A key that others hold runs nothing that they could not know of.
+func (e *Enclave) recordForFleet(ctx context.Context, opened *seal.Opened) *api.Error {
+	err := e.config.Fleet.Table.Record(ctx, opened.KeyID, opened.RequestID, opened.Expiry)
+	switch {
+	case err == nil:
+		return nil
+	case errors.Is(err, seal.ErrReplayed):
+		return refusal(err)
+	}
+	e.config.Logger.Warn("a request to the fleet's key is refused", "error", err)
+	e.replays.Forget(opened.KeyID, opened.RequestID, opened.Expiry)
+	unchecked := api.Errorf(http.StatusServiceUnavailable, "replay_unchecked", "the instance's enclave cannot ask whether the request was run already; try again")
+	unchecked.RetryAfter = time.Second
+	return unchecked
 }
 
 // refusal is the unsealed answer for an error of package seal.
@@ -201,10 +234,8 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 		if errors.Is(err, errNotRun) {
 			return done, err // nothing is written yet
 		}
-		unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
-		unreachable.RetryAfter = time.Second
 		done.outcome = api.OutcomeFailed
-		return done, refuse(answer, unreachable)
+		return done, refuse(answer, errEngineUnreachable())
 	}
 	defer resp.Body.Close()
 	done.outcome = outcomeOf(resp.StatusCode)

@@ -111,14 +111,15 @@ func (ix *index) at(address string) *fleet.Instance {
 }
 
 // candidates appends the instances that hold the recipients' keys to dst, each
-// once: an instance may hold several while its enclave changes keys.
+// once: an instance may hold several while its enclave changes keys, and a fleet's
+// key is held by many.
 func (p *Picker) candidates(dst []routing.Candidate, ix *index, recipients []string, now time.Time) []routing.Candidate {
 	for _, kid := range recipients {
-		in := ix.snapshot.ByKeyID(kid)
-		if in == nil || slices.ContainsFunc(dst, func(c routing.Candidate) bool { return c.Instance == in }) {
-			continue
+		for _, in := range ix.snapshot.Holders(kid) {
+			if !slices.ContainsFunc(dst, func(c routing.Candidate) bool { return c.Instance == in }) {
+				dst = append(dst, p.candidate(ix, in, now))
+			}
 		}
-		dst = append(dst, p.candidate(ix, in, now))
 	}
 	return dst
 }

@@ -102,6 +102,12 @@ var _ = Describe("Process", func() {
 		Expect(picked(h.ask(ctx, sealed("1")))).To(Equal("addr-use1-0"))
 	})
 
+	It("names every instance that holds a key, as with a fleet's", func(ctx SpecContext) {
+		h := start()
+		h.see(instance("use1-0", "use1", kidA), instance("use1-1", "use1", kidA), instance("use1-2", "use1", kidB))
+		Expect(strings.Split(picked(h.ask(ctx, sealed("1").with("mrgc-recipients", kidA))), ",")).To(ConsistOf("addr-use1-0", "addr-use1-1"))
+	})
+
 	It("counts a request once, however often its stream asks", func(ctx SpecContext) {
 		h := start()
 		stream := h.open(ctx)

@@ -64,6 +64,12 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 	if err != nil {
 		return "", err
 	}
+	var fleetPolicy []byte
+	if p.fleet.name != "" {
+		if fleetPolicy, err = p.fleetPolicy(measured); err != nil {
+			return "", err
+		}
+	}
 	clusterConfig := p.clusterConfig()
 	if _, err := config.Parse(p.config, clusterConfig); err != nil {
 		return "", fmt.Errorf("configuration of the local cluster: %w", err)
@@ -85,6 +91,9 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 		p.kms.policy: keyPolicy,
 		p.kms.env:    p.kmsEnv(),
 	})
+	if fleetPolicy != nil {
+		files[p.fleet.policy] = fleetPolicy
+	}
 	for path, content := range files {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			return "", err

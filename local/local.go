@@ -179,6 +179,13 @@ func (c *cluster) serveStandIns(ctx context.Context, group *errgroup.Group, ca *
 		return err
 	}
 	group.Go(func() error { return serveKMS(ctx) })
+	if c.plan.fleet.name != "" {
+		serveDynamoDB, err := c.plan.listenDynamoDB(ctx, ca)
+		if err != nil {
+			return err
+		}
+		group.Go(func() error { return serveDynamoDB(ctx) })
+	}
 	for _, in := range c.plan.instances() {
 		module, err := softnsm.New(softnsm.Config{Root: root, Region: in.aws, InstanceID: in.id, Role: "development"})
 		if err != nil {

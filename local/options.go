@@ -47,6 +47,10 @@ type Options struct {
 	// mrgc.yaml's tenant_client_ca; default: none.
 	TenantClientCA string
 
+	// FleetDynamoDB is the URL of a DynamoDB Local that runs already, http://127.0.0.1:PORT:
+	// enclaves then hold a key together, too, whose table is there; default: none.
+	FleetDynamoDB string
+
 	StateDir string // logs, state, env; default ".mrgc"
 	ToolsDir string // fetched parts; default ".tools"
 	BinDir   string // mrgc, mrgc-parent, mrgc-enclave; default: where this program lies
@@ -93,7 +97,7 @@ func (o Options) complete() (Options, error) {
 	if o.Engine != EngineLlama && o.Engine != EngineSim {
 		return o, fmt.Errorf("--engine %s: want %s or %s", o.Engine, EngineLlama, EngineSim)
 	}
-	if err := errors.Join(o.completeModel(), o.completeSim()); err != nil {
+	if err := errors.Join(o.completeModel(), o.completeSim(), o.checkFleet()); err != nil {
 		return o, err
 	}
 	if o.Policy != "" {

@@ -76,6 +76,7 @@ type plan struct {
 	releasing string // the key that signs it: .key, and .pub that verifies
 	store     string
 	kms       softwareKMS
+	fleet     sharedFleet
 	regions   []region
 	engines   []engine // to start
 	draw      func() (string, error)
@@ -111,7 +112,10 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		p.regions = append(p.regions, r)
 	}
 	var err error
-	p.kms, err = p.planKMS()
+	if p.kms, err = p.planKMS(); err != nil {
+		return nil, err
+	}
+	p.fleet, err = p.planFleet()
 	return p, err
 }
 
@@ -278,11 +282,11 @@ func (p *plan) guard(in instance, token string) process {
 }
 
 func (p *plan) enclave(in instance, token string) process {
-	return process{name: "enclave-" + in.id, rank: rankEnclave, env: []string{token}, args: []string{
+	return process{name: "enclave-" + in.id, rank: rankEnclave, env: []string{token}, args: append([]string{
 		p.bin("mrgc-enclave"), "-listen", in.requests(), "-engine", in.engineRelay(), "-nsm", "unix:" + in.nsm,
 		"-identity", "unix:" + p.caSocket, "-tenants-key", p.signing + ".pub", "-model", p.options.ModelName, "-mode", "process",
 		"-kms", in.kmsRelay(), "-kms-region", in.aws, "-kms-roots", p.caFile,
-	}}
+	}, p.enclaveFleet(in)...)}
 }
 
 func (p *plan) parent(in instance, token string) process {
@@ -293,6 +297,7 @@ func (p *plan) parent(in instance, token string) process {
 		"-tenants", p.signed, "-tenants-key", p.signing + ".pub",
 		"-kms-relay", in.kmsRelay(), "-kms-host", p.kms.address, "-audit", p.auditLog("parent-" + in.id),
 	}
+	args = append(args, p.parentFleet(in)...)
 	if p.options.Sim.Slots > 0 {
 		args = append(args, "-engine-slots", strconv.Itoa(p.options.Sim.Slots))
 	}

@@ -1,6 +1,7 @@
 package parent
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -69,6 +70,10 @@ func (p *Parent) auditEvents(said api.KeyReleases) (events []audit.Event) {
 		}})
 	}
 	for _, r := range said.Releases {
+		if r.Fleet != nil {
+			events = append(events, p.fleetEvent(r))
+			continue
+		}
 		about := map[string]string{
 			"instance": p.config.Instance.ID, "request": r.RequestID, "tenant": r.Tenant, "at": r.Time.UTC().Format(time.RFC3339Nano),
 		}
@@ -79,4 +84,24 @@ func (p *Parent) auditEvents(said api.KeyReleases) (events []audit.Event) {
 		events = append(events, audit.Event{Name: name, About: about})
 	}
 	return events
+}
+
+// fleetSteps are the audit log's names of what an enclave says of a fleet's key.
+var fleetSteps = map[string]string{
+	api.FleetSeedMade: audit.FleetSeedMade, api.FleetSeedReleased: audit.FleetSeedReleased, api.FleetKeyWiped: audit.FleetKeyWiped,
+}
+
+func (p *Parent) fleetEvent(r api.KeyRelease) audit.Event {
+	about := map[string]string{
+		"instance": p.config.Instance.ID, "at": r.Time.UTC().Format(time.RFC3339Nano),
+		"fleet": r.Fleet.Fleet, "region": r.Fleet.Region, "epoch": r.Fleet.Epoch,
+	}
+	if r.Fleet.KeyID != "" {
+		about["key"] = r.Fleet.KeyID
+	}
+	name := cmp.Or(fleetSteps[r.Fleet.Step], audit.FleetSeedRefused)
+	if r.Error != "" {
+		about["error"] = r.Error
+	}
+	return audit.Event{Name: name, About: about}
 }

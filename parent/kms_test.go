@@ -117,8 +117,14 @@ var _ = Describe("The way to KMS", func() {
 		sequence := func() uint64 { return log.Head().Sequence }
 		Eventually(ctx, sequence).Should(BeEquivalentTo(2))
 		Consistently(ctx, sequence, "200ms").Should(BeEquivalentTo(2), "the enclave is told that they are recorded")
-		tell(api.KeyReleases{Enclave: "second", Lost: 7, Releases: []api.KeyRelease{release(8)}})
-		Eventually(ctx, sequence).Should(BeEquivalentTo(4))
+		fleet := func(sequence uint64, step, key, failed string) api.KeyRelease {
+			return api.KeyRelease{Sequence: sequence, Error: failed, Fleet: &api.FleetStep{Step: step, Fleet: "prod", Region: "use1", Epoch: "41", KeyID: key}}
+		}
+		tell(api.KeyReleases{Enclave: "second", Lost: 7, Releases: []api.KeyRelease{
+			release(4), fleet(5, api.FleetSeedRefused, "", "KMS refuses"), fleet(6, api.FleetSeedMade, "0a", ""),
+			fleet(7, api.FleetSeedReleased, "0b", ""), fleet(8, api.FleetKeyWiped, "0a", ""),
+		}})
+		Eventually(ctx, sequence).Should(BeEquivalentTo(8))
 		in.stop()
 		Eventually(ctx, in.done).Should(Receive(BeNil()))
 
@@ -131,7 +137,12 @@ var _ = Describe("The way to KMS", func() {
 			And(HaveField("Event", audit.KeyReleased), HaveField("About", And(HaveKeyWithValue("request", "request 1"), HaveKeyWithValue("tenant", "acme"), HaveKeyWithValue("instance", instanceID)))),
 			And(HaveField("Event", audit.KeyRefused), HaveField("About", HaveKeyWithValue("error", refused.Error))),
 			And(HaveField("Event", audit.RecordsLost), HaveField("About", HaveKeyWithValue("count", "7"))),
-			And(HaveField("Event", audit.KeyReleased), HaveField("About", HaveKeyWithValue("request", "request 8"))),
+			And(HaveField("Event", audit.KeyReleased), HaveField("About", HaveKeyWithValue("request", "request 4"))),
+			And(HaveField("Event", audit.FleetSeedRefused), HaveField("About", And(HaveKeyWithValue("error", "KMS refuses"), HaveKeyWithValue("instance", instanceID),
+				HaveKeyWithValue("fleet", "prod"), HaveKeyWithValue("region", "use1"), HaveKeyWithValue("epoch", "41"), Not(HaveKey("key")), Not(HaveKey("request"))))),
+			And(HaveField("Event", audit.FleetSeedMade), HaveField("About", HaveKeyWithValue("key", "0a"))),
+			And(HaveField("Event", audit.FleetSeedReleased), HaveField("About", HaveKeyWithValue("key", "0b"))),
+			And(HaveField("Event", audit.FleetKeyWiped), HaveField("About", HaveKeyWithValue("key", "0a"))),
 		))
 	}, NodeTimeout(specTimeout))
 

@@ -64,6 +64,11 @@ type Config struct {
 	KMSRelay    net.Listener
 	DialKMS     func(context.Context) (net.Conn, error)
 	Credentials func(context.Context) (api.AWSCredentials, error)
+	// DynamoDBRelay and DialDynamoDB are the same for the region's DynamoDB, where an
+	// enclave of a fleet has its table, with the same credentials. Both or none, and
+	// only with those for KMS.
+	DynamoDBRelay net.Listener
+	DialDynamoDB  func(context.Context) (net.Conn, error)
 	// Audit gets the data keys that KMS released to the enclave; nil: nobody does.
 	Audit *audit.Log
 
@@ -158,6 +163,8 @@ func New(config Config) (*Parent, error) {
 		return nil, errors.New("parent: no relay to the engine's guard")
 	case (config.KMSRelay == nil) != (config.DialKMS == nil) || (config.KMSRelay == nil) != (config.Credentials == nil):
 		return nil, errors.New("parent: a relay to KMS, a way to dial it and credentials: all three or none")
+	case (config.DynamoDBRelay == nil) != (config.DialDynamoDB == nil) || config.DynamoDBRelay != nil && config.KMSRelay == nil:
+		return nil, errors.New("parent: a relay to DynamoDB and a way to dial it: both or none, and only with a relay to KMS")
 	case config.Audit != nil && config.KMSRelay == nil:
 		return nil, errors.New("parent: an audit log without a relay to KMS: there would be nothing to record")
 	}
@@ -270,6 +277,9 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 		if p.config.Audit != nil {
 			group.Go(func() error { p.recordKeyReleases(groupCtx); return nil })
 		}
+	}
+	if p.config.DynamoDBRelay != nil {
+		group.Go(func() error { return p.relay(groupCtx, "DynamoDB", p.config.DynamoDBRelay, p.config.DialDynamoDB) })
 	}
 	group.Go(func() error { p.makeReports(groupCtx); return nil })
 	if p.config.MetricsListener != nil {

@@ -128,6 +128,10 @@ var _ = Describe("A parent", func() {
 		Entry("with credentials and no relay to KMS", "all three or none", func(_ *instance, c *parent.Config) {
 			c.Credentials = func(context.Context) (api.AWSCredentials, error) { return api.AWSCredentials{}, nil }
 		}),
+		Entry("with a relay to DynamoDB and no way on", "both or none", func(in *instance, c *parent.Config) { c.DynamoDBRelay = in.relay }),
+		Entry("with a way to DynamoDB and none to KMS", "only with a relay to KMS", func(in *instance, c *parent.Config) {
+			c.DynamoDBRelay, c.DialDynamoDB = in.relay, c.DialGuard
+		}),
 		Entry("with an audit log and nothing to record", "nothing to record", func(_ *instance, c *parent.Config) { c.Audit = &audit.Log{} }),
 		Entry("at an address that nobody can dial", "address", func(_ *instance, c *parent.Config) { c.Instance.Address = ":8080" }),
 		Entry("as another instance", "identity is", func(_ *instance, c *parent.Config) { c.Instance.ID = "use1-1" }),

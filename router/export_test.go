@@ -20,7 +20,10 @@ func NewCollector(client *http.Client) Collector {
 }
 
 // Get is get.
-func (c Collector) Get(kid string) (api.Recipient, bool) { return c.get(kid) }
+func (c Collector) Get(kid string) (api.Recipient, bool) {
+	h, ok := c.get(kid)
+	return h.recipient, ok
+}
 
 // Refresh is refresh.
 func (c Collector) Refresh(ctx context.Context, snapshot *fleet.Snapshot, now time.Time) {

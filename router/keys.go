@@ -44,14 +44,7 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 		Split:   r.split(model),
 		Seed:    rand.Uint64(), //nolint:gosec // tenants must not herd; there is no secret in it
 	}
-	for _, in := range routing.Candidates(offer, r.picker.Candidates()) {
-		for _, kid := range in.KeyIDs {
-			if recipient, ok := r.recipients.get(kid); ok {
-				answer.Recipients = append(answer.Recipients, recipient)
-				break // the newest: an older key is for requests that are on their way
-			}
-		}
-	}
+	answer.Recipients = r.recipients.offered(routing.Candidates(offer, r.picker.Candidates()))
 	if len(answer.Recipients) == 0 {
 		none := api.Errorf(http.StatusServiceUnavailable, "no_instance_ready", "no instance is ready for the model; try again")
 		none.RetryAfter = fleet.RefreshInterval

@@ -3,11 +3,13 @@ package router_test
 import (
 	"encoding/json"
 	"net/http"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/seal"
 )
 
 const keys = api.PathKeys + "?model=" + model
@@ -48,6 +50,24 @@ var _ = Describe("The keys route", func() {
 			return seen
 		}).Should(HaveLen(3), "those that are alike take turns")
 		Expect(seen).NotTo(HaveKey("claims of use1-0"))
+	})
+
+	It("lists a fleet's key once, after all others, whoever holds it", func(ctx SpecContext) {
+		shared, _, err := seal.NewFleetKey(make([]byte, seal.FleetSeedSize), seal.FleetEpoch{Fleet: "prod", Region: "use1", Number: 1}, seal.Claims{
+			Model: model, Mode: seal.ModeNitro, NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(time.Hour),
+		})
+		Expect(err).NotTo(HaveOccurred())
+		holder := func(id string) *parent {
+			p := startParent(r.ca, "use1", id)
+			p.instance.KeyIDs = []string{shared.KeyID().String(), kidOf(id)}
+			p.answer(offer(api.Recipient{Claims: shared.RawClaims(), Attestation: []byte("document of " + id)},
+				api.Recipient{Claims: claimsOf(id), Attestation: []byte("document of " + id)}))
+			return p
+		}
+		r.publish(holder("use1-0"), holder("use1-1"), startParent(r.ca, "use1", "use1-2"))
+		Eventually(func() int { return r.adminPage("/ready").status }).Should(Equal(http.StatusOK))
+		Expect(recipients(r.get(ctx, keys))).To(HaveExactElements(HavePrefix("claims of "), HavePrefix("claims of "), HavePrefix("claims of "), BeEquivalentTo(shared.RawClaims())))
+		Eventually(ctx, func() []string { return recipients(r.get(ctx, keys+"&n=1")) }).Should(HaveExactElements(HavePrefix("claims of "), BeEquivalentTo(shared.RawClaims())))
 	})
 
 	It("lists as many as are asked for", func(ctx SpecContext) {

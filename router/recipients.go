@@ -17,6 +17,7 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/seal"
 )
 
 const (
@@ -43,6 +44,7 @@ type collector struct {
 type held struct {
 	recipient api.Recipient
 	fetched   time.Time
+	shared    bool // a fleet's: others may hold it, too
 }
 
 func newCollector(client *http.Client, log *slog.Logger) *collector {
@@ -50,11 +52,35 @@ func newCollector(client *http.Client, log *slog.Logger) *collector {
 }
 
 // get gives the recipient of a key id.
-func (c *collector) get(kid string) (api.Recipient, bool) {
+func (c *collector) get(kid string) (held, bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	h, ok := c.known[kid]
-	return h.recipient, ok
+	return h, ok
+}
+
+// offered gives the newest own recipient of each instance (an older key is for
+// requests that are on their way), and after these the newest fleet's of the first
+// that has one.
+func (c *collector) offered(instances []*fleet.Instance) (recipients []api.Recipient) {
+	var shared *api.Recipient
+	for _, in := range instances {
+		own := false
+		for _, kid := range in.KeyIDs {
+			h, ok := c.get(kid)
+			switch {
+			case !ok:
+			case h.shared && shared == nil:
+				shared = &h.recipient
+			case !h.shared && !own:
+				recipients, own = append(recipients, h.recipient), true
+			}
+		}
+	}
+	if shared != nil {
+		recipients = append(recipients, *shared)
+	}
+	return recipients
 }
 
 // refresh fetches what is missing or older than documentRefresh, and forgets
@@ -82,7 +108,7 @@ func (c *collector) forget(snapshot *fleet.Snapshot) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for kid := range c.known {
-		if snapshot.ByKeyID(kid) == nil {
+		if len(snapshot.Holders(kid)) == 0 {
 			delete(c.known, kid)
 		}
 	}
@@ -128,7 +154,8 @@ func (c *collector) fetch(ctx context.Context, in *fleet.Instance, now time.Time
 		hash := sha256.Sum256(r.Claims)
 		kid := hex.EncodeToString(hash[:8])
 		if slices.Contains(in.KeyIDs, kid) { // no instance speaks for another's key
-			c.known[kid] = held{recipient: r, fetched: now}
+			claims, err := seal.ParseClaims(r.Claims)
+			c.known[kid] = held{recipient: r, fetched: now, shared: err == nil && claims.Type == seal.TypeFleet}
 		}
 	}
 	return nil

@@ -419,7 +419,7 @@ func (r *Router) missingRecipients() []string {
 	var missing []string
 	if snapshot := r.view.Load(); snapshot != nil {
 		for _, in := range snapshot.Ready(r.settings.Load().StaleAfter) {
-			if !slices.ContainsFunc(in.KeyIDs, func(kid string) bool { _, ok := r.recipients.get(kid); return ok }) {
+			if !slices.ContainsFunc(in.KeyIDs, func(kid string) bool { h, ok := r.recipients.get(kid); return ok && !h.shared }) {
 				missing = append(missing, in.ID)
 			}
 		}

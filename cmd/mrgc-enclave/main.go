@@ -20,6 +20,7 @@ import (
 
 	"github.com/mrgc/mrgc/enclave"
 	"github.com/mrgc/mrgc/internal/dsse"
+	"github.com/mrgc/mrgc/internal/fleetkey"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/kms"
 	"github.com/mrgc/mrgc/internal/lockdown"
@@ -55,7 +56,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	tenantsKey := flags.String("tenants-key", "", "PEM file, part of the measured image, of the key that verifies the list of tenants, which the parent brings")
 	kmsAt := flags.String("kms", "", "what to dial for KMS: the parent's byte relay, vsock://3:5002; default: KMS is not asked, and requests by tenants' data keys are refused")
 	kmsRegion := flags.String("kms-region", "", "AWS region of that KMS: us-east-1")
-	kmsRoots := flags.String("kms-roots", "", "PEM file, part of the measured image, of the roots to trust for KMS in place of Amazon's: for development")
+	kmsRoots := flags.String("kms-roots", "", "PEM file, part of the measured image, of the roots to trust for KMS and DynamoDB in place of Amazon's: for development")
+	fleet := flags.String("fleet", "", "fleet of enclaves to hold keys together with, for recipients of type fleet; default: none")
+	fleetKMS := flags.String("fleet-kms-key", "", "ARN of the KMS key of its seeds, whose policy is mrgc keys policy --fleet's")
+	fleetTable := flags.String("fleet-table", "", "ARN of its DynamoDB table, in this region")
+	dynamoDBAt := flags.String("dynamodb", "", "what to dial for DynamoDB: the parent's byte relay, vsock://3:5004")
 	model := flags.String("model", "", "model that the engine serves")
 	mode := flags.String("mode", "", "what protects the plaintext: process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc")
 	bodyBytes := flags.Int64("request-body-bytes", 8<<20, "largest sealed request: mrgc.yaml's limits.request_body_bytes")
@@ -83,9 +88,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
+	fleetKeys, err := ofFleet(*fleet, *fleetKMS, *fleetTable, *dynamoDBAt, *kmsRoots)
+	if err != nil {
+		return err
+	}
 	service, err := enclave.New(ctx, enclave.Config{
 		Model: *model, Region: self.ID().Region, Mode: *mode,
-		NSM: security, Tenants: tenants, Engine: engineTransport(self, *engine), KMS: keys, Logger: logger,
+		NSM: security, Tenants: tenants, Engine: engineTransport(self, *engine), KMS: keys, Fleet: fleetKeys, Logger: logger,
 		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent, CleanWithin: cleanWithin,
 	})
 	if err != nil {
@@ -133,17 +142,45 @@ func kmsClient(address, region, rootsPath string, security nsm.Module) (*kms.Cli
 		return nil, nil
 	}
 	config := kms.Config{Region: region, NSM: security, Dial: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, address) }}
-	if rootsPath != "" {
-		content, err := os.ReadFile(rootsPath)
-		if err != nil {
-			return nil, fmt.Errorf("-kms-roots: %w", err)
-		}
-		config.Roots = x509.NewCertPool()
-		if !config.Roots.AppendCertsFromPEM(content) {
-			return nil, fmt.Errorf("-kms-roots %s: no certificate in it", rootsPath)
-		}
+	var err error
+	if config.Roots, err = awsRoots(rootsPath); err != nil {
+		return nil, err
 	}
 	return kms.New(config)
+}
+
+// awsRoots are those of a file; without one nil, which stands for Amazon's.
+func awsRoots(path string) (*x509.CertPool, error) {
+	if path == "" {
+		return nil, nil
+	}
+	content, err := os.ReadFile(path)
+	if err != nil {
+		return nil, fmt.Errorf("-kms-roots: %w", err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(content) {
+		return nil, fmt.Errorf("-kms-roots %s: no certificate in it", path)
+	}
+	return roots, nil
+}
+
+// ofFleet is the fleet whose keys are held; nil without a name.
+func ofFleet(name, kmsKey, table, address, rootsPath string) (*enclave.Fleet, error) {
+	if name == "" {
+		return nil, nil
+	}
+	roots, err := awsRoots(rootsPath)
+	if err != nil {
+		return nil, err
+	}
+	shared, err := fleetkey.Open(fleetkey.Config{
+		Table: table, Roots: roots, Dial: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, address) },
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &enclave.Fleet{Name: name, KMS: kmsKey, Table: shared}, nil
 }
 
 // engineTransport reaches the guard of this instance through the parent's byte

@@ -53,6 +53,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	engineRelay := flags.String("engine-relay", "vsock://:5001", "where the enclave's connections to the engine arrive")
 	kmsRelay := flags.String("kms-relay", "", "where the enclave's connections to KMS arrive: vsock://:5002; default: it asks no KMS")
 	kmsHost := flags.String("kms-host", "", "the region's KMS, where they are connected to and nowhere else: kms.us-east-1.amazonaws.com:443")
+	dynamoDBRelay := flags.String("dynamodb-relay", "", "where the enclave's connections to a fleet's table arrive: vsock://:5004; default: it is of no fleet")
+	dynamoDBHost := flags.String("dynamodb-host", "", "the region's DynamoDB, where they are connected to and nowhere else: dynamodb.us-east-1.amazonaws.com:443")
 	auditPath := flags.String("audit", "", "file for the data keys that KMS releases to the enclave; appended to, with hashes that chain it (mrgc audit verify)")
 	guard := flags.String("guard", "127.0.0.1:8081", "the engine's guard")
 	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
@@ -118,6 +120,10 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
+	tableRelay, dialTable, err := openRelay("dynamodb", *dynamoDBRelay, *dynamoDBHost)
+	if err != nil {
+		return err
+	}
 	service, err := parent.New(parent.Config{
 		Instance: fleet.Instance{
 			ID: self.ID().Instance, Region: fleet.Region(self.ID().Region), Zone: *zone,
@@ -128,6 +134,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		DialEnclave: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) },
 		EngineRelay: relay, DialGuard: dialer(*guard),
 		KMSRelay: kms.relay, DialKMS: kms.dial, Credentials: kms.credentials, Audit: records,
+		DynamoDBRelay: tableRelay, DialDynamoDB: dialTable,
 		Settings:        settingsOf(cluster),
 		EngineSlots:     *slots,
 		MetricsListener: metrics,
@@ -222,25 +229,34 @@ func openKMS(ctx context.Context, relay, host string) (k kmsAccess, err error) {
 	if relay == "" && host == "" {
 		return k, nil
 	}
-	if relay == "" {
-		return k, errors.New("-kms-host needs -kms-relay: where the enclave's connections arrive")
-	}
-	if _, _, err := net.SplitHostPort(host); err != nil {
-		return k, fmt.Errorf("-kms-host: %w", err)
-	}
 	account, err := awsconfig.LoadDefaultConfig(ctx)
 	if err != nil {
 		return k, fmt.Errorf("AWS credentials: %w", err)
 	}
-	if k.relay, err = vsock.Listen(relay); err != nil {
+	if k.relay, k.dial, err = openRelay("kms", relay, host); err != nil {
 		return k, err
 	}
-	k.dial = dialer(host)
 	k.credentials = func(ctx context.Context) (api.AWSCredentials, error) {
 		c, err := account.Credentials.Retrieve(ctx) // cached until they expire
 		return api.AWSCredentials{AccessKeyID: c.AccessKeyID, SecretAccessKey: c.SecretAccessKey, SessionToken: c.SessionToken}, err
 	}
 	return k, nil
+}
+
+// openRelay listens for the enclave's connections to one host; nothing, without
+// either.
+func openRelay(flag, relay, host string) (net.Listener, func(context.Context) (net.Conn, error), error) {
+	if relay == "" && host == "" {
+		return nil, nil, nil
+	}
+	if relay == "" {
+		return nil, nil, fmt.Errorf("-%s-host needs -%s-relay: where the enclave's connections arrive", flag, flag)
+	}
+	if _, _, err := net.SplitHostPort(host); err != nil {
+		return nil, nil, fmt.Errorf("-%s-host: %w", flag, err)
+	}
+	listener, err := vsock.Listen(relay)
+	return listener, dialer(host), err
 }
 
 // splitModels reads NAME and NAME@VERSION, comma separated.

@@ -25,7 +25,7 @@ type connectOptions struct {
 	listen, ca, releases, developmentRoot string
 	clientCert, clientKey                 string
 	releasesKey                           string
-	endpoints, modes, regions             []string
+	endpoints, modes, regions, types      []string
 	minVersion                            uint64
 	recipients                            int
 	kmsKey                                string
@@ -69,6 +69,7 @@ func (o *connectOptions) trustFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies --releases: a signed manifest (mrgc releases sign), whose minimum version holds, too")
 	f.Uint64Var(&o.minVersion, "min-version", 0, "refuse releases below this version")
 	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept (default: every mode with a Nitro Enclave)")
+	f.StringSliceVar(&o.types, "recipient-types", []string{"enclave"}, "whose keys to seal to: enclave, one enclave's own, and fleet, which all of a region hold, for when none of the enclaves is there\nthat are known: the operator's KMS administrators could have it, too")
 	f.StringSliceVar(&o.regions, "allow-region", nil, "regions that requests may go to (default: all)")
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to trust IN PLACE OF AWS's: protects nothing")
 }
@@ -79,7 +80,7 @@ func connect(ctx context.Context, o connectOptions, log *slog.Logger) error {
 	}
 	config := client.Config{
 		Endpoints: o.endpoints, Recipients: o.recipients, Logger: log,
-		Policy: client.Policy{MinVersion: o.minVersion, Modes: o.modes, Regions: o.regions, RequireReceipt: o.requireReceipt},
+		Policy: client.Policy{MinVersion: o.minVersion, Modes: o.modes, Regions: o.regions, RecipientTypes: o.types, RequireReceipt: o.requireReceipt},
 	}
 	if o.receipts != "" {
 		keep, err := keepReceipts(o.receipts, func(err error) { log.Error("A RECEIPT IS LOST", "error", err) })

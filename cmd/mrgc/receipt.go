@@ -63,7 +63,7 @@ func (o *connectOptions) verifyReceipt(path string) (client.Statement, error) {
 	if err != nil {
 		return client.Statement{}, err
 	}
-	config := client.Config{Policy: client.Policy{MinVersion: o.minVersion, Modes: o.modes, Regions: o.regions}}
+	config := client.Config{Policy: client.Policy{MinVersion: o.minVersion, Modes: o.modes, Regions: o.regions, RecipientTypes: o.types}}
 	if err := o.readFiles(&config); err != nil {
 		return client.Statement{}, err
 	}
@@ -100,6 +100,7 @@ func writeStatement(w io.Writer, s client.Statement) error {
 	for _, row := range [][3]string{
 		{"release", fmt.Sprintf("%d (%s)", s.Release.Version, s.Release.Name), "attested"},
 		{"mode", s.Claims.Mode, "attested"},
+		{"recipient", s.Claims.Type.String(), "attested"},
 		{"region", s.Claims.Region, "attested"},
 		{"request", e.RequestID.String(), enclave},
 		{"operation", e.Operation.String(), enclave},

@@ -109,6 +109,24 @@ var _ = Describe("mrgc releases", func() {
 			}
 		})
 
+		It("writes the policy of a fleet's key, too, and not both at once", func() {
+			Expect(sign("--min-version", "7").err).NotTo(HaveOccurred())
+			fleet := []string{
+				"keys", "policy", "--releases", path("signed.json"), "--releases-key", path("r.pub"), "--fleet", "prod",
+				"--admin", "arn:aws:iam::444455556666:role/security", "--cluster-role", "arn:aws:iam::444455556666:role/mrgc-gpu-instance",
+			}
+			got := mrgc(fleet...)
+			Expect(got.err).NotTo(HaveOccurred())
+			service, err := softkms.New(softkms.Config{Regions: []string{"us-east-1"}})
+			Expect(err).NotTo(HaveOccurred())
+			_, err = service.CreateKey("mrk-1234", []byte(got.stdout))
+			Expect(err).NotTo(HaveOccurred())
+			Expect(got.stdout).To(And(ContainSubstring("kms:EncryptionContext:mrgc:fleet"), ContainSubstring(attest.ExtendedPCR([]byte{7, 0}).String()),
+				Not(ContainSubstring(attest.ExtendedPCR([]byte{6, 0}).String()))))
+			Expect(policy("--fleet", "prod").err).To(HaveOccurred())
+			Expect(mrgc(append(fleet, "--client", "arn:aws:iam::111122223333:role/app")...).err).To(HaveOccurred())
+		})
+
 		It("writes nothing by a manifest that is not genuine, or for who is nobody", func() {
 			Expect(sign().err).NotTo(HaveOccurred())
 			for _, wrong := range [][]string{{"--releases-key", path("other.pub")}, {"--releases", path("releases.json")}, {"--client", "*"}} {

@@ -35,11 +35,12 @@ func stateCommand() *cobra.Command {
 	initialise := &cobra.Command{
 		Use:   "init",
 		Short: "Create the tables that are missing, and say what is wrong with the others",
-		Long: `Init creates the cluster's five tables, gives those that are there what they lack
+		Long: `Init creates the cluster's tables, gives those that are there what they lack
 (an index, a TTL, a stream, replicas), and says what only a person can put right:
 then it fails. It changes nothing that is there, and can be run again at any time.
 Replicas take AWS some minutes. With an endpoint in the address, which an emulator
-has, none are made.`,
+has, none are made. One table, fleet_keys, has none: each region whose enclaves
+offer fleet recipients needs its own, so run init with each of them in the address.`,
 		Example: `  mrgc state init --state dynamodb:?region=us-east-1
   mrgc state init --state "dynamodb:?region=us-east-1&endpoint=http://127.0.0.1:8000"`,
 		Args: cobra.NoArgs,
@@ -60,12 +61,14 @@ func (o *stateOptions) tables(prefix string) ([]schema.Table, error) {
 	if o.output != "table" && o.output != "json" {
 		return nil, fmt.Errorf("--output %q: want table or json", o.output)
 	}
-	tables := schema.Tables(prefix)
+	tables := schema.All(prefix)
 	for i := range tables {
 		if len(o.regions) != 1 && len(o.regions) != 3 && tables[i].Consistency == schema.Strong {
 			return nil, fmt.Errorf("--regions: %d of them: a strongly consistent table has replicas in three regions, or one and no replicas", len(o.regions))
 		}
-		tables[i].Regions = o.regions
+		if tables[i].Consistency != schema.Regional {
+			tables[i].Regions = o.regions
+		}
 	}
 	return tables, nil
 }

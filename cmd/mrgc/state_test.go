@@ -19,7 +19,7 @@ var _ = Describe("mrgc state schema", func() {
 		Expect(got.err).NotTo(HaveOccurred())
 		var tables []schema.Table
 		Expect(json.Unmarshal([]byte(got.stdout), &tables)).To(Succeed())
-		Expect(tables).To(Equal(schema.Tables("")))
+		Expect(tables).To(Equal(schema.All("")))
 		Expect(got.stdout).To(ContainSubstring(`"ttl_attribute": "expires_at_unix_s"`))
 	})
 
@@ -69,7 +69,7 @@ var _ = Describe("mrgc state init", func() {
 		Expect(got.err).To(MatchError(ContainSubstring("b-metrics: key is id (S), want series (S), at (S): a table's key cannot be changed")))
 		var reports []dynamo.Report
 		Expect(json.Unmarshal([]byte(got.stdout), &reports)).To(Succeed())
-		Expect(reports).To(HaveLen(5))
+		Expect(reports).To(HaveLen(6))
 		Expect(reports[0].Did).To(ContainElement("created"))
 		Expect(reports[4].Differs).To(HaveLen(1))
 	}, SpecTimeout(time.Minute))

@@ -44,6 +44,7 @@ const (
 	portEngine   = 5001
 	portKMS      = 5002
 	portIdentity = 5003
+	portDynamoDB = 5004
 )
 
 // Config is what an image is made of. Fields without a default are required.
@@ -61,9 +62,16 @@ type Config struct {
 	TenantsKey    []byte // PEM
 	IdentityRoots []byte // PEM
 	KMSRegion     string // of AWS; empty: KMS is not asked
+	Fleet         Fleet  // without a name: of none
 	ParentCID     uint32 // default: [NitroParentCID]
 
 	Name, Version string // for people; not measured
+}
+
+// Fleet is one that the enclave holds keys together with. All of it is measured.
+type Fleet struct {
+	Name          string
+	KMSKey, Table string // ARNs of the KMS key of its seeds, and of its DynamoDB table
 }
 
 // Build puts an image together.
@@ -114,6 +122,9 @@ func (c Config) arguments() []string {
 	if c.KMSRegion != "" {
 		args = append(args, "-kms", parent(portKMS), "-kms-region", c.KMSRegion)
 	}
+	if c.Fleet.Name != "" {
+		args = append(args, "-fleet", c.Fleet.Name, "-fleet-kms-key", c.Fleet.KMSKey, "-fleet-table", c.Fleet.Table, "-dynamodb", parent(portDynamoDB))
+	}
 	return args
 }
 
@@ -141,10 +152,13 @@ func (c Config) check() error {
 	if len(c.Kernel) == 0 {
 		return errors.New("no kernel")
 	}
-	for _, text := range []string{c.Model, c.KMSRegion} {
+	for _, text := range []string{c.Model, c.KMSRegion, c.Fleet.Name, c.Fleet.KMSKey, c.Fleet.Table} {
 		if strings.ContainsFunc(text, func(r rune) bool { return r <= ' ' || r == 0x7f }) {
 			return fmt.Errorf("%q: want no spaces and control characters", text)
 		}
+	}
+	if fleet := c.Fleet; fleet != (Fleet{}) && (fleet.Name == "" || fleet.KMSKey == "" || fleet.Table == "" || c.KMSRegion == "") {
+		return errors.New("a fleet needs a name, a KMS key, a table, and KMS's region")
 	}
 	if c.Model == "" {
 		return errors.New("no model")

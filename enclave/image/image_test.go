@@ -100,6 +100,9 @@ var _ = Describe("The enclave's image", Ordered, func() {
 		Entry("who says who the tenants are", func(c *image.Config) { c.TenantsKey = tenantsKey() }),
 		Entry("who says who the guard is", func(c *image.Config) { c.IdentityRoots = config(program, program).IdentityRoots }),
 		Entry("which KMS is asked", func(c *image.Config) { c.KMSRegion = "us-east-1" }),
+		Entry("whose fleet it is of", func(c *image.Config) {
+			c.KMSRegion, c.Fleet = "us-east-1", image.Fleet{Name: "prod", KMSKey: "arn:key", Table: "arn:table"}
+		}),
 		Entry("where the parent is", func(c *image.Config) { c.ParentCID = 2 }),
 	)
 
@@ -122,6 +125,12 @@ var _ = Describe("The enclave's image", Ordered, func() {
 	},
 		Entry("without a kernel", "no kernel", func(c *image.Config) { c.Kernel = nil }),
 		Entry("without a model", "no model", func(c *image.Config) { c.Model = "" }),
+		Entry("of a fleet whose key anybody could name", "a fleet needs", func(c *image.Config) {
+			c.KMSRegion, c.Fleet = "us-east-1", image.Fleet{Name: "prod", Table: "arn:table"}
+		}),
+		Entry("of a fleet without KMS", "a fleet needs", func(c *image.Config) {
+			c.Fleet = image.Fleet{Name: "prod", KMSKey: "arn:key", Table: "arn:table"}
+		}),
 		Entry("with a model that would be two arguments", "no spaces", func(c *image.Config) { c.Model = "m\n-kms-roots\n/etc/mrgc/identity-roots" }),
 		Entry("without whom tenants are signed by", "verifies tenants", func(c *image.Config) { c.TenantsKey = nil }),
 		Entry("without roots", "no certificate in PEM", func(c *image.Config) {

@@ -68,14 +68,32 @@ type KeyReleases struct {
 	Releases []KeyRelease `json:"releases"`
 }
 
-// KeyRelease is one data key that KMS was asked for.
+// KeyRelease is one data key that KMS was asked for: a request's, or a fleet's seed.
 type KeyRelease struct {
-	Sequence  uint64    `json:"seq"` // from 1 on, without gaps
-	Time      time.Time `json:"time"`
-	RequestID string    `json:"request"`
-	Tenant    string    `json:"tenant"`
-	Error     string    `json:"error,omitempty"` // why KMS gave none; empty: it did
+	Sequence  uint64     `json:"seq"` // from 1 on, without gaps
+	Time      time.Time  `json:"time"`
+	RequestID string     `json:"request,omitempty"`
+	Tenant    string     `json:"tenant,omitempty"`
+	Error     string     `json:"error,omitempty"` // why KMS gave none; empty: it did
+	Fleet     *FleetStep `json:"fleet,omitempty"` // set: what has happened to a fleet's key; then there is no request
 }
+
+// FleetStep is one of a fleet's key, which belongs to an epoch of a region.
+type FleetStep struct {
+	Step   string `json:"step"` // one of the constants below
+	Fleet  string `json:"fleet"`
+	Region string `json:"region"`
+	Epoch  string `json:"epoch"`
+	KeyID  string `json:"key,omitempty"` // empty: there is none yet
+}
+
+// Steps of a fleet's key in an enclave.
+const (
+	FleetSeedMade     = "made"     // KMS made the seed for this enclave, the epoch's first
+	FleetSeedReleased = "released" // KMS released the seed, which another has had made
+	FleetSeedRefused  = "refused"  // neither: the error says why
+	FleetKeyWiped     = "wiped"    // the epoch is over, and so is the key
+)
 
 // Request and response headers. Those that the envelope binds are marked; a
 // request carries each of them at most once.

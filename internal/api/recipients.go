@@ -9,8 +9,8 @@ type Recipient struct {
 }
 
 // Offered is how many recipients an answer of [PathKeys] has: as many as a
-// client seals to by default. One that seals to more asks for n of them:
-// "?model=M&n=4".
+// client seals to by default, and one of a fleet's after them if there is any. One
+// that seals to more asks for n of them: "?model=M&n=4".
 const Offered = 3
 
 // Recipients is the answer of [PathKeys], best candidate first.

@@ -33,8 +33,13 @@ import (
 
 // Names of events. What each is about is said by keys in [Event.About].
 const (
-	KeyReleased     = "key_released"     // KMS gave a data key to an enclave: request, tenant, instance
-	KeyRefused      = "key_refused"      // KMS did not: the same, and error
+	KeyReleased       = "key_released"        // KMS gave a data key to an enclave: request, tenant, instance
+	KeyRefused        = "key_refused"         // KMS did not: the same, and error
+	FleetSeedMade     = "fleet_seed_made"     // KMS made a fleet's seed for an enclave, the epoch's first: instance, fleet, region, epoch, key
+	FleetSeedReleased = "fleet_seed_released" // KMS released one, which another enclave has had made: the same
+	FleetSeedRefused  = "fleet_seed_refused"  // an enclave got none: the same, without key, and error
+	FleetKeyWiped     = "fleet_key_wiped"     // an enclave has dropped an epoch's key, which is over: the same
+
 	EnclaveRelease  = "enclave_release"  // an instance's enclave runs another release than before: instance, release, version, pcr0
 	DocumentRefused = "document_refused" // an instance's attestation does not verify: instance, error
 	Manifest        = "release_manifest" // another manifest of releases is followed: version, min_version

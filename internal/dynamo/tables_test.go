@@ -74,7 +74,7 @@ func here(t schema.Table) schema.Table {
 var _ = Describe("Ensuring the tables", func() {
 	It("creates them all, and does nothing the second time", func(ctx SpecContext) {
 		client, prefix := needLocal()
-		for _, table := range schema.Tables(prefix) {
+		for _, table := range schema.All(prefix) {
 			report, err := client.Ensure(ctx, here(table))
 			Expect(err).NotTo(HaveOccurred())
 			Expect(report.Did).To(ContainElement("created"))

@@ -15,23 +15,24 @@ type Snapshot struct {
 	At        time.Time
 	Instances []*Instance // sorted by ID
 
-	byKeyID map[string]*Instance
+	holders map[string][]*Instance // by key id
 }
 
 // NewSnapshot sorts and indexes instances, and takes ownership of them.
 func NewSnapshot(at time.Time, instances []*Instance) *Snapshot {
 	slices.SortFunc(instances, func(a, b *Instance) int { return cmp.Compare(a.ID, b.ID) })
-	byKeyID := make(map[string]*Instance, len(instances))
+	holders := make(map[string][]*Instance, len(instances))
 	for _, in := range instances {
 		for _, kid := range in.KeyIDs {
-			byKeyID[kid] = in
+			holders[kid] = append(holders[kid], in)
 		}
 	}
-	return &Snapshot{At: at, Instances: instances, byKeyID: byKeyID}
+	return &Snapshot{At: at, Instances: instances, holders: holders}
 }
 
-// ByKeyID finds the instance whose enclave holds a key; nil when none does.
-func (s *Snapshot) ByKeyID(kid string) *Instance { return s.byKeyID[kid] }
+// Holders are the instances whose enclaves hold a key, in order of ID: one, but for
+// a key of a fleet's. The slice is the snapshot's.
+func (s *Snapshot) Holders(kid string) []*Instance { return s.holders[kid] }
 
 // Ready lists the instances that take new requests, in order of ID: healthy,
 // not draining, and heard of within staleAfter before the snapshot was read.

@@ -63,9 +63,15 @@ var _ = Describe("A snapshot", func() {
 	It("finds an instance by each of its keys, and none by another", func() {
 		a := with(healthy("a", 0), func(in *fleet.Instance) { in.KeyIDs = []string{"1", "2"} })
 		snapshot := fleet.NewSnapshot(at, []*fleet.Instance{healthy("b", 0), a})
-		Expect(snapshot.ByKeyID("1")).To(BeIdenticalTo(a))
-		Expect(snapshot.ByKeyID("2")).To(BeIdenticalTo(a))
-		Expect(snapshot.ByKeyID("3")).To(BeNil())
+		Expect(snapshot.Holders("1")).To(HaveExactElements(BeIdenticalTo(a)))
+		Expect(snapshot.Holders("2")).To(HaveExactElements(BeIdenticalTo(a)))
+		Expect(snapshot.Holders("3")).To(BeEmpty())
+	})
+
+	It("finds all that hold one key", func() {
+		holds := func(in *fleet.Instance) { in.KeyIDs = []string{"1"} }
+		snapshot := fleet.NewSnapshot(at, []*fleet.Instance{with(healthy("b", 0), holds), healthy("c", 0), with(healthy("a", 0), holds)})
+		Expect(snapshot.Holders("1")).To(HaveExactElements(HaveField("ID", "a"), HaveField("ID", "b")))
 	})
 
 	It("has someone ready whenever someone is healthy and every heartbeat is equally old", func() {

@@ -5,10 +5,8 @@ import (
 	"math/big"
 )
 
-var (
-	Sign = sign
-	Wipe = wipe
-)
+// Wipe is wipe.
+var Wipe = wipe
 
 // TakeKey makes a key as calls have them.
 func TakeKey() *rsa.PrivateKey {

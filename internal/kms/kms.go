@@ -1,16 +1,14 @@
-// Package kms is the one call of AWS KMS that an enclave makes: Decrypt with a
-// Recipient, by which KMS releases a data key to an enclave whose attestation
-// satisfies the key's policy, and to nobody else.
+// Package kms is what an enclave asks of AWS KMS: Decrypt and GenerateDataKey,
+// each with a Recipient, by which KMS releases a data key to an enclave whose
+// attestation satisfies the key's policy, and to nobody else.
 //
 //	client, err := kms.New(kms.Config{Region: "us-east-1", Dial: dial, NSM: module})
 //	client.SetCredentials(credentials)
 //	dataKey, err := client.Decrypt(ctx, ciphertext, encryptionContext)
 //	defer clear(dataKey)
 //
-// Signature and TLS end here. Dial gives a pipe that the parent carries, who
-// sees TLS records; TLS trusts Amazon's own roots only, which are part of the
-// measured image. Credentials come from the parent, too: they say on whose behalf
-// KMS is asked, and open nothing without the attestation.
+// Signature and TLS end here (package awscall). The credentials, which come from
+// the parent, open nothing without the attestation.
 //
 // Each call has an RSA key of its own, made ahead of it, of which the
 // attestation document tells KMS, and which is wiped after the call: KMS takes a
@@ -18,45 +16,32 @@
 // wiped are the copies that crypto/rsa keeps inside of the key; they go with the
 // garbage collector, and no later than with the enclave's memory.
 //
-// Why it is not the AWS SDK: that brings some 60 packages, with endpoint rules,
-// credential chains, retries and plug-ins, into a binary of which every line must
-// be trusted. One request that is always of the same shape takes an HMAC and a
-// hash. Tests hold it against the SDK's own signer, and against a KMS that
-// checks with that.
-//
 // The package is part of the measured enclave. It logs nothing, and no error
 // carries a key.
 package kms
 
 import (
-	"bytes"
-	"cmp"
 	"context"
 	"crypto"
 	"crypto/rsa"
-	"crypto/tls"
 	"crypto/x509"
-	_ "embed" // for Amazon's roots
-	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
-	"sync/atomic"
 	"time"
 
+	"github.com/mrgc/mrgc/internal/awscall"
 	"github.com/mrgc/mrgc/internal/cms"
 	"github.com/mrgc/mrgc/internal/nsm"
 )
 
-// Classes of errors of [Client.Decrypt], for errors.Is.
+// Classes of errors of a [Client]'s calls, for errors.Is.
 var (
 	// ErrDenied is KMS's refusal: the key's policy does not let this enclave, or
-	// these credentials, decrypt, or the key is disabled or not there.
+	// these credentials, use it, or the key is disabled or not there.
 	ErrDenied = errors.New("KMS refuses")
 	// ErrCiphertext is a ciphertext that KMS cannot decrypt, or not in this
-	// context.
+	// context, or not by the key that was named.
 	ErrCiphertext = errors.New("not a ciphertext of KMS for this context")
 	// ErrUnavailable is everything that may be over when it is tried again: no
 	// connection, no credentials, no attestation, throttling, an answer that is
@@ -65,10 +50,7 @@ var (
 )
 
 // Credentials are of AWS.
-type Credentials struct {
-	AccessKeyID, SecretAccessKey string
-	SessionToken                 string // of temporary ones; empty: none
-}
+type Credentials = awscall.Credentials
 
 // Config says where KMS is, and who asks.
 type Config struct {
@@ -84,111 +66,118 @@ type Config struct {
 
 // Client asks one region's KMS. It is safe for concurrent use.
 type Client struct {
-	config      Config
-	http        *http.Client
-	keys        keyPool
-	credentials atomic.Pointer[Credentials]
-}
+	*awscall.Client
 
-//go:embed amazon-roots.pem
-var amazonRoots []byte
-
-// AmazonRoots are the roots of Amazon Trust Services, G1 to G4, that certify
-// AWS's endpoints.
-func AmazonRoots() *x509.CertPool {
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(amazonRoots) {
-		panic("kms: embedded roots") // no input reaches this; a test parses them
-	}
-	return pool
+	nsm  nsm.Module
+	keys keyPool
 }
 
 // New makes a client, and its first RSA key in the background. It connects to
 // nothing yet.
 func New(config Config) (*Client, error) {
-	if config.Region == "" || config.Dial == nil || config.NSM == nil {
-		return nil, errors.New("kms: want a region, a way to dial and a security module")
+	if config.NSM == nil {
+		return nil, errors.New("kms: want a security module")
 	}
-	config.Host = cmp.Or(config.Host, "kms."+config.Region+".amazonaws.com")
-	config.Roots = cmp.Or(config.Roots, AmazonRoots())
-	if config.Now == nil {
-		config.Now = time.Now
+	caller, err := awscall.New(awscall.Config{
+		Service: awscall.KMS, Region: config.Region, Host: config.Host, Dial: config.Dial, Roots: config.Roots, Now: config.Now,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("kms: %w", err)
 	}
-	c := &Client{config: config, http: &http.Client{
-		Transport: &http.Transport{
-			DialContext:         func(ctx context.Context, _, _ string) (net.Conn, error) { return config.Dial(ctx) },
-			TLSClientConfig:     &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: config.Roots, ServerName: config.Host, Time: config.Now},
-			TLSHandshakeTimeout: timeout,
-			MaxIdleConnsPerHost: 16,
-			IdleConnTimeout:     time.Minute,
-			DisableCompression:  true,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
+	c := &Client{Client: caller, nsm: config.NSM}
 	c.keys.init()
 	return c, nil
 }
 
-// CloseIdleConnections closes connections that no call uses.
-func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }
+// timeout bounds a call and the attestation before it, unless its context ends
+// sooner.
+const timeout = 5 * time.Second
 
-// SetCredentials has calls signed with these from now on.
-func (c *Client) SetCredentials(credentials Credentials) { c.credentials.Store(&credentials) }
+const keyEncryption = "RSAES_OAEP_SHA_256"
 
-// AccessKeyID names the credentials that are held; empty: none yet.
-func (c *Client) AccessKeyID() string {
-	if held := c.credentials.Load(); held != nil {
-		return held.AccessKeyID
-	}
-	return ""
+// recipient is the Recipient parameter (AWS KMS API reference).
+type recipient struct {
+	AttestationDocument    []byte `json:"AttestationDocument"`
+	KeyEncryptionAlgorithm string `json:"KeyEncryptionAlgorithm"`
 }
 
-const (
-	// timeout bounds a call, unless its context ends sooner. KMS answers in 100 ms.
-	timeout = 5 * time.Second
-	// maxAnswerBytes is above what KMS returns for a data key.
-	maxAnswerBytes = 64 << 10
-
-	keyEncryption = "RSAES_OAEP_SHA_256"
-)
-
-// decryptRequest is Decrypt's parameters (AWS KMS API reference). The key is
-// not among them: the ciphertext names it, and its policy decides.
+// decryptRequest is Decrypt's parameters (AWS KMS API reference). Without a key
+// the ciphertext names it, and its policy decides.
 type decryptRequest struct {
+	KeyID             string            `json:"KeyId,omitempty"`
 	CiphertextBlob    []byte            `json:"CiphertextBlob"`
 	EncryptionContext map[string]string `json:"EncryptionContext,omitempty"`
-	Recipient         struct {
-		AttestationDocument    []byte `json:"AttestationDocument"`
-		KeyEncryptionAlgorithm string `json:"KeyEncryptionAlgorithm"`
-	} `json:"Recipient"`
+	Recipient         recipient         `json:"Recipient"`
 }
 
-// decryptAnswer is what is read of Decrypt's answer. Plaintext is not for us:
-// who asks with a Recipient gets none.
-type decryptAnswer struct {
+// generateRequest is GenerateDataKey's.
+type generateRequest struct {
+	KeyID             string            `json:"KeyId"`
+	KeySpec           string            `json:"KeySpec"`
+	EncryptionContext map[string]string `json:"EncryptionContext,omitempty"`
+	Recipient         recipient         `json:"Recipient"`
+}
+
+// answer is what is read of either's answer. Plaintext is not for us: who asks
+// with a Recipient gets none.
+type answer struct {
 	CiphertextForRecipient []byte `json:"CiphertextForRecipient"`
+	CiphertextBlob         []byte `json:"CiphertextBlob"` // of GenerateDataKey
 }
 
-// Decrypt gives the plaintext of a ciphertext of KMS, whose memory is the
-// caller's to wipe. Errors are of the classes above.
+// Decrypt gives the plaintext of a ciphertext of KMS, by whatever key it is of.
+// The plaintext's memory is the caller's to wipe. Errors are of the classes above.
 func (c *Client) Decrypt(ctx context.Context, ciphertext []byte, encryptionContext map[string]string) ([]byte, error) {
+	return c.DecryptBy(ctx, "", ciphertext, encryptionContext)
+}
+
+// DecryptBy is Decrypt by that key alone: a ciphertext of another key's is
+// ErrCiphertext. Who may name any key can plant a plaintext that he knows, by a key
+// of his own.
+func (c *Client) DecryptBy(ctx context.Context, keyARN string, ciphertext []byte, encryptionContext map[string]string) ([]byte, error) {
+	plaintext, _, err := c.ask(ctx, "Decrypt", func(r recipient) any {
+		return decryptRequest{KeyID: keyARN, CiphertextBlob: ciphertext, EncryptionContext: encryptionContext, Recipient: r}
+	})
+	return plaintext, err
+}
+
+// GenerateDataKey has KMS make 32 random bytes, which only it and this enclave
+// know, and give them encrypted under a key, too. The plaintext's memory is the
+// caller's to wipe. Errors are of the classes above.
+func (c *Client) GenerateDataKey(ctx context.Context, keyARN string, encryptionContext map[string]string) (plaintext, ciphertext []byte, err error) {
+	plaintext, ciphertext, err = c.ask(ctx, "GenerateDataKey", func(r recipient) any {
+		return generateRequest{KeyID: keyARN, KeySpec: "AES_256", EncryptionContext: encryptionContext, Recipient: r}
+	})
+	if err == nil && len(ciphertext) == 0 {
+		clear(plaintext)
+		return nil, nil, fmt.Errorf("%w: its answer has no ciphertext", ErrUnavailable)
+	}
+	return plaintext, ciphertext, err
+}
+
+// ask makes one call, as a recipient of its own.
+func (c *Client) ask(ctx context.Context, operation string, request func(recipient) any) (plaintext, ciphertext []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	key, err := c.keys.take()
 	if err != nil {
-		return nil, fmt.Errorf("%w: make a key: %w", ErrUnavailable, err)
+		return nil, nil, fmt.Errorf("%w: make a key: %w", ErrUnavailable, err)
 	}
 	defer c.keys.refill()
 	defer wipe(key)
-	body, err := c.requestBody(ctx, key.Public(), ciphertext, encryptionContext)
+	to, err := c.recipient(ctx, key.Public())
 	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
+		return nil, nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
-	message, err := c.call(ctx, body)
-	if err != nil {
-		return nil, err
+	var said answer
+	if err := c.Call(ctx, operation, request(to), &said); err != nil {
+		return nil, nil, classify(err)
 	}
-	return openAnswer(message, key)
+	if len(said.CiphertextForRecipient) == 0 {
+		return nil, nil, fmt.Errorf("%w: its answer has no ciphertext for the recipient", ErrUnavailable)
+	}
+	plaintext, err = openAnswer(said.CiphertextForRecipient, key)
+	return plaintext, said.CiphertextBlob, err
 }
 
 func openAnswer(message []byte, key *rsa.PrivateKey) ([]byte, error) {
@@ -199,47 +188,14 @@ func openAnswer(message []byte, key *rsa.PrivateKey) ([]byte, error) {
 	return plaintext, nil
 }
 
-func (c *Client) requestBody(ctx context.Context, public crypto.PublicKey, ciphertext []byte, encryptionContext map[string]string) ([]byte, error) {
+func (c *Client) recipient(ctx context.Context, public crypto.PublicKey) (recipient, error) {
 	der, err := x509.MarshalPKIXPublicKey(public)
 	if err != nil {
-		return nil, err
+		return recipient{}, err
 	}
-	document, err := c.config.NSM.Attest(ctx, nsm.Request{PublicKey: der})
+	document, err := c.nsm.Attest(ctx, nsm.Request{PublicKey: der})
 	if err != nil {
-		return nil, fmt.Errorf("attest the key: %w", err)
+		return recipient{}, fmt.Errorf("attest the key: %w", err)
 	}
-	request := decryptRequest{CiphertextBlob: ciphertext, EncryptionContext: encryptionContext}
-	request.Recipient.AttestationDocument, request.Recipient.KeyEncryptionAlgorithm = document, keyEncryption
-	return json.Marshal(request)
-}
-
-// call sends Decrypt and gives CiphertextForRecipient.
-func (c *Client) call(ctx context.Context, body []byte) ([]byte, error) {
-	credentials := c.credentials.Load()
-	if credentials == nil {
-		return nil, fmt.Errorf("%w: no credentials yet", ErrUnavailable)
-	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, "https://"+c.config.Host+"/", bytes.NewReader(body))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	req.Header["Idempotency-Key"] = nil // lets net/http send it again when an idle connection turns out to be dead; it is not sent itself
-	sign(req, body, *credentials, c.config.Region, c.config.Now())
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	defer resp.Body.Close()
-	text, err := io.ReadAll(http.MaxBytesReader(nil, resp.Body, maxAnswerBytes))
-	if err != nil {
-		return nil, fmt.Errorf("%w: %w", ErrUnavailable, err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, refusal(resp.StatusCode, text)
-	}
-	var answer decryptAnswer
-	if err := json.Unmarshal(text, &answer); err != nil || len(answer.CiphertextForRecipient) == 0 {
-		return nil, fmt.Errorf("%w: its answer has no ciphertext for the recipient", ErrUnavailable)
-	}
-	return answer.CiphertextForRecipient, nil
+	return recipient{AttestationDocument: document, KeyEncryptionAlgorithm: keyEncryption}, nil
 }

@@ -1,26 +1,18 @@
 package kms_test
 
 import (
-	"bytes"
 	"context"
-	"crypto/sha256"
 	"crypto/tls"
-	"crypto/x509"
-	"encoding/hex"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"io"
 	"net"
 	"net/http"
-	"os"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gleak"
@@ -231,6 +223,37 @@ var _ = Describe("Decrypt", func() {
 		Entry("that sends it elsewhere", http.StatusFound, `quoted`, kms.ErrUnavailable),
 	)
 
+	It("decrypts by a key that it names, and by no other", func(ctx SpecContext) {
+		want, ciphertext := dataKey()
+		_, err := w.CreateKey("mrk-planted", policy(w, w.PCRs[0].String()))
+		Expect(err).NotTo(HaveOccurred())
+		_, planted, err := w.DataKey("mrk-planted", tied)
+		Expect(err).NotTo(HaveOccurred())
+		c := client()
+		Expect(c.DecryptBy(ctx, softkms.ARN(softkmstest.Region, "mrk-tenant"), ciphertext, tied)).To(Equal(want))
+		Expect(c.Decrypt(ctx, planted, tied)).To(HaveLen(32), "KMS would")
+		_, err = c.DecryptBy(ctx, softkms.ARN(softkmstest.Region, "mrk-tenant"), planted, tied)
+		Expect(err).To(MatchError(kms.ErrCiphertext))
+		Expect(err).To(MatchError(ContainSubstring("IncorrectKeyException")))
+	})
+
+	It("has a data key made for itself alone, which decrypts again", func(ctx SpecContext) {
+		allowed := []byte(strings.ReplaceAll(string(policy(w, w.PCRs[0].String())), `"kms:Decrypt"`, `["kms:Decrypt","kms:GenerateDataKey"]`))
+		Expect(w.PutKeyPolicy("mrk-tenant", allowed)).To(Succeed())
+		c, arn := client(), softkms.ARN(softkmstest.Region, "mrk-tenant")
+		plaintext, ciphertext, err := c.GenerateDataKey(ctx, arn, tied)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(plaintext).To(HaveLen(32))
+		Expect(c.DecryptBy(ctx, arn, ciphertext, tied)).To(Equal(plaintext))
+		Expect(w.Events()[0]).To(Equal(softkms.Event{
+			Action: "kms:GenerateDataKey", Region: softkmstest.Region, Principal: w.Enclave.ARN, Key: arn, Context: tied, PCR0: w.PCRs[0].String(),
+		}))
+
+		Expect(w.PutKeyPolicy("mrk-tenant", policy(w, w.PCRs[0].String()))).To(Succeed())
+		_, _, err = c.GenerateDataKey(ctx, arn, tied)
+		Expect(err).To(MatchError(kms.ErrDenied))
+	})
+
 	It("ends with its context", func(ctx SpecContext) {
 		ended, cancel := context.WithCancel(ctx)
 		cancel()
@@ -284,52 +307,6 @@ func answering(w *softkmstest.World, status int, body string) func(context.Conte
 		return (&net.Dialer{}).DialContext(ctx, "tcp", listener.Addr().String())
 	}
 }
-
-var _ = Describe("The signature", func() {
-	DescribeTable("is the SDK's own, byte for byte",
-		func(ctx SpecContext, token, body string) {
-			now := time.Date(2026, 11, 26, 23, 59, 59, 0, time.UTC)
-			ours, err := http.NewRequest(http.MethodPost, "https://kms.eu-west-3.amazonaws.com/", bytes.NewReader([]byte(body)))
-			Expect(err).NotTo(HaveOccurred())
-			kms.Sign(ours, []byte(body), kms.Credentials{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", SessionToken: token}, "eu-west-3", now)
-
-			theirs := ours.Clone(ctx)
-			theirs.Header.Del("Authorization")
-			theirs.ContentLength = 0 // which we do not sign: the body's hash says more
-			sum := sha256.Sum256([]byte(body))
-			Expect(v4.NewSigner().SignHTTP(ctx, aws.Credentials{AccessKeyID: "AKIDEXAMPLE", SecretAccessKey: "wJalrXUtnFEMI/K7MDENG+bPxRfiCYEXAMPLEKEY", SessionToken: token},
-				theirs, hex.EncodeToString(sum[:]), "kms", "eu-west-3", now)).To(Succeed())
-			Expect(ours.Header).To(Equal(theirs.Header))
-			Expect(ours.Header.Get("Authorization")).To(HavePrefix("AWS4-HMAC-SHA256 Credential=AKIDEXAMPLE/20261126/eu-west-3/kms/aws4_request, "))
-		},
-		Entry("without a session token", "", `{"a":1}`),
-		Entry("with one", "IQoJb3JpZ2luX2VjE//////////wEaCXVzLWVhc3QtMSJHMEUCIQ==", `{"a":1}`),
-		Entry("of nothing", "", ``),
-	)
-})
-
-var _ = Describe("Amazon's roots", func() {
-	It("are the four that Amazon Trust Services publishes", func() {
-		rest, err := os.ReadFile("amazon-roots.pem")
-		Expect(err).NotTo(HaveOccurred())
-		var found []string
-		for block, more := pem.Decode(rest); block != nil; block, more = pem.Decode(more) {
-			cert, err := x509.ParseCertificate(block.Bytes)
-			Expect(err).NotTo(HaveOccurred())
-			Expect(cert.IsCA).To(BeTrue())
-			sum := sha256.Sum256(block.Bytes)
-			found = append(found, cert.Subject.CommonName+" "+hex.EncodeToString(sum[:]))
-		}
-		// https://www.amazontrust.com/repository/
-		Expect(found).To(ConsistOf(
-			"Amazon Root CA 1 8ecde6884f3d87b1125ba31ac3fcb13d7016de7f57cc904fe1cb97c6ae98196e",
-			"Amazon Root CA 2 1ba5b2aa8c65401a82960118f80bec4f62304d83cec4713a19c39c011ea46db4",
-			"Amazon Root CA 3 18ce6cfe7bf14e60b2e347b8dfe868cb31d02ebb3ada271569f50343b46db3a4",
-			"Amazon Root CA 4 e35d28419ed02025cfa69038cd623962458da5c695fbdea3c22b0bfb25897092",
-		))
-		Expect(kms.AmazonRoots()).NotTo(BeNil())
-	})
-})
 
 var _ = Describe("An RSA key", func() {
 	It("is nothing any more once it is wiped", func() {

@@ -1,15 +1,15 @@
 package kms
 
 import (
-	"encoding/json"
+	"errors"
 	"fmt"
-	"regexp"
-	"strings"
+
+	"github.com/mrgc/mrgc/internal/awscall"
 )
 
 // codes are KMS's errors that say something of the request (AWS KMS API
-// reference, Decrypt). All others are of the way there: signature, clock,
-// throttling, KMS itself.
+// reference, Decrypt and GenerateDataKey). All others are of the way there:
+// signature, clock, throttling, KMS itself.
 var codes = map[string]error{
 	"AccessDeniedException":      ErrDenied,
 	"DisabledException":          ErrDenied,
@@ -20,22 +20,11 @@ var codes = map[string]error{
 	"IncorrectKeyException":      ErrCiphertext,
 }
 
-var plainCode = regexp.MustCompile(`^[A-Za-z]{1,64}$`)
-
-// refusal classes an error answer of the JSON protocol: its "__type" is the
-// code, perhaps after a namespace and "#". The message stays out: it is whoever's
-// answered.
-func refusal(status int, body []byte) error {
-	var answer struct {
-		Type string `json:"__type"`
+// classify says of which class the error of a call is.
+func classify(err error) error {
+	var refused *awscall.Refusal
+	if errors.As(err, &refused) && codes[refused.Code] != nil {
+		return fmt.Errorf("%w: %s", codes[refused.Code], refused.Code)
 	}
-	_ = json.Unmarshal(body, &answer) // what is not JSON has no code
-	code := answer.Type[strings.LastIndex(answer.Type, "#")+1:]
-	if class := codes[code]; class != nil {
-		return fmt.Errorf("%w: %s", class, code)
-	}
-	if !plainCode.MatchString(code) {
-		code = "no code"
-	}
-	return fmt.Errorf("%w: status %d, %s", ErrUnavailable, status, code)
+	return fmt.Errorf("%w: %w", ErrUnavailable, err)
 }

@@ -126,8 +126,8 @@ func (m *claimsMap) claims() Claims {
 
 func (m *claimsMap) check() error {
 	switch {
-	case m.Type != TypeEnclave:
-		return malformed("claims: recipient type %d is not supported", m.Type)
+	case m.Type != TypeEnclave && m.Type != TypeFleet:
+		return malformed("claims: recipients of %s are not supported", m.Type)
 	case m.KEM != KEMMLKEM768X25519 || m.KDF != KDFHKDFSHA256 || m.AEAD != AEADAES256GCM:
 		return malformed("claims: suite %#04x/%#04x/%#04x is not supported", m.KEM, m.KDF, m.AEAD)
 	case len(m.PublicKey) != publicKeySize:
@@ -181,6 +181,9 @@ func ParseRecipient(rawClaims []byte) (*Recipient, error) {
 // KeyID is the recipient's name in headers and envelopes.
 func (r *Recipient) KeyID() KeyID { return r.id }
 
+// Type is the claims' own.
+func (r *Recipient) Type() RecipientType { return r.claims.Type }
+
 // RawClaims are the claims' bytes, as they were received.
 func (r *Recipient) RawClaims() []byte { return bytes.Clone(r.raw) }
 
@@ -202,18 +205,18 @@ type RecipientKey struct {
 	private hpke.PrivateKey
 }
 
-// NewRecipientKey makes a key pair and the claims that go with it. It sets
+// NewRecipientKey makes a key pair of [TypeEnclave] and the claims that go with it. It sets
 // Type, KEM, KDF, AEAD and PublicKey itself; all else is the caller's.
 func NewRecipientKey(claims Claims) (*RecipientKey, error) {
 	private, err := hpke.MLKEM768X25519().GenerateKey()
 	if err != nil {
 		return nil, fmt.Errorf("make recipient key: %w", err)
 	}
-	return newRecipientKey(private, claims)
+	return newRecipientKey(TypeEnclave, private, claims)
 }
 
-func newRecipientKey(private hpke.PrivateKey, claims Claims) (*RecipientKey, error) {
-	claims.Type = TypeEnclave
+func newRecipientKey(kind RecipientType, private hpke.PrivateKey, claims Claims) (*RecipientKey, error) {
+	claims.Type = kind
 	claims.KEM, claims.KDF, claims.AEAD = KEMMLKEM768X25519, KDFHKDFSHA256, AEADAES256GCM
 	claims.PublicKey = private.PublicKey().Bytes()
 	raw, err := claims.encode()

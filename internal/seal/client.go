@@ -104,7 +104,7 @@ func wrapToKey(info []byte) wrapFunc {
 			return stanza{}, err
 		}
 		wrapped, err := sender.Seal(nil, dek)
-		return stanza{id: r.id, kind: TypeEnclave, enc: enc, wrapped: wrapped}, err
+		return stanza{id: r.id, kind: r.claims.Type, enc: enc, wrapped: wrapped}, err
 	}
 }
 

@@ -29,7 +29,7 @@ const (
 
 	prologueHeadSize = 1 + 1 + 1 + 16 + 8 + 2
 	stanzaFixedSize  = 8 + 1 + 2 + 2                           // kid, type, two lengths
-	stanzaSize       = stanzaFixedSize + encSize + wrappedSize // of an enclave recipient, the largest
+	stanzaSize       = stanzaFixedSize + encSize + wrappedSize // of an enclave or fleet recipient, the largest
 
 	minRecipientsSize = 1 + stanzaFixedSize + 1 + kmsWrappedSize // one kms recipient with a data key of one byte
 	maxRecipientsSize = 1 + MaxRecipients*stanzaSize
@@ -119,12 +119,12 @@ type stanza struct {
 func (s *stanza) check() error {
 	var right bool
 	switch s.kind {
-	case TypeEnclave:
+	case TypeEnclave, TypeFleet:
 		right = len(s.enc) == encSize && len(s.wrapped) == wrappedSize
 	case TypeKMS:
 		right = len(s.enc) >= 1 && len(s.enc) <= maxDataKeySize && len(s.wrapped) == kmsWrappedSize
 	default:
-		return malformed("recipient type %d is not supported", s.kind)
+		return malformed("recipients of %s are not supported", s.kind)
 	}
 	if !right {
 		return malformed("recipient's lengths %d and %d are not those of its type", len(s.enc), len(s.wrapped))

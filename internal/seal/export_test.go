@@ -27,7 +27,7 @@ func RecipientKeyFromPrivate(private []byte, claims Claims) (*RecipientKey, erro
 	if err != nil {
 		return nil, err
 	}
-	return newRecipientKey(key, claims)
+	return newRecipientKey(TypeEnclave, key, claims)
 }
 
 // SealPlaintext seals a plaintext that need not be a padded payload.
@@ -99,7 +99,7 @@ func WithPrivateKeyOf(recipient, other *RecipientKey) *RecipientKey {
 
 // ReKey is key's private key under other claims; it panics on bad ones.
 func ReKey(key *RecipientKey, claims Claims) *RecipientKey {
-	again, err := newRecipientKey(key.private, claims)
+	again, err := newRecipientKey(key.claims.Type, key.private, claims)
 	if err != nil {
 		panic(err)
 	}

@@ -17,6 +17,9 @@ const (
 	labelCommitment    = "mrgc-seal-1 commitment"
 	labelResponseKey   = "mrgc-seal-1 response key"
 	labelResponseNonce = "mrgc-seal-1 response nonce"
+
+	labelFleetRecipient = "mrgc-fleet-1 recipient"
+	labelFleetReceipts  = "mrgc-fleet-1 receipts"
 )
 
 const (

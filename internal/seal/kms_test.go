@@ -186,7 +186,7 @@ var _ = Describe("A request by a data key of KMS", func() {
 			Expect(err).To(MatchError(ContainSubstring(reason)))
 			Expect(kms.asked).To(BeZero())
 		},
-		Entry("the type fleet", func(s []byte) []byte { s[8] = 2; return s }, "type 2"),
+		Entry("the type fleet", func(s []byte) []byte { s[8] = 2; return s }, "not those of its type"),
 		Entry("the type enclave", func(s []byte) []byte { s[8] = 1; return s }, "not those of its type"),
 		Entry("no data key", func(s []byte) []byte {
 			s[9], s[10] = 0, 0

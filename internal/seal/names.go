@@ -44,18 +44,36 @@ func (o Operation) Path() string {
 
 func (o Operation) known() bool { return o.Path() != "" }
 
-// RecipientType says by which key a recipient gets at the DEK. The number 2
-// (fleet) is reserved, and refused until it exists.
+// RecipientType says by which key a recipient gets at the DEK.
 type RecipientType uint8
 
 const (
 	// TypeEnclave is by a key that the enclave made at its start and attested.
 	TypeEnclave RecipientType = 1
+	// TypeFleet is by a key of an epoch that several enclaves hold: each has derived
+	// it from a seed that KMS releases to attested enclaves only. It outlives its
+	// holders, so that what it has run must be remembered outside of them. KMS's
+	// administrators could have it released to others.
+	TypeFleet RecipientType = 2
 	// TypeKMS is by a data key of the tenant's own KMS key, which KMS releases to
 	// the enclave by its attestation. The enclave is named by its key as ever; that
 	// key opens nothing here. Claims are never of this type.
 	TypeKMS RecipientType = 3
 )
+
+// String gives "enclave", "fleet" or "kms".
+func (t RecipientType) String() string {
+	switch t {
+	case TypeEnclave:
+		return "enclave"
+	case TypeFleet:
+		return "fleet"
+	case TypeKMS:
+		return "kms"
+	default:
+		return fmt.Sprintf("recipient type(%d)", uint8(t))
+	}
+}
 
 // MaxRecipients is how many recipients an envelope can have.
 const MaxRecipients = 4

@@ -85,6 +85,9 @@ func (k *RecipientKey) OpenWith(decrypt DecryptDataKey, now time.Time, p *Prolog
 	if own < 0 {
 		return nil, ErrNotRecipient
 	}
+	if kind := p.stanzas[own].kind; kind != k.claims.Type && kind != TypeKMS {
+		return nil, malformed("sealed by type %s to a key of type %s", kind, k.claims.Type)
+	}
 	ciphertext, err := readCiphertext(body, limits.plaintextBytes())
 	if err != nil {
 		return nil, err

@@ -292,8 +292,8 @@ var _ = Describe("A sealed request", func() {
 		Entry("with a recipients' length of 0", set(27, 0, 0)),
 		Entry("with a recipients' length above the limit", set(27, 0xff, 0xff)),
 		Entry("with a recipient of type 0", set(38, 0)),
-		Entry("with a recipient of the reserved type 2", set(38, 2)),
-		Entry("with a recipient of the reserved type 3", set(38, 3)),
+		Entry("with a recipient of type 3 and type 1's lengths", set(38, 3)),
+		Entry("with a recipient of type 4", set(38, 4)),
 		Entry("with an enc of another length", set(39, 0, 1)),
 		Entry("with a wrapped DEK of another length", set(39+2+1120, 0, 47)),
 		Entry("with a recipient twice", func(b []byte) []byte {

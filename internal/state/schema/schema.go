@@ -29,6 +29,8 @@ const (
 	Strong Consistency = "STRONG"
 	// Eventual is asynchronous replication, and the last writer of an item wins.
 	Eventual Consistency = "EVENTUAL"
+	// Regional is one table in each region, of which none knows of the others.
+	Regional Consistency = "REGIONAL"
 )
 
 // Table is a table and its indexes.
@@ -41,7 +43,7 @@ type Table struct {
 	TTLAttribute string      `json:"ttl_attribute,omitempty"` // N, seconds since 1970; empty: rows stay
 	Stream       bool        `json:"stream"`                  // of new and old images, which asynchronous replication needs
 	Consistency  Consistency `json:"consistency"`
-	Regions      []string    `json:"regions"` // AWS's names of those that have a replica
+	Regions      []string    `json:"regions"` // AWS's names of those that have a replica; none: it has no replicas
 }
 
 // Index is a global secondary index, with all attributes projected.
@@ -108,11 +110,27 @@ var (
 		SortKey:      sorted("at"),
 		TTLAttribute: TTL, Stream: true, Consistency: Eventual, Regions: regions,
 	}
+	// FleetKeys is written by enclaves alone, for recipients of type fleet
+	// (internal/fleetkey). Its keys are those of one region, and so is what was run
+	// by them.
+	FleetKeys = Table{
+		Name:         "fleet_keys",
+		Purpose:      "a fleet's seeds, encrypted, and which requests were run by their keys: by the region's enclaves",
+		PartitionKey: text("id"),
+		TTLAttribute: TTL, Consistency: Regional,
+	}
 )
 
-// Tables are all of them, under names that begin with prefix.
+// Tables are those that hold the cluster's state, under names that begin with
+// prefix.
 func Tables(prefix string) []Table {
-	all := []Table{GPUInstances, RoutingState, AutoscalingState, CleanupValidation, Metrics}
+	return named(prefix, GPUInstances, RoutingState, AutoscalingState, CleanupValidation, Metrics)
+}
+
+// All are these, and the one that enclaves share.
+func All(prefix string) []Table { return append(Tables(prefix), named(prefix, FleetKeys)...) }
+
+func named(prefix string, all ...Table) []Table {
 	for i := range all {
 		all[i].Name = prefix + all[i].Name
 	}
@@ -174,6 +192,15 @@ func Compare(want, got Table) []Difference {
 // compareReplicas knows that a table without replicas is not yet of either
 // consistency.
 func compareReplicas(want, got Table) []Difference {
+	if want.Consistency == Regional {
+		if len(got.Regions) > 1 {
+			return []Difference{{
+				What: "regions", Got: strings.Join(got.Regions, " "),
+				Todo: "remove the replicas: each region has a table of its own",
+			}}
+		}
+		return nil
+	}
 	if len(got.Regions) > 1 && len(want.Regions) > 1 && got.Consistency != want.Consistency {
 		return []Difference{{
 			What: "consistency", Got: string(got.Consistency), Want: string(want.Consistency),

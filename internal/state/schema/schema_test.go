@@ -23,6 +23,9 @@ var _ = Describe("The tables", func() {
 		Expect(names).To(HaveExactElements("staging-gpu_instances", "staging-routing_state", "staging-autoscaling_state",
 			"staging-cleanup_validation", "staging-metrics"))
 		Expect(schema.GPUInstances.Name).To(Equal("gpu_instances"))
+		all := schema.All("staging-")
+		Expect(all[:5]).To(Equal(schema.Tables("staging-")))
+		Expect(all[5:]).To(HaveExactElements(HaveField("Name", "staging-fleet_keys")))
 	})
 
 	It("that are strongly consistent have nothing that DynamoDB refuses them", func() {
@@ -70,6 +73,15 @@ var _ = Describe("Comparing", func() {
 		Entry("one region of three", func(t *schema.Table) { t.Regions = t.Regions[:1] }, "regions", ""),
 		Entry("the other consistency", func(t *schema.Table) { t.Consistency = schema.Strong }, "consistency", "cannot be changed"),
 	)
+
+	It("finds replicas of a table that each region has its own of", func() {
+		got := schema.FleetKeys
+		got.Regions = schema.Regions()[:1]
+		Expect(schema.Compare(schema.FleetKeys, got)).To(BeEmpty())
+		got.Regions = schema.Regions()[:2]
+		Expect(schema.Compare(schema.FleetKeys, got)).To(HaveExactElements(
+			And(HaveField("What", "regions"), HaveField("Todo", ContainSubstring("remove the replicas")))))
+	})
 
 	It("finds rows that would expire and must not, and replicas that come too late", func() {
 		got := schema.RoutingState

@@ -1,31 +1,24 @@
-package kms
+package awscall
 
 import (
 	"crypto/hmac"
 	"crypto/sha256"
 	"encoding/hex"
 	"net/http"
-	"time"
 )
 
-const (
-	service     = "kms"
-	target      = "TrentService.Decrypt"
-	contentType = "application/x-amz-json-1.1"
-)
-
-// sign makes a request one of Decrypt in the JSON protocol and signs it with
+// sign makes a request one of an operation in the JSON protocol and signs it with
 // Signature Version 4 (AWS IAM user guide, "Create a signed AWS API request").
 // The request is always POST / without a query, so that nothing needs escaping;
 // its header fields are set here, in the order of their names.
-func sign(req *http.Request, body []byte, credentials Credentials, region string, now time.Time) {
-	at := now.UTC().Format("20060102T150405Z")
+func (c *Config) sign(req *http.Request, operation string, body []byte, credentials Credentials) {
+	at := c.Now().UTC().Format("20060102T150405Z")
 	fields := [][2]string{
-		{"content-type", contentType},
+		{"content-type", c.Service.contentType},
 		{"host", req.URL.Host},
 		{"x-amz-date", at},
 		{"x-amz-security-token", credentials.SessionToken},
-		{"x-amz-target", target},
+		{"x-amz-target", c.Service.target + operation},
 	}
 	var headers, names string
 	for _, field := range fields {
@@ -40,9 +33,10 @@ func sign(req *http.Request, body []byte, credentials Credentials, region string
 	}
 	names = names[1:]
 	canonical := "POST\n/\n\n" + headers + "\n" + names + "\n" + hexSHA256(body)
-	scope := at[:8] + "/" + region + "/" + service + "/aws4_request"
+	scope := at[:8] + "/" + c.Region + "/" + c.Service.name + "/aws4_request"
+
 	key := []byte("AWS4" + credentials.SecretAccessKey)
-	for _, part := range []string{at[:8], region, service, "aws4_request"} {
+	for _, part := range []string{at[:8], c.Region, c.Service.name, "aws4_request"} {
 		key = hmacSHA256(key, part)
 	}
 	signature := hmacSHA256(key, "AWS4-HMAC-SHA256\n"+at+"\n"+scope+"\n"+hexSHA256([]byte(canonical)))
