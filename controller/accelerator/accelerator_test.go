@@ -23,6 +23,7 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gleak"
 
+	"github.com/mrgc/mrgc/controller"
 	"github.com/mrgc/mrgc/controller/accelerator"
 	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -34,6 +35,8 @@ func TestAccelerator(t *testing.T) {
 	RegisterFailHandler(Fail)
 	RunSpecs(t, "controller/accelerator")
 }
+
+var _ controller.Accelerator = (*accelerator.Accelerator)(nil)
 
 const eventually = 10 * time.Second
 
