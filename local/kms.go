@@ -111,15 +111,18 @@ func (p *plan) listenKMS(ca *devca.Authority, root *softnsm.Root) (serve func(co
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("software KMS: %w", err), log.Close())
 	}
-	return func(ctx context.Context) error { return errors.Join(serveKMS(ctx, service, listener), log.Close()) }, nil
+	return func(ctx context.Context) error {
+		return errors.Join(serveUntil(ctx, "software KMS", service, listener), log.Close())
+	}, nil
 }
 
-func serveKMS(ctx context.Context, service http.Handler, listener net.Listener) error {
+// serveUntil serves until ctx ends.
+func serveUntil(ctx context.Context, what string, service http.Handler, listener net.Listener) error {
 	server := &http.Server{Handler: service, ReadHeaderTimeout: 10 * time.Second, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
 	defer stop()
 	if err := server.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("software KMS: %w", err)
+		return fmt.Errorf("%s: %w", what, err)
 	}
 	return nil
 }

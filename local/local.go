@@ -4,7 +4,8 @@
 // TLS, against a real Envoy and a real model. What one machine does not have is
 // replaced by a stand-in that is named for what it is: the enclave is a process,
 // its security module is standin/softnsm, the certificate authority is
-// standin/devca, AWS KMS is standin/softkms, and three regions are three sets of
+// standin/devca, AWS KMS is standin/softkms, AWS Global Accelerator, where one is
+// asked for, is standin/softaccelerator, and three regions are three sets of
 // loopback ports.
 //
 // [Run] fetches what is missing, lays the cluster out (a pure [plan]), starts
@@ -179,6 +180,9 @@ func (c *cluster) serveStandIns(ctx context.Context, group *errgroup.Group, ca *
 		return err
 	}
 	group.Go(func() error { return serveKMS(ctx) })
+	if err := c.plan.serveAccelerator(ctx, group); err != nil {
+		return err
+	}
 	for _, in := range c.plan.instances() {
 		module, err := softnsm.New(softnsm.Config{Root: root, Region: in.aws, InstanceID: in.id, Role: "development"})
 		if err != nil {

@@ -47,6 +47,9 @@ type Options struct {
 	// mrgc.yaml's tenant_client_ca; default: none.
 	TenantClientCA string
 
+	// Accelerator has a stand-in for AWS Global Accelerator in front of the regions.
+	Accelerator bool
+
 	StateDir string // logs, state, env; default ".mrgc"
 	ToolsDir string // fetched parts; default ".tools"
 	BinDir   string // mrgc, mrgc-parent, mrgc-enclave; default: where this program lies

@@ -76,6 +76,9 @@ type plan struct {
 	releasing string // the key that signs it: .key, and .pub that verifies
 	store     string
 	kms       softwareKMS
+
+	accelerator softwareAccelerator
+
 	regions   []region
 	engines   []engine // to start
 	draw      func() (string, error)
@@ -109,6 +112,9 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 			return nil, err
 		}
 		p.regions = append(p.regions, r)
+	}
+	if err := p.planAccelerator(); err != nil {
+		return nil, err
 	}
 	var err error
 	p.kms, err = p.planKMS()
@@ -367,6 +373,7 @@ func (p *plan) env(apiKey string) []string {
 	for _, in := range p.instances() {
 		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))
 	}
+	lines = append(lines, p.acceleratorEnv()...)
 	return append(lines,
 		"export MRGC_ENDPOINTS="+strings.Join(p.endpoints(), ","),
 		"export MRGC_CA="+shellQuote(p.caFile),

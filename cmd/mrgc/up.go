@@ -51,6 +51,7 @@ Ctrl-C stops everything.`,
 	f.StringToStringVar(&options.Sim.Slow, "sim-slow", nil, "sim: INSTANCE=FACTOR, how many times as long an instance's engine takes, like use1-0=2")
 	f.StringToStringVar(&options.Sim.Fail, "sim-fail", nil, "sim: INSTANCE=SHARE, the share of requests that an instance's engine fails at once, like use1-0=0.5")
 	f.StringVar(&options.TenantClientCA, "tenant-client-ca", "", "PEM file of CAs whose certificates tenants may show, mrgc.yaml's tenant_client_ca (default none)")
+	f.BoolVar(&options.Accelerator, "accelerator", false, "put a stand-in for AWS Global Accelerator in front of the regions, with an address for tenants near each;\n.mrgc/accelerator.env has what sets its dials (see docs/failover.md)")
 	f.StringVar(&options.StateDir, "state-dir", ".mrgc", "directory for logs, state and the env file")
 	f.StringVar(&options.ToolsDir, "tools-dir", ".tools", "directory for fetched parts")
 	complete(cmd, "policy", routing.PolicyNames()...)
