@@ -27,6 +27,7 @@ Ctrl-C stops everything.`,
   mrgc up --engine sim --sim-profile a100 --sim-slow use1-0=2
                                             simulators as fast as hardware, one of them slow
   mrgc up --engine sim --versions 1,2       a new version in each region, which gets requests with mrgc canary set
+  mrgc up --engine sim --accelerator        a stand-in for AWS Global Accelerator in front of the regions
   mrgc up --model ~/models/qwen3-4b.gguf    a model of your own`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
