@@ -117,8 +117,8 @@ func (d *Dials) Run(ctx context.Context) {
 		case <-d.poked:
 		}
 		for {
-			next, any := d.next()
-			if !any {
+			next, waits := d.next()
+			if !waits {
 				break
 			}
 			err := d.accelerator.SetDial(ctx, next.id, next.region, next.percent)
@@ -129,7 +129,7 @@ func (d *Dials) Run(ctx context.Context) {
 }
 
 // next takes what is to be set next.
-func (d *Dials) next() (next wantedDial, any bool) {
+func (d *Dials) next() (next wantedDial, waits bool) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	for len(d.wanted) > 0 {
