@@ -175,14 +175,14 @@ func (c *cluster) serveStandIns(ctx context.Context, group *errgroup.Group, ca *
 		return fmt.Errorf("development CA: %w", err)
 	}
 	group.Go(func() error { return ca.Serve(ctx, listener) })
+	if err := c.plan.serveAccelerator(ctx, group); err != nil {
+		return err
+	}
 	serveKMS, err := c.plan.listenKMS(ca, root)
 	if err != nil {
 		return err
 	}
 	group.Go(func() error { return serveKMS(ctx) })
-	if err := c.plan.serveAccelerator(ctx, group); err != nil {
-		return err
-	}
 	for _, in := range c.plan.instances() {
 		module, err := softnsm.New(softnsm.Config{Root: root, Region: in.aws, InstanceID: in.id, Role: "development"})
 		if err != nil {

@@ -34,6 +34,9 @@ type Options struct {
 	ModelName string   // as tenants ask for it; default: derived from the model
 	Port      int      // of the tenant endpoint on loopback; 0: any free one
 
+	// Accelerator has a stand-in for AWS Global Accelerator in front of the regions.
+	Accelerator bool
+
 	// Policy is how requests find their instance, of mrgc.yaml's models[].policy;
 	// default: the default one.
 	Policy string
@@ -46,9 +49,6 @@ type Options struct {
 	// TenantClientCA is a PEM file of the CAs whose certificates tenants may show, of
 	// mrgc.yaml's tenant_client_ca; default: none.
 	TenantClientCA string
-
-	// Accelerator has a stand-in for AWS Global Accelerator in front of the regions.
-	Accelerator bool
 
 	StateDir string // logs, state, env; default ".mrgc"
 	ToolsDir string // fetched parts; default ".tools"

@@ -76,15 +76,14 @@ type plan struct {
 	releasing string // the key that signs it: .key, and .pub that verifies
 	store     string
 	kms       softwareKMS
-
-	accelerator softwareAccelerator
-
 	regions   []region
 	engines   []engine // to start
 	draw      func() (string, error)
 	envoy     string // binary
 	llamaPath string // Python path of the engine
 	modelFile string
+
+	accelerator softwareAccelerator
 }
 
 // newPlan lays the cluster out. The run directory's path must be short: a Unix
