@@ -44,6 +44,7 @@ func (r Routing) Loop() (Loop[routedRow, failover.Observation, failover.Action],
 	}
 	return Loop[routedRow, failover.Observation, failover.Action]{
 		Name: "failover", Lease: RoutingLease, Table: schema.RoutingState, Key: state.RoutingKey, Every: r.Every,
+		Tries: 1, // a step decides a dial again until it sees it set; waiting for it would be a gap in what it counts
 		Observe: func(ctx context.Context, token int64) (failover.Observation, error) {
 			o, err := r.Observe(ctx)
 			o.Term = token

@@ -2,6 +2,7 @@ package controller_test
 
 import (
 	"context"
+	"errors"
 	"maps"
 	"time"
 
@@ -20,6 +21,8 @@ type doors struct {
 	dead  map[fleet.Region]bool
 	dials map[fleet.Region]int
 	done  []failover.Action
+
+	refuses bool // to have dials set
 }
 
 var allRegions = []fleet.Region{"use1", "use2", "usw2"}
@@ -45,6 +48,9 @@ func (d *doors) observe(context.Context) (failover.Observation, error) {
 func (d *doors) execute(_ context.Context, _ string, a failover.Action) error {
 	d.done = append(d.done, a)
 	if a.Kind == failover.SetDial {
+		if d.refuses {
+			return errors.New("not now")
+		}
 		d.dials[a.Region] = a.Dial
 	}
 	return nil
@@ -106,6 +112,23 @@ var _ = Describe("The routing loop", func() {
 		goes(ctx, 30*time.Minute)
 		Expect(row(ctx).Value.Regions["use2"].State).To(Equal(state.Normal))
 		Expect(world.dials).To(HaveKeyWithValue(fleet.Region("use2"), 100))
+	})
+
+	It("goes on deciding while dials cannot be set, and sets them when they can be", func(ctx SpecContext) {
+		goes(ctx, time.Minute)
+		world.refuses, world.dead["use2"] = true, true
+		goes(ctx, 10*time.Second)
+		Expect(row(ctx).Value.Regions["use2"].State).To(Equal(state.FailoverActive))
+		goes(ctx, time.Minute)
+		Expect(row(ctx).Value.Journal.Done).To(HaveLen(3), "dial, drain, and the dial, which is tried time and again, once more")
+		Expect(row(ctx).Value.Journal.Done).To(ContainElement(And(HaveField("What", "set the dial of use2 to 0 %"), HaveField("Error", "not now"), HaveField("Tries", BeNumerically(">", 50)))))
+		world.dead["use2"] = false
+		goes(ctx, 2*time.Minute+10*time.Second)
+		Expect(row(ctx).Value.Regions["use2"]).To(And(HaveField("State", state.Recovering), HaveField("Drain", false)))
+		Expect(world.dials).To(HaveKeyWithValue(fleet.Region("use2"), 100))
+		world.refuses = false
+		goes(ctx, 2*time.Second)
+		Expect(world.dials).To(HaveKeyWithValue(fleet.Region("use2"), 10))
 	})
 
 	It("is watched by standbys, so that a death is not seen anew when its leader dies with it", func(ctx SpecContext) {

@@ -91,6 +91,11 @@ func (c *cluster) showHow(apiKey string) {
 	for _, r := range p.regions {
 		c.ui.say("  %-5s            Envoy https://%s   xDS admin http://%s", r.name, r.tenant, r.routers[0].admin)
 	}
+	for _, r := range p.regions {
+		if address := p.accelerator.near[r.name]; address != "" {
+			c.ui.say("  accelerator      near %-5s https://%s", r.name, address)
+		}
+	}
 	c.ui.say("\nFor an OpenAI client, paste this, or run: source %s\n", p.envFile())
 	for _, line := range p.env(apiKey)[:3] {
 		c.ui.say("  %s", line)

@@ -73,9 +73,7 @@ func (p *plan) kmsEnv() []byte {
 
 // awsEnvironment has the AWS SDK sign as a principal.
 func awsEnvironment(p softkms.Principal) []string {
-	return []string{
-		"AWS_ACCESS_KEY_ID=" + p.Credentials.AccessKeyID, "AWS_SECRET_ACCESS_KEY=" + p.Credentials.SecretAccessKey, "AWS_EC2_METADATA_DISABLED=true",
-	}
+	return p.Credentials.Environment()
 }
 
 // listenKMS makes the KMS and its key, and gives what serves it.

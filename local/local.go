@@ -4,7 +4,8 @@
 // TLS, against a real Envoy and a real model. What one machine does not have is
 // replaced by a stand-in that is named for what it is: the enclave is a process,
 // its security module is standin/softnsm, the certificate authority is
-// standin/devca, AWS KMS is standin/softkms, and three regions are three sets of
+// standin/devca, AWS KMS is standin/softkms, AWS Global Accelerator, where one is
+// asked for, is standin/softaccelerator, and three regions are three sets of
 // loopback ports.
 //
 // [Run] fetches what is missing, lays the cluster out (a pure [plan]), starts
@@ -174,6 +175,9 @@ func (c *cluster) serveStandIns(ctx context.Context, group *errgroup.Group, ca *
 		return fmt.Errorf("development CA: %w", err)
 	}
 	group.Go(func() error { return ca.Serve(ctx, listener) })
+	if err := c.plan.serveAccelerator(ctx, group); err != nil {
+		return err
+	}
 	serveKMS, err := c.plan.listenKMS(ca, root)
 	if err != nil {
 		return err

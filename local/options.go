@@ -34,6 +34,9 @@ type Options struct {
 	ModelName string   // as tenants ask for it; default: derived from the model
 	Port      int      // of the tenant endpoint on loopback; 0: any free one
 
+	// Accelerator has a stand-in for AWS Global Accelerator in front of the regions.
+	Accelerator bool
+
 	// Policy is how requests find their instance, of mrgc.yaml's models[].policy;
 	// default: the default one.
 	Policy string

@@ -83,6 +83,8 @@ type plan struct {
 	envoy     string // binary
 	llamaPath string // Python path of the engine
 	modelFile string
+
+	accelerator softwareAccelerator
 }
 
 // newPlan lays the cluster out. The run directory's path must be short: a Unix
@@ -110,6 +112,9 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 			return nil, err
 		}
 		p.regions = append(p.regions, r)
+	}
+	if err := p.planAccelerator(); err != nil {
+		return nil, err
 	}
 	var err error
 	if p.kms, err = p.planKMS(); err != nil {
@@ -372,6 +377,7 @@ func (p *plan) env(apiKey string) []string {
 	for _, in := range p.instances() {
 		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))
 	}
+	lines = append(lines, p.acceleratorEnv()...)
 	return append(lines,
 		"export MRGC_ENDPOINTS="+strings.Join(p.endpoints(), ","),
 		"export MRGC_CA="+shellQuote(p.caFile),

@@ -34,10 +34,11 @@ import (
 	"errors"
 	"fmt"
 	"regexp"
-	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/mrgc/mrgc/standin/sigv4"
 )
 
 // Account is the AWS account of all keys.
@@ -70,10 +71,7 @@ type Event struct {
 }
 
 // Credentials sign requests.
-type Credentials struct {
-	AccessKeyID, SecretAccessKey string
-	SessionToken                 string // of temporary credentials; empty: none
-}
+type Credentials = sigv4.Credentials
 
 // Principal is somebody who may sign requests.
 type Principal struct {
@@ -83,9 +81,7 @@ type Principal struct {
 
 // NewPrincipal makes a principal with credentials of its own.
 func NewPrincipal(arn string) Principal {
-	return Principal{ARN: arn, Credentials: Credentials{
-		AccessKeyID: "AKIA" + rand.Text()[:16], SecretAccessKey: rand.Text() + rand.Text(),
-	}}
+	return Principal{ARN: arn, Credentials: sigv4.NewCredentials()}
 }
 
 // Service is the stand-in, an [http.Handler]. It is safe for concurrent use.
@@ -221,5 +217,3 @@ func (s *Service) principal(accessKeyID string) (Principal, bool) {
 	p, ok := s.principals[accessKeyID]
 	return p, ok
 }
-
-func (s *Service) answersFor(region string) bool { return slices.Contains(s.config.Regions, region) }
