@@ -30,6 +30,7 @@ import (
 	"github.com/mrgc/mrgc/internal/nsm"
 	"github.com/mrgc/mrgc/internal/seal"
 	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
+	"github.com/mrgc/mrgc/internal/testclock"
 	"github.com/mrgc/mrgc/standin/softnsm"
 )
 
@@ -38,7 +39,7 @@ const model = "smol"
 // cluster is real enclaves, attested by a software NSM that measures this test's
 // own binary, behind as many edges as a test starts. Engines and edges are fakes.
 type cluster struct {
-	clock  *clock
+	clock  *testclock.Clock
 	root   *softnsm.Root
 	nsm    nsm.Module
 	key    credential.Key
@@ -59,12 +60,12 @@ func newCluster() *cluster {
 	DeferCleanup(func(before []gleak.Goroutine) {
 		Eventually(gleak.Goroutines).WithTimeout(5 * time.Second).ShouldNot(gleak.HaveLeaked(before))
 	}, gleak.Goroutines())
-	c := &cluster{clock: &clock{time: time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)}}
+	c := &cluster{clock: testclock.At(time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC))}
 	c.engine = func(*http.Request) (*http.Response, error) { return answer("application/json", body(reply)), nil }
 	var err error
 	c.key, err = credential.New(rand.Reader, "acme")
 	Expect(err).NotTo(HaveOccurred())
-	c.root, err = softnsm.NewRoot(c.clock.now())
+	c.root, err = softnsm.NewRoot(c.clock.Now())
 	Expect(err).NotTo(HaveOccurred())
 	c.nsm = c.serveNSM()
 	c.enclaves = []*enclave.Enclave{c.newEnclave()}
@@ -73,7 +74,7 @@ func newCluster() *cluster {
 
 func (c *cluster) serveNSM() nsm.Module {
 	GinkgoHelper()
-	module, err := softnsm.New(softnsm.Config{Root: c.root, Region: "us-east-1", InstanceID: "use1-0", Role: "development", Now: c.clock.now})
+	module, err := softnsm.New(softnsm.Config{Root: c.root, Region: "us-east-1", InstanceID: "use1-0", Role: "development", Now: c.clock.Now})
 	Expect(err).NotTo(HaveOccurred())
 	dir, err := os.MkdirTemp("", "mrgc") // short: a socket's path is limited
 	Expect(err).NotTo(HaveOccurred())
@@ -96,7 +97,7 @@ func (c *cluster) serveNSM() nsm.Module {
 func (c *cluster) newEnclave(changes ...func(*enclave.Config)) *enclave.Enclave {
 	GinkgoHelper()
 	config := enclave.Config{
-		Model: model, Region: "use1", Mode: seal.ModeProcess, NSM: c.nsm, Now: c.clock.now,
+		Model: model, Region: "use1", Mode: seal.ModeProcess, NSM: c.nsm, Now: c.clock.Now,
 		Tenants: tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant(c.key.Tenant(), "edge", string(c.key.EnclaveToken()))),
 		Engine:  engineFunc(func(r *http.Request) (*http.Response, error) { return c.engine(r) }),
 	}
@@ -157,7 +158,7 @@ func (c *cluster) config(edges ...*edge) client.Config {
 	Expect(err).NotTo(HaveOccurred())
 	config := client.Config{
 		Policy: client.Policy{Releases: []attest.Release{release}, DevelopmentRoot: c.root.Certificate()},
-		Now:    c.clock.now, RootCAs: x509.NewCertPool(),
+		Now:    c.clock.Now, RootCAs: x509.NewCertPool(),
 	}
 	for _, e := range edges {
 		config.Endpoints = append(config.Endpoints, e.url)
@@ -351,22 +352,4 @@ func keyID(offered api.Recipient) seal.KeyID {
 
 func writeRecipients(w http.ResponseWriter, recipients []api.Recipient) {
 	_ = json.NewEncoder(w).Encode(api.Recipients{Recipients: recipients})
-}
-
-// clock is everyone's.
-type clock struct {
-	mu   sync.Mutex
-	time time.Time // guarded by mu
-}
-
-func (c *clock) now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.time
-}
-
-func (c *clock) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.time = c.time.Add(d)
 }

@@ -163,12 +163,12 @@ var _ = Describe("Endpoints", func() {
 		expectReply(t.ask(ctx))
 		Expect(first.count(api.PathKeys)()).To(Equal(1))
 		for i, wait := range []time.Duration{0, time.Second, 2 * time.Second, 4 * time.Second, 8 * time.Second, 16 * time.Second, 30 * time.Second, 30 * time.Second} {
-			c.clock.advance(wait - 1)
+			c.clock.Advance(wait - 1)
 			expectReply(t.ask(ctx))
 			if wait > 0 {
 				Expect(first.count(api.PathKeys)()).To(Equal(i + 1))
 			}
-			c.clock.advance(1)
+			c.clock.Advance(1)
 			expectReply(t.ask(ctx))
 			Eventually(first.count(api.PathKeys)).Should(Equal(i + 2))
 			t.settle()
@@ -177,7 +177,7 @@ var _ = Describe("Endpoints", func() {
 
 		By("one of them being answered")
 		first.on(api.PathKeys, nil)
-		c.clock.advance(30 * time.Second)
+		c.clock.Advance(30 * time.Second)
 		Eventually(func() []seen {
 			expectReply(t.ask(ctx))
 			return first.requests(api.PathSealed)
@@ -195,7 +195,7 @@ var _ = Describe("Endpoints", func() {
 		Expect(first.requests(api.PathKeys)).To(HaveLen(1))
 		Expect(second.requests(api.PathSealed)).To(HaveLen(3))
 
-		c.clock.advance(5 * time.Minute)
+		c.clock.Advance(5 * time.Minute)
 		first.on(api.PathKeys, nil)
 		expectReply(t.ask(ctx))
 		Expect(first.requests(api.PathSealed)).To(HaveLen(1), "it offers recipients by now, and refuses the request")

@@ -36,7 +36,7 @@ func (c *cluster) newForgingEnclave(withKey bool) *forgingEnclave {
 	public, private, err := ed25519.GenerateKey(rand.Reader)
 	Expect(err).NotTo(HaveOccurred())
 	claims := seal.Claims{
-		Model: model, Region: "use1", Mode: seal.ModeProcess, NotBefore: c.clock.now().Add(-time.Minute), NotAfter: c.clock.now().Add(time.Hour),
+		Model: model, Region: "use1", Mode: seal.ModeProcess, NotBefore: c.clock.Now().Add(-time.Minute), NotAfter: c.clock.Now().Add(time.Hour),
 	}
 	if withKey {
 		claims.ReceiptKey = public
@@ -64,7 +64,7 @@ func (f *forgingEnclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	prologue, err := seal.ReadPrologue(r.Body)
 	Expect(err).NotTo(HaveOccurred())
 	h := r.Header
-	opened, err := f.key.Open(f.cluster.clock.now(), prologue, seal.Headers{
+	opened, err := f.key.Open(f.cluster.clock.Now(), prologue, seal.Headers{
 		Model: h.Get(api.HeaderModel), Tenant: h.Get(api.HeaderTenant), Affinity: h.Get(api.HeaderAffinity), Size: h.Get(api.HeaderSize),
 		RequestID: id, KeyIDs: ids,
 	}, r.Body, seal.Limits{})
@@ -81,7 +81,7 @@ func (f *forgingEnclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 			Enclave: seal.EnclaveVerified{
 				ClaimsSHA256: f.key.ClaimsDigest(), RequestID: id, Operation: opened.Operation, Model: model,
 				RequestSHA256: sha256.Sum256(opened.Payload.Body), Status: 200, ResponseSHA256: sha256.Sum256([]byte(reply)),
-				EndedAt: f.cluster.clock.now(),
+				EndedAt: f.cluster.clock.Now(),
 			},
 			Host: seal.HostAsserted{PromptTokens: 3, OutputTokens: 5},
 		}
@@ -127,7 +127,7 @@ var _ = Describe("A receipt", func() {
 		read, err := client.ParseReceipt(file)
 		Expect(err).NotTo(HaveOccurred())
 
-		c.clock.advance(48 * time.Hour) // it is verified whenever someone wants to
+		c.clock.Advance(48 * time.Hour) // it is verified whenever someone wants to
 		stated, err := read.Verify(c.config(e).Policy)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(stated.Release.Name).To(Equal("this test"))

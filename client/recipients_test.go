@@ -54,7 +54,7 @@ var _ = Describe("Recipients", func() {
 	It("are kept", func(ctx SpecContext) {
 		for range 3 {
 			expectReply(t.ask(ctx))
-			c.clock.advance(time.Second)
+			c.clock.Advance(time.Second)
 		}
 		Expect(e.requests(api.PathKeys)).To(HaveLen(1))
 		Expect(e.requests(api.PathKeys)[0].url).To(Equal(api.PathKeys + "?model=smol"))
@@ -78,7 +78,7 @@ var _ = Describe("Recipients", func() {
 			<-release
 			writeRecipients(w, c.recipients())
 		})
-		c.clock.advance(5 * time.Second)
+		c.clock.Advance(5 * time.Second)
 		expectReply(t.ask(ctx)) // while the router has yet to answer
 		Eventually(fetched).Should(BeClosed())
 		expectReply(t.ask(ctx)) // does not ask again
@@ -90,7 +90,7 @@ var _ = Describe("Recipients", func() {
 		expectReply(t.ask(ctx))
 		before := c.present()
 		c.replace(append(before, c.newEnclave())...)
-		c.clock.advance(5 * time.Second)
+		c.clock.Advance(5 * time.Second)
 		Eventually(func() int {
 			expectReply(t.ask(ctx))
 			sealed := e.requests(api.PathSealed)
@@ -104,7 +104,7 @@ var _ = Describe("Recipients", func() {
 		c.replace(append(c.present(), c.newEnclave(), c.newEnclave(), c.newEnclave(), c.newEnclave())...)
 		first, listed := c.recipients()[0], c.recipients()[1:]
 		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, listed) })
-		c.clock.advance(5 * time.Second)
+		c.clock.Advance(5 * time.Second)
 		expectReply(t.ask(ctx)) // has them fetched
 		Expect(last()).To(Equal(kids(first)))
 		Eventually(func() string {
@@ -131,7 +131,7 @@ var _ = Describe("Recipients", func() {
 
 		By("an instance answering in the routers' place, with itself")
 		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, listed[2:]) })
-		c.clock.advance(5 * time.Second)
+		c.clock.Advance(5 * time.Second)
 		Eventually(func() string { hello(); return last() }).WithTimeout(10 * time.Second).Should(Equal(kids(listed[2], listed[0], listed[1])))
 
 		By("all of them being replaced")
@@ -189,10 +189,10 @@ var _ = Describe("Recipients", func() {
 		expectReply(t.ask(ctx))
 		e.on(api.PathKeys, hangUp)
 		for range 23 {
-			c.clock.advance(time.Hour)
+			c.clock.Advance(time.Hour)
 			expectReply(t.ask(ctx))
 		}
-		c.clock.advance(time.Hour)
+		c.clock.Advance(time.Hour)
 		_, err := t.send(ctx, http.MethodPost, "/chat/completions", body(chat))
 		Expect(err).To(HaveOccurred())
 		Expect(e.requests(api.PathSealed)).To(HaveLen(24))
@@ -204,7 +204,7 @@ var _ = Describe("Recipients", func() {
 		offered[0].Attestation = nil
 		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, offered) })
 		for range 3 {
-			c.clock.advance(10 * time.Minute)
+			c.clock.Advance(10 * time.Minute)
 			expectReply(t.ask(ctx))
 		}
 		Eventually(e.count(api.PathKeys)).Should(BeNumerically(">", 1))

@@ -74,7 +74,7 @@ var _ = Describe("Trust", func() {
 		offered := c.recipients()
 		e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, offered) })
 		t := c.tenant(c.config(e))
-		c.clock.advance(age)
+		c.clock.Advance(age)
 		e.refuses(t.ask(ctx), reason)
 	},
 		Entry("a document has aged", 5*time.Minute+time.Second, "old, more than 5m0s"),

@@ -105,7 +105,7 @@ func withDials(t *testing.T, run func(g *WithT, a *slowAccelerator, d *controlle
 	})
 }
 
-// after waits until so long has gone by, and who could do something has.
+// after lets so long go by, in the bubble's time, and then all who could do something.
 func after(d time.Duration) {
 	time.Sleep(d)
 	synctest.Wait()

@@ -21,6 +21,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleetkey/fleetkeytest"
 	"github.com/mrgc/mrgc/internal/seal"
 	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
+	"github.com/mrgc/mrgc/internal/testclock"
 	"github.com/mrgc/mrgc/standin/softkms"
 	"github.com/mrgc/mrgc/standin/softkms/softkmstest"
 )
@@ -114,7 +115,7 @@ func ofTable(world *fleetkeytest.World) func(*enclave.Config) {
 // at sets the clock by hand, for enclaves that start at other times.
 func at(t time.Time) func(*enclave.Config) {
 	return func(c *enclave.Config) {
-		fixed := &clock{now: t}
+		fixed := testclock.At(t)
 		c.Now = fixed.Now
 	}
 }

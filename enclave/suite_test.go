@@ -24,6 +24,7 @@ import (
 	"github.com/mrgc/mrgc/internal/seal"
 	"github.com/mrgc/mrgc/internal/size"
 	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
+	"github.com/mrgc/mrgc/internal/testclock"
 )
 
 func TestEnclave(t *testing.T) {
@@ -39,25 +40,6 @@ const (
 	chat   = `{"model":"` + model + `","messages":[{"role":"user","content":"` + marker + `"}]}`
 	stream = `{"model":"` + model + `","stream":true,"messages":[{"role":"user","content":"` + marker + `"}]}`
 )
-
-// clock is the enclave's, set by hand. It is far from the real time, so that a
-// test notices when the two are mixed.
-type clock struct {
-	mu  sync.Mutex
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) Advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(d)
-}
 
 // logs is all that an enclave has logged.
 type logs struct {
@@ -81,7 +63,7 @@ func (l *logs) String() string {
 type running struct {
 	url    string
 	client *http.Client
-	clock  *clock
+	clock  *testclock.Clock // far from the real time, so that a test notices when the two are mixed
 	module *fakeModule
 	engine *fakeEngine
 	logs   *logs
@@ -99,7 +81,7 @@ func start(answer http.HandlerFunc, options ...func(*enclave.Config)) *running {
 func startBeside(answer http.HandlerFunc, options ...func(*enclave.Config)) *running {
 	GinkgoHelper()
 	r := &running{
-		clock:  &clock{now: time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)},
+		clock:  testclock.At(time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)),
 		module: &fakeModule{},
 		engine: newFakeEngine(answer),
 		logs:   &logs{},

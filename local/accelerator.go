@@ -103,6 +103,16 @@ func (p *plan) acceleratorFile() []byte {
 	return []byte(b.String())
 }
 
+// nearestTo are this cluster's regions, by AWS's names, the nearest to one first.
+func (p *plan) nearestTo(r region) (names []string) {
+	for _, name := range nearest[r.name] {
+		if i := slices.IndexFunc(p.regions, func(other region) bool { return other.name == name }); i >= 0 {
+			names = append(names, p.regions[i].aws)
+		}
+	}
+	return names
+}
+
 // serveAccelerator serves the accelerator, if there is one: its API, and what it
 // forwards.
 func (p *plan) serveAccelerator(ctx context.Context, group *errgroup.Group) error {
@@ -144,16 +154,11 @@ func (p *plan) serveAccelerator(ctx context.Context, group *errgroup.Group) erro
 		return failed(err)
 	}
 	for _, r := range p.regions {
-		client := softaccelerator.Client{}
-		for _, name := range nearest[r.name] {
-			if i := slices.IndexFunc(p.regions, func(other region) bool { return other.name == name }); i >= 0 {
-				client.Nearest = append(client.Nearest, p.regions[i].aws)
-			}
-		}
-		if client.Listener, err = listen(p.accelerator.near[r.name]); err != nil {
+		listener, err := listen(p.accelerator.near[r.name])
+		if err != nil {
 			return failed(err)
 		}
-		config.Clients = append(config.Clients, client)
+		config.Clients = append(config.Clients, softaccelerator.Client{Nearest: p.nearestTo(r), Listener: listener})
 	}
 	service, err := softaccelerator.New(config)
 	if err != nil {

@@ -27,6 +27,7 @@ import (
 	"github.com/mrgc/mrgc/controller/accelerator"
 	"github.com/mrgc/mrgc/internal/awsclient"
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/testclock"
 	"github.com/mrgc/mrgc/standin/sigv4"
 	"github.com/mrgc/mrgc/standin/softaccelerator"
 )
@@ -51,8 +52,9 @@ type world struct {
 	log    *bytes.Buffer
 	stop   func() // the API is gone
 
+	clock *testclock.Clock
+
 	mu      sync.Mutex
-	now     time.Time                                         // guarded by mu
 	calls   []string                                          // guarded by mu: names of operations
 	instead func(w http.ResponseWriter, r *http.Request) bool // guarded by mu: says whether it has answered
 }
@@ -62,9 +64,9 @@ func newWorld(ctx context.Context, change ...func(*accelerator.Config)) *world {
 	DeferCleanup(func(before []gleak.Goroutine) {
 		Eventually(gleak.Goroutines).WithTimeout(eventually).ShouldNot(gleak.HaveLeaked(before))
 	}, gleak.Goroutines())
-	w := &world{now: time.Now(), log: &bytes.Buffer{}}
+	w := &world{clock: testclock.At(time.Now()), log: &bytes.Buffer{}}
 	who := sigv4.NewCredentials()
-	config := softaccelerator.Config{Credentials: who, Second: time.Millisecond, Deploy: time.Minute, Now: w.clock}
+	config := softaccelerator.Config{Credentials: who, Second: time.Millisecond, Deploy: time.Minute, Now: w.clock.Now}
 	for _, region := range []string{"us-east-1", "us-east-2", "us-west-2", "eu-west-1"} {
 		door, err := net.Listen("tcp", "127.0.0.1:0")
 		Expect(err).NotTo(HaveOccurred())
@@ -110,18 +112,6 @@ func newWorld(ctx context.Context, change ...func(*accelerator.Config)) *world {
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(w.Close)
 	return w
-}
-
-func (w *world) clock() time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.now
-}
-
-func (w *world) advance(by time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.now = w.now.Add(by)
 }
 
 // happen has something answer instead; nil: nothing does.
@@ -187,7 +177,7 @@ var _ = Describe("Traffic dials", func() {
 		Expect(w.Deployed(ctx)).To(BeTrue())
 		Expect(w.SetDial(ctx, "a", "use1", 50)).To(Succeed())
 		Expect(w.Deployed(ctx)).To(BeFalse())
-		w.advance(time.Minute)
+		w.clock.Advance(time.Minute)
 		Expect(w.Deployed(ctx)).To(BeTrue())
 	})
 

@@ -2,7 +2,6 @@ package release_test
 
 import (
 	"context"
-	"encoding/json"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -17,7 +16,6 @@ import (
 var _ = Describe("The policy of a fleet's key", func() {
 	var w *softkmstest.World
 	tied := map[string]string{"mrgc:fleet": "prod", "mrgc:region": "use1", "mrgc:epoch": "41020"}
-	const id = "mrk-tenant" // as callAs names it
 	BeforeEach(func() {
 		w = softkmstest.Start(GinkgoTB())
 		w.AddPrincipal(adminPrincipal())
@@ -25,41 +23,23 @@ var _ = Describe("The policy of a fleet's key", func() {
 	policyOf := func(releases ...attest.Release) release.FleetKeyPolicy {
 		return release.FleetKeyPolicy{Releases: releases, Fleet: "prod", Admins: []string{admin}, Cluster: []string{w.Enclave.ARN}}
 	}
-	put := func(policy release.FleetKeyPolicy, edit func(*document)) {
-		GinkgoHelper()
-		text, err := policy.JSON()
-		Expect(err).NotTo(HaveOccurred())
-		var d document
-		Expect(json.Unmarshal(text, &d)).To(Succeed())
-		if edit != nil {
-			edit(&d)
-		}
-		text, err = json.Marshal(d)
-		Expect(err).NotTo(HaveOccurred())
-		if _, err := w.CreateKey(id, text); err != nil {
-			Expect(w.PutKeyPolicy(id, text)).To(Succeed())
-		}
-	}
 	// attested does an operation as an enclave does it, with a document.
 	attested := func(ctx context.Context, who softkms.Principal, action string, encryptionContext map[string]string) error {
 		GinkgoHelper()
-		c, err := kms.New(kms.Config{Region: softkmstest.Region, Dial: w.Dial, NSM: w.Module, Roots: w.Roots})
-		Expect(err).NotTo(HaveOccurred())
-		defer c.CloseIdleConnections()
-		c.SetCredentials(kms.Credentials(who.Credentials))
-		arn := softkms.ARN(softkmstest.Region, id)
+		c := fromEnclave(w, who)
+		arn := softkms.ARN(softkmstest.Region, keyID)
 		if action == "GenerateDataKey" {
-			_, _, err = c.GenerateDataKey(ctx, arn, encryptionContext)
+			_, _, err := c.GenerateDataKey(ctx, arn, encryptionContext)
 			return err
 		}
-		_, blob, err := w.DataKey(id, encryptionContext)
+		_, blob, err := w.DataKey(keyID, encryptionContext)
 		Expect(err).NotTo(HaveOccurred())
 		_, err = c.DecryptBy(ctx, arn, blob, encryptionContext)
 		return err
 	}
 
 	It("lets enclaves of each trusted release make seeds and have them", func(ctx SpecContext) {
-		put(policyOf(built(7), running(w), built(9)), nil)
+		putPolicy(w, policyOf(built(7), running(w), built(9)), nil)
 		Expect(attested(ctx, w.Enclave, "GenerateDataKey", tied)).To(Succeed())
 		Expect(attested(ctx, w.Enclave, "Decrypt", tied)).To(Succeed())
 	})
@@ -68,9 +48,9 @@ var _ = Describe("The policy of a fleet's key", func() {
 	for _, action := range []string{"GenerateDataKey", "Decrypt"} {
 		DescribeTable("refuses an enclave "+action,
 			func(ctx SpecContext, policy func() release.FleetKeyPolicy, without func(*document), encryptionContext map[string]string) {
-				put(policy(), nil)
+				putPolicy(w, policy(), nil)
 				Expect(attested(ctx, w.Enclave, action, encryptionContext)).To(MatchError(kms.ErrDenied))
-				put(policy(), without)
+				putPolicy(w, policy(), without)
 				Expect(attested(ctx, w.Enclave, action, encryptionContext)).To(Succeed())
 			},
 			Entry("of another image", func() release.FleetKeyPolicy { return policyOf(built(7)) }, func(d *document) {
@@ -104,11 +84,11 @@ var _ = Describe("The policy of a fleet's key", func() {
 	}
 	DescribeTable("lets nobody know a seed, by", func(ctx SpecContext, who func() softkms.Principal, action, rule string) {
 		denied := MatchError(ContainSubstring("AccessDeniedException"))
-		put(policyOf(running(w)), nil)
+		putPolicy(w, policyOf(running(w)), nil)
 		Expect(callAs(ctx, w, who(), action, tied)).To(denied)
-		put(policyOf(running(w)), broad)
+		putPolicy(w, policyOf(running(w)), broad)
 		Expect(callAs(ctx, w, who(), action, tied)).To(denied, "though somebody has come to allow everything")
-		put(policyOf(running(w)), func(d *document) {
+		putPolicy(w, policyOf(running(w)), func(d *document) {
 			broad(d)
 			d.drop(rule)
 		})

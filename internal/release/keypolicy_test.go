@@ -58,6 +58,36 @@ func (d *document) drop(sid string) {
 	d.Statement = slices.DeleteFunc(d.Statement, func(st map[string]any) bool { return st["Sid"] == sid })
 }
 
+// keyID is the key's whose policies are tried.
+const keyID = "mrk-tenant"
+
+// putPolicy gives the key a policy, edited before; nil: as it is.
+func putPolicy(w *softkmstest.World, policy interface{ JSON() ([]byte, error) }, edit func(*document)) {
+	GinkgoHelper()
+	text, err := policy.JSON()
+	Expect(err).NotTo(HaveOccurred())
+	var d document
+	Expect(json.Unmarshal(text, &d)).To(Succeed())
+	if edit != nil {
+		edit(&d)
+	}
+	text, err = json.Marshal(d)
+	Expect(err).NotTo(HaveOccurred())
+	if _, err := w.CreateKey(keyID, text); err != nil {
+		Expect(w.PutKeyPolicy(keyID, text)).To(Succeed())
+	}
+}
+
+// fromEnclave is KMS as an enclave asks it, by a principal's credentials.
+func fromEnclave(w *softkmstest.World, who softkms.Principal) *kms.Client {
+	GinkgoHelper()
+	c, err := kms.New(kms.Config{Region: softkmstest.Region, Dial: w.Dial, NSM: w.Module, Roots: w.Roots})
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(c.CloseIdleConnections)
+	c.SetCredentials(kms.Credentials(who.Credentials))
+	return c
+}
+
 func condition(st map[string]any, operator string) map[string]any {
 	GinkgoHelper()
 	return st["Condition"].(map[string]any)[operator].(map[string]any)
@@ -71,28 +101,10 @@ var _ = Describe("The policy of a tenant's key", func() {
 		w.AddPrincipal(softkms.Principal{ARN: admin, Credentials: softkms.Credentials{AccessKeyID: "AKIAADMIN", SecretAccessKey: "admin"}})
 	})
 
-	put := func(policy release.KeyPolicy, edit func(*document)) {
-		GinkgoHelper()
-		text, err := policy.JSON()
-		Expect(err).NotTo(HaveOccurred())
-		var d document
-		Expect(json.Unmarshal(text, &d)).To(Succeed())
-		if edit != nil {
-			edit(&d)
-		}
-		text, err = json.Marshal(d)
-		Expect(err).NotTo(HaveOccurred())
-		if _, err := w.CreateKey("mrk-tenant", text); err != nil {
-			Expect(w.PutKeyPolicy("mrk-tenant", text)).To(Succeed())
-		}
-	}
 	decryptAs := func(ctx context.Context, who softkms.Principal, encryptionContext map[string]string) error {
 		GinkgoHelper()
-		c, err := kms.New(kms.Config{Region: softkmstest.Region, Dial: w.Dial, NSM: w.Module, Roots: w.Roots})
-		Expect(err).NotTo(HaveOccurred())
-		defer c.CloseIdleConnections()
-		c.SetCredentials(kms.Credentials(who.Credentials))
-		_, blob, err := w.DataKey("mrk-tenant", encryptionContext)
+		c := fromEnclave(w, who)
+		_, blob, err := w.DataKey(keyID, encryptionContext)
 		Expect(err).NotTo(HaveOccurred())
 		_, err = c.Decrypt(ctx, blob, encryptionContext)
 		return err
@@ -103,7 +115,7 @@ var _ = Describe("The policy of a tenant's key", func() {
 	}
 
 	It("lets the tenant make data keys, and enclaves of each trusted release have them", func(ctx SpecContext) {
-		put(policyFor(w, built(7), running(w), built(9)), nil)
+		putPolicy(w, policyFor(w, built(7), running(w), built(9)), nil)
 		Expect(call(ctx, w.Tenant, "GenerateDataKey")).To(Succeed())
 		Expect(decryptAs(ctx, w.Enclave, tied)).To(Succeed())
 	})
@@ -111,9 +123,9 @@ var _ = Describe("The policy of a tenant's key", func() {
 	// Each refusal is for one rule: without it the same call passes.
 	DescribeTable("refuses an enclave",
 		func(ctx SpecContext, policy func() release.KeyPolicy, without func(*document), encryptionContext map[string]string) {
-			put(policy(), nil)
+			putPolicy(w, policy(), nil)
 			Expect(decryptAs(ctx, w.Enclave, encryptionContext)).To(MatchError(kms.ErrDenied))
-			put(policy(), without)
+			putPolicy(w, policy(), without)
 			Expect(decryptAs(ctx, w.Enclave, encryptionContext)).To(Succeed())
 		},
 		Entry("of another image", func() release.KeyPolicy { return policyFor(w, built(7)) }, func(d *document) {
@@ -154,22 +166,22 @@ var _ = Describe("The policy of a tenant's key", func() {
 
 	It("follows the manifest: a release below the minimum is let down", func(ctx SpecContext) {
 		m := &release.Manifest{Version: 1, MinVersion: 8, Releases: []attest.Release{running(w), built(9)}}
-		put(policyFor(w, m.Trusted()...), nil)
+		putPolicy(w, policyFor(w, m.Trusted()...), nil)
 		Expect(decryptAs(ctx, w.Enclave, tied)).To(Succeed())
 		m.MinVersion = 9
-		put(policyFor(w, m.Trusted()...), nil)
+		putPolicy(w, policyFor(w, m.Trusted()...), nil)
 		Expect(decryptAs(ctx, w.Enclave, tied)).To(MatchError(kms.ErrDenied))
 	})
 
 	DescribeTable("refuses everybody",
 		func(ctx SpecContext, who func() softkms.Principal, action string, without func(*document)) {
-			put(policyFor(w, running(w)), nil)
+			putPolicy(w, policyFor(w, running(w)), nil)
 			Expect(call(ctx, who(), action)).To(MatchError(ContainSubstring("AccessDeniedException")))
-			put(policyFor(w, running(w)), func(d *document) {
+			putPolicy(w, policyFor(w, running(w)), func(d *document) {
 				d.Statement = append(d.Statement, map[string]any{"Sid": "Broad", "Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*"})
 			})
 			Expect(call(ctx, who(), action)).To(MatchError(ContainSubstring("AccessDeniedException")), "though somebody has come to allow everything")
-			put(policyFor(w, running(w)), func(d *document) {
+			putPolicy(w, policyFor(w, running(w)), func(d *document) {
 				d.Statement = append(d.Statement, map[string]any{"Sid": "Broad", "Effect": "Allow", "Principal": "*", "Action": "kms:*", "Resource": "*"})
 				without(d)
 			})
@@ -183,7 +195,7 @@ var _ = Describe("The policy of a tenant's key", func() {
 	)
 
 	It("lets nobody but the tenant make data keys, and for its own requests only", func(ctx SpecContext) {
-		put(policyFor(w, running(w)), nil)
+		putPolicy(w, policyFor(w, running(w)), nil)
 		Expect(call(ctx, w.Enclave, "GenerateDataKey")).To(MatchError(ContainSubstring("AccessDeniedException")))
 		Expect(call(ctx, adminPrincipal(), "GenerateDataKey")).To(MatchError(ContainSubstring("AccessDeniedException")))
 		Expect(callAs(ctx, w, w.Tenant, "GenerateDataKey", map[string]string{"mrgc:tenant": "other"})).To(MatchError(ContainSubstring("AccessDeniedException")))
@@ -217,7 +229,7 @@ func adminPrincipal() softkms.Principal {
 // callAs makes one call by the SDK, without a recipient.
 func callAs(ctx context.Context, w *softkmstest.World, who softkms.Principal, action string, encryptionContext map[string]string) (err error) {
 	GinkgoHelper()
-	client, id := w.Client(GinkgoTB(), who), aws.String("mrk-tenant")
+	client, id := w.Client(GinkgoTB(), who), aws.String(keyID)
 	_, blob, err := w.DataKey(*id, encryptionContext)
 	Expect(err).NotTo(HaveOccurred())
 	switch action {

@@ -34,7 +34,7 @@ var _ = Describe("The API", func() {
 		a := accelerators.Accelerators[0]
 		Expect(a.Status).To(Equal(types.AcceleratorStatusDeployed))
 		Expect(*a.Enabled).To(BeTrue())
-		Expect(*a.CreatedTime).To(BeTemporally("~", w.clock(), 10e9))
+		Expect(*a.CreatedTime).To(BeTemporally("~", w.clock.Now(), 10e9))
 		listeners, err := w.api().ListListeners(ctx, &sdk.ListListenersInput{AcceleratorArn: a.AcceleratorArn})
 		Expect(err).NotTo(HaveOccurred())
 		Expect(listeners.Listeners).To(HaveLen(1))
@@ -101,7 +101,7 @@ var _ = Describe("The API", func() {
 			GinkgoHelper()
 			_, err := w.api().UpdateEndpointGroup(ctx, &sdk.UpdateEndpointGroupInput{EndpointGroupArn: groupARN("us-east-1"), EndpointConfigurations: all})
 			Expect(err).NotTo(HaveOccurred())
-			w.advance(deploy)
+			w.clock.Advance(deploy)
 		}
 		endpoints(types.EndpointConfiguration{EndpointId: aws.String("arn:us-east-1"), Weight: aws.Int32(0)})
 		Expect(w.reached(east)).To(Equal("us-east-2"))

@@ -22,6 +22,7 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gleak"
 
+	"github.com/mrgc/mrgc/internal/testclock"
 	"github.com/mrgc/mrgc/standin/sigv4"
 	"github.com/mrgc/mrgc/standin/softaccelerator"
 )
@@ -108,11 +109,11 @@ type world struct {
 	clients     []string // addresses
 	url         string
 	credentials sigv4.Credentials
+	clock       *testclock.Clock
 	stop        func() // and wait
 
 	mu     sync.Mutex
-	now    time.Time // guarded by mu
-	random float64   // guarded by mu
+	random float64 // guarded by mu
 }
 
 const (
@@ -126,9 +127,9 @@ func newWorld(change ...func(*softaccelerator.Config)) *world {
 		http.DefaultTransport.(*http.Transport).CloseIdleConnections()
 		Eventually(gleak.Goroutines).WithTimeout(eventually).ShouldNot(gleak.HaveLeaked(before))
 	}, gleak.Goroutines())
-	w := &world{doors: map[string]*door{}, credentials: sigv4.NewCredentials(), now: time.Now()}
+	w := &world{doors: map[string]*door{}, credentials: sigv4.NewCredentials(), clock: testclock.At(time.Now())}
 	config := softaccelerator.Config{
-		Credentials: w.credentials, Second: time.Millisecond, Deploy: deploy, Return: back, Now: w.clock, Random: w.draw,
+		Credentials: w.credentials, Second: time.Millisecond, Deploy: deploy, Return: back, Now: w.clock.Now, Random: w.draw,
 	}
 	for _, region := range regions {
 		d := openDoor(region)
@@ -166,18 +167,6 @@ func newWorld(change ...func(*softaccelerator.Config)) *world {
 	})
 	DeferCleanup(w.stop)
 	return w
-}
-
-func (w *world) clock() time.Time {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.now
-}
-
-func (w *world) advance(by time.Duration) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	w.now = w.now.Add(by)
 }
 
 func (w *world) draw() float64 {
@@ -238,7 +227,7 @@ func (w *world) dial(ctx context.Context, region string, percent float32) {
 	GinkgoHelper()
 	_, err := w.api().UpdateEndpointGroup(ctx, &sdk.UpdateEndpointGroupInput{EndpointGroupArn: groupARN(region), TrafficDialPercentage: aws.Float32(percent)})
 	Expect(err).NotTo(HaveOccurred())
-	w.advance(deploy)
+	w.clock.Advance(deploy)
 }
 
 func (w *world) status(ctx context.Context) types.AcceleratorStatus {

@@ -11,7 +11,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"sync"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -20,6 +19,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/nsm"
+	"github.com/mrgc/mrgc/internal/testclock"
 	"github.com/mrgc/mrgc/standin/softnsm"
 )
 
@@ -32,8 +32,7 @@ type cluster struct {
 	stop   context.CancelFunc
 	served chan error // Serve's result, once
 
-	mu   sync.Mutex
-	time time.Time
+	clock *testclock.Clock
 }
 
 func startCluster() *cluster {
@@ -42,9 +41,9 @@ func startCluster() *cluster {
 		path:   filepath.Join(GinkgoT().TempDir(), "nsm.sock"),
 		log:    gbytes.NewBuffer(),
 		served: make(chan error, 1),
-		time:   time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC),
+		clock:  testclock.At(time.Date(2026, 11, 23, 12, 0, 0, 0, time.UTC)),
 	}
-	root, err := softnsm.NewRoot(c.now())
+	root, err := softnsm.NewRoot(c.clock.Now())
 	Expect(err).NotTo(HaveOccurred())
 	measured, err := softnsm.Measure(executable())
 	Expect(err).NotTo(HaveOccurred())
@@ -57,7 +56,7 @@ func startCluster() *cluster {
 		Region:     "us-east-1",
 		InstanceID: "use1-0",
 		Role:       "development",
-		Now:        c.now,
+		Now:        c.clock.Now,
 		Logger:     slog.New(slog.NewTextHandler(c.log, nil)),
 	})
 	Expect(err).NotTo(HaveOccurred())
@@ -76,18 +75,6 @@ func startCluster() *cluster {
 	return c
 }
 
-func (c *cluster) now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.time
-}
-
-func (c *cluster) advance(d time.Duration) {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.time = c.time.Add(d)
-}
-
 func (c *cluster) module() nsm.Module {
 	GinkgoHelper()
 	module, err := nsm.Dial("unix:" + c.path)
@@ -96,7 +83,7 @@ func (c *cluster) module() nsm.Module {
 }
 
 func (c *cluster) verify(raw []byte) error {
-	_, err := attest.Verify(raw, c.policy, attest.Expected{UserData: []byte("claims"), Region: "us-east-1"}, c.now())
+	_, err := attest.Verify(raw, c.policy, attest.Expected{UserData: []byte("claims"), Region: "us-east-1"}, c.clock.Now())
 	return err
 }
 

@@ -75,10 +75,10 @@ var _ = Describe("A software NSM", func() {
 		raw, err := c.module().Attest(ctx, request)
 		Expect(err).NotTo(HaveOccurred())
 
-		doc, err := attest.Verify(raw, c.policy, attest.Expected{UserData: request.UserData, Nonce: request.Nonce, Region: "us-east-1"}, c.now())
+		doc, err := attest.Verify(raw, c.policy, attest.Expected{UserData: request.UserData, Nonce: request.Nonce, Region: "us-east-1"}, c.clock.Now())
 		Expect(err).NotTo(HaveOccurred())
 		Expect(doc.ModuleID).To(MatchRegexp(`^use1-0-enc[0-9a-f]{16}$`))
-		Expect(doc.Timestamp).To(BeTemporally("==", c.now()))
+		Expect(doc.Timestamp).To(BeTemporally("==", c.clock.Now()))
 		Expect(doc.PublicKey).To(Equal(request.PublicKey))
 		Expect(doc.PCRs).To(HaveLen(16))
 		Expect(doc.PCRs[3]).To(Equal(attest.ExtendedPCR([]byte("development"))))
@@ -126,7 +126,7 @@ var _ = Describe("A software NSM", func() {
 			raw, err := c.module().Attest(ctx, nsm.Request{UserData: []byte("claims")})
 			Expect(err).NotTo(HaveOccurred())
 			Expect(c.verify(raw)).To(Succeed())
-			c.advance(30 * time.Minute)
+			c.clock.Advance(30 * time.Minute)
 		}
 	})
 

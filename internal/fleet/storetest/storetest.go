@@ -11,7 +11,6 @@ package storetest
 
 import (
 	"context"
-	"sync"
 	"time"
 
 	"github.com/onsi/ginkgo/v2"
@@ -19,6 +18,7 @@ import (
 	"github.com/onsi/gomega/gleak"
 
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/testclock"
 )
 
 // Open opens a handle on the data of one spec; every handle of a spec sees the
@@ -35,7 +35,7 @@ func Describe(name string, newData func() Open) bool {
 			ginkgo.DeferCleanup(func() {
 				Eventually(gleak.Goroutines, "5s").ShouldNot(gleak.HaveLeaked(good))
 			})
-			*b = bench{open: newData(), clock: &clock{now: epoch}}
+			*b = bench{open: newData(), clock: testclock.At(epoch)}
 		})
 		describeWrites(b)
 		describeRefusals(b)
@@ -52,7 +52,7 @@ var epoch = time.Date(2096, time.March, 14, 9, 26, 53, 589793238, time.UTC)
 // bench is what the specs of one implementation work with.
 type bench struct {
 	open  Open
-	clock *clock
+	clock *testclock.Clock
 }
 
 // store opens one more handle, closed at the end of the spec.
@@ -62,25 +62,6 @@ func (b *bench) store(ctx context.Context) fleet.Store {
 	Expect(err).NotTo(HaveOccurred())
 	ginkgo.DeferCleanup(store.Close)
 	return store
-}
-
-// clock stands still until it is moved.
-type clock struct {
-	mu  sync.Mutex // guards now
-	now time.Time
-}
-
-func (c *clock) Now() time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	return c.now
-}
-
-func (c *clock) Advance(by time.Duration) time.Time {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.now = c.now.Add(by)
-	return c.now
 }
 
 // instance has something in every field that its parent sets.
