@@ -60,11 +60,14 @@ func (a *attestedKey) shared() bool { return a.key.Type() == seal.TypeFleet }
 
 func newKeyring(config *Config) *keyring { return &keyring{config: config} }
 
-// find gives the key that opens an envelope to these recipients.
+// find gives the key that opens an envelope to these recipients: one of its own, if
+// there is one.
 func (k *keyring) find(ids []seal.KeyID, now time.Time) (attestedKey, bool) {
-	for _, held := range slices.Concat(k.held(), k.shared()) {
-		if slices.Contains(ids, held.key.KeyID()) && held.key.Claims().ValidAt(now) {
-			return held, true
+	for _, keys := range []func() []attestedKey{k.held, k.shared} {
+		for _, held := range keys() {
+			if slices.Contains(ids, held.key.KeyID()) && held.key.Claims().ValidAt(now) {
+				return held, true
+			}
 		}
 	}
 	return attestedKey{}, false
