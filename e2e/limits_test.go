@@ -34,22 +34,44 @@ var _ = Describe("A tenant's limits", func() {
 			Expect(err).NotTo(HaveOccurred())
 			return resp.StatusCode, api.ParseError(resp.StatusCode, answer), resp.Header.Get("Retry-After")
 		}
-		// What the picker admits before the enclave has the list is refused there, and
-		// has taken tokens.
 		Eventually(ctx, func() int {
 			status, _, _ := ask(ctx, unlimited, "")
 			return status
 		}, "20s").Should(Equal(http.StatusOK), "the list has arrived everywhere")
 
-		// A short question without max_tokens is one of 64 and 1,024 tokens.
-		status, _, _ := ask(ctx, small, "")
-		Expect(status).To(Equal(http.StatusOK), "a minute's tokens are there")
+		// A short question without max_tokens is one of 64 and 1,024 tokens, until its
+		// answer has ended, which has used less.
+		asked, answers := make(chan struct{}), make(chan struct{})
+		engine.does(func(w http.ResponseWriter, r *http.Request) {
+			close(asked)
+			select {
+			case <-answers:
+			case <-r.Context().Done():
+			}
+			_, _ = io.WriteString(w, `{"object":"chat.completion","usage":{"prompt_tokens":9,"completion_tokens":20}}`)
+		})
+		first := make(chan int, 1)
+		go func() {
+			defer GinkgoRecover()
+			status, _, _ := ask(ctx, small, "")
+			first <- status
+		}()
+		Eventually(ctx, asked).Should(BeClosed())
 		status, refusal, retryAfter := ask(ctx, small, "")
 		Expect(status).To(Equal(http.StatusTooManyRequests))
 		Expect(refusal).To(And(HaveField("Type", api.TypeRateLimit), HaveField("Code", "rate_limit_exceeded"), HaveField("Param", "tokens_per_minute")))
 		seconds, err := strconv.Atoi(retryAfter)
 		Expect(err).NotTo(HaveOccurred())
 		Expect(seconds).To(BeNumerically("~", 60, 50), "of two routers that divide the limit, or one that is alone yet")
+
+		By("the first one ending")
+		close(answers)
+		Eventually(ctx, first).Should(Receive(Equal(http.StatusOK)))
+		engine.says(`{"object":"chat.completion"}`)
+		Eventually(ctx, func() int {
+			status, _, _ := ask(ctx, small, `,"max_tokens":500`)
+			return status
+		}, "20s", "500ms").Should(Equal(http.StatusOK), "what was not used is there again, but for another router's part")
 
 		status, refusal, retryAfter = ask(ctx, small, `,"max_tokens":2000`)
 		Expect(status).To(Equal(http.StatusRequestEntityTooLarge))

@@ -75,7 +75,7 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 // result is what the parent learns of an answer beside its chunks.
 type result struct {
 	used    size.Buckets // none when the engine was not asked, or did not serve it
-	outcome string       // of [api.HeaderOutcome]; empty: the engine has served it, or was not asked
+	outcome string       // of [api.HeaderOutcome]; empty: the engine has served it
 }
 
 // codeStale says that the client sealed to keys that are not held here. Its
@@ -214,7 +214,7 @@ func boundHeaders(r *http.Request) (seal.Headers, *api.Error) {
 // be cut; with errNotRun nothing has been written yet.
 func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply) (done result, err error) {
 	if refused := e.admit(opened); refused != nil {
-		return done, refuse(answer, refused)
+		return result{outcome: api.OutcomeRejected}, refuse(answer, refused)
 	}
 	request, refused := checkRequest(opened.Operation, opened.Model, opened.Payload.Body)
 	opened.Payload.Wipe() // what goes on is in request
@@ -223,7 +223,7 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 	}
 	if refused != nil {
 		clear(request.body)
-		return done, refuse(answer, refused)
+		return result{outcome: api.OutcomeRejected}, refuse(answer, refused)
 	}
 	resp, err := e.askEngine(ctx, opened.Operation, request.body)
 	if err != nil {

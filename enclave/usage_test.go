@@ -127,6 +127,13 @@ var _ = Describe("What an answer has used", func() {
 		Expect(r.ask(stream).used).To(BeEmpty())
 	})
 
+	It("does not say which rule the enclave has rejected a request by", func() {
+		r := start(says(`{}`))
+		a := r.ask(chat, func(req *seal.Request) { req.Payload.Credential = nil })
+		r.expectSealedRefusal(a, http.StatusUnauthorized, "invalid_api_key")
+		Expect(a.outcome).To(Equal("rejected"))
+	})
+
 	It("is nothing when the request is refused", func() {
 		r := start(says(`{}`))
 		resp := r.send(r.post(r.seal("no JSON")))
@@ -154,7 +161,7 @@ var _ = Describe("What has become of a request", func() {
 		Entry("the engine stopped midway", stream, says(delta), "failed"),
 		Entry("the engine broke off before it answered", chat, writesRaw("", true), "failed"),
 		Entry("the engine's end cannot be told from a cut", chat, writesRaw(okLine+"Connection: close\r\n\r\n{}", true), "failed"),
-		Entry("refused before the engine was asked", "no JSON", says(`{}`), ""),
+		Entry("rejected before the engine was asked", "no JSON", says(`{}`), "rejected"),
 	)
 })
 

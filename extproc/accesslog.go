@@ -45,7 +45,7 @@ func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.
 // that others had of that router.
 func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
 	common := entry.GetCommonProperties()
-	e := peers.Event{Request: entry.GetRequest().GetRequestId()}
+	e := peers.Event{Request: entry.GetRequest().GetRequestId(), Used: peers.UsedUnknown}
 	instance := p.index().at(addressOf(common))
 	if instance != nil {
 		e.Instance = instance.ID
@@ -61,7 +61,7 @@ func (p *Picker) account(entry *accesslogdatav3.HTTPAccessLogEntry) {
 			p.metrics.wait.Observe(waited)
 			p.noteWait(e.Request, waited)
 		}
-		e.Kind = outcomeOf(entry)
+		e.Kind, e.Used = outcomeOf(entry), usedBy(entry)
 		if instance != nil {
 			p.tellEnded(entry, instance, e.Kind)
 		}
@@ -90,7 +90,8 @@ func (p *Picker) apply(e peers.Event) (wasInFlight bool) {
 		}
 		return from != ""
 	}
-	at := p.inFlight.Done(e.Request)
+	at, taken := p.inFlight.Done(e.Request)
+	p.settle(taken, e)
 	switch where := cmp.Or(e.Instance, at); { // also of a request that the picker did not see
 	case where == "" || e.Kind == peers.Ended:
 	case e.Kind == peers.Failed:

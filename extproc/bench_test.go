@@ -118,7 +118,7 @@ func BenchmarkInFlight(b *testing.B) {
 	f := extproc.NewInFlight(time.Minute)
 	b.ReportAllocs()
 	for b.Loop() {
-		f.Add("request", "instance", 1000, extproc.Claim{Model: model, Tenant: tenant, Tokens: 2000}, epoch())
+		f.Add("request", "instance", extproc.Flight{Tokens: 1000, Claim: extproc.Claim{Model: model, Tenant: tenant, Tokens: 2000}}, epoch())
 		f.On("instance")
 		f.Done("request")
 	}

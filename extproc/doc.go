@@ -31,7 +31,8 @@
 // request went, by its opaque affinity, and since when instances have been ready.
 //
 // It holds tenants to their limits, and to their shares while nothing is free
-// (package quota): who is over either is refused, and nobody waits here.
+// (package quota): who is over either is refused, and nobody waits here. What a
+// request has used of them the log says at its end.
 //
 // Where a region has several pickers, each hears what the others have in flight:
 // [Picker.Tell] makes the messages of package peers, [Picker.Learn] takes them,

@@ -8,6 +8,7 @@ import (
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/quota"
 	"github.com/mrgc/mrgc/internal/size"
 )
 
@@ -34,8 +35,9 @@ type request struct {
 	sealed bool   // has the content type of a sealed request, once
 	fault  string // the first Mrgc header that is missing, malformed or repeated
 
-	weight  int  // its tenant's; 0 until that is known
-	decided bool // whether it could be picked for has been decided, and is on record
+	weight  int           // its tenant's; 0 until that is known
+	taken   quota.Request // from its tenant's limits; zero until it has been let through
+	decided bool          // whether it could be picked for has been decided, and is on record
 }
 
 // field is a header as it came: its last value, and how often it was there.

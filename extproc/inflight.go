@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/peers"
+	"github.com/mrgc/mrgc/internal/quota"
 )
 
 // InFlight counts the requests that are in flight on each instance and their
@@ -53,11 +54,17 @@ type Claim = peers.Claim
 
 type owner struct{ model, tenant string }
 
+// Flight is what a request counts for while it is in flight.
+type Flight struct {
+	Tokens int           // of its prompt, that the instance has to read
+	Claim  Claim         // what its tenant has of the model by it
+	Taken  quota.Request // what it has taken from its tenant's limits
+}
+
 // flight is one request in flight.
 type flight struct {
+	Flight
 	request, instance string
-	tokens            int
-	claim             Claim
 	start             time.Time
 	older, newer      *flight
 }
@@ -70,12 +77,11 @@ func NewInFlight(timeout time.Duration) *InFlight {
 	}
 }
 
-// Add counts a request on an instance from now on, with the tokens of its prompt
-// that the instance has to read, and its claim. A request that is in flight
+// Add counts a request on an instance from now on. A request that is in flight
 // already moves there. One without an id is not counted, as nobody could say
 // that it has ended; nor is one whose end was reported before. What has expired is
 // forgotten on the way.
-func (f *InFlight) Add(requestID, instanceID string, tokens int, claim Claim, now time.Time) {
+func (f *InFlight) Add(requestID, instanceID string, of Flight, now time.Time) {
 	if requestID == "" {
 		return
 	}
@@ -89,7 +95,7 @@ func (f *InFlight) Add(requestID, instanceID string, tokens int, claim Claim, no
 	if old := f.requests[requestID]; old != nil {
 		f.remove(old)
 	}
-	added := &flight{request: requestID, instance: instanceID, tokens: tokens, claim: claim, start: now, older: f.tail}
+	added := &flight{Flight: of, request: requestID, instance: instanceID, start: now, older: f.tail}
 	if f.tail == nil {
 		f.head = added
 	} else {
@@ -98,7 +104,7 @@ func (f *InFlight) Add(requestID, instanceID string, tokens int, claim Claim, no
 	f.tail = added
 	f.requests[requestID] = added
 	f.put(added)
-	f.claim(claim, 1)
+	f.claim(of.Claim, 1)
 }
 
 // Move counts a request that is in flight on another instance from now on, as
@@ -116,20 +122,21 @@ func (f *InFlight) Move(requestID, instanceID string) (from string) {
 	return from
 }
 
-// Done ends a request, and gives the instance where it was; one that is not in
-// flight is no error, and was nowhere.
-func (f *InFlight) Done(requestID string) (at string) {
+// Done ends a request, and gives the instance where it was, and what it has taken
+// from its tenant's limits; one that is not in flight is no error, was nowhere and
+// has taken nothing.
+func (f *InFlight) Done(requestID string) (at string, taken quota.Request) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if ended := f.requests[requestID]; ended != nil {
-		at = ended.instance
+		at, taken = ended.instance, ended.Taken
 		f.remove(ended)
 	} else if requestID != "" {
 		delete(f.early, f.earlyRing[f.earlyNext])
 		f.early[requestID], f.earlyRing[f.earlyNext] = struct{}{}, requestID
 		f.earlyNext = (f.earlyNext + 1) % earlyKept
 	}
-	return at
+	return at, taken
 }
 
 // Doubt says that ends of requests may have gone unheard: those in flight now count
@@ -174,7 +181,7 @@ func (f *InFlight) SentSince(instanceID string, since time.Time) (tokens int) {
 	defer f.mu.Unlock()
 	for r := f.tail; r != nil && !r.start.Before(since); r = r.older {
 		if r.instance == instanceID {
-			tokens += r.tokens
+			tokens += r.Tokens
 		}
 	}
 	return tokens
@@ -218,7 +225,7 @@ func (f *InFlight) expire(now time.Time) {
 func (f *InFlight) remove(r *flight) {
 	delete(f.requests, r.request)
 	f.take(r)
-	f.claim(r.claim, -1)
+	f.claim(r.Claim, -1)
 	if r.older == nil {
 		f.head = r.newer
 	} else {
@@ -234,7 +241,7 @@ func (f *InFlight) remove(r *flight) {
 // put counts a flight where it is.
 func (f *InFlight) put(r *flight) {
 	on := f.counts[r.instance]
-	f.counts[r.instance] = Work{Requests: on.Requests + 1, Tokens: on.Tokens + r.tokens}
+	f.counts[r.instance] = Work{Requests: on.Requests + 1, Tokens: on.Tokens + r.Tokens}
 }
 
 // take no longer counts a flight where it is.
@@ -244,7 +251,7 @@ func (f *InFlight) take(r *flight) {
 		delete(f.counts, r.instance)
 		return
 	}
-	f.counts[r.instance] = Work{Requests: on.Requests - 1, Tokens: on.Tokens - r.tokens}
+	f.counts[r.instance] = Work{Requests: on.Requests - 1, Tokens: on.Tokens - r.Tokens}
 }
 
 // claim adds a claim, or takes it back.

@@ -11,6 +11,7 @@ import (
 	"pgregory.net/rapid"
 
 	"github.com/mrgc/mrgc/extproc"
+	"github.com/mrgc/mrgc/internal/quota"
 )
 
 var _ = Describe("InFlight", func() {
@@ -18,37 +19,37 @@ var _ = Describe("InFlight", func() {
 
 	It("moves a request that is added again", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("r", "a", 5, extproc.Claim{}, epoch())
-		f.Add("r", "b", 7, extproc.Claim{}, epoch())
+		f.Add("r", "a", extproc.Flight{Tokens: 5}, epoch())
+		f.Add("r", "b", extproc.Flight{Tokens: 7}, epoch())
 		Expect(f.All()).To(Equal(map[string]extproc.Work{"b": {Requests: 1, Tokens: 7}}))
 	})
 
 	It("does not count a request that has no id", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("", "a", 5, extproc.Claim{}, epoch())
+		f.Add("", "a", extproc.Flight{Tokens: 5}, epoch())
 		Expect(f.On("a")).To(BeZero())
 	})
 
 	It("does not count a request that has ended before it was added, and remembers no more of those than may be", func() {
 		f := extproc.NewInFlight(timeout)
 		f.Done("overtaken")
-		f.Add("overtaken", "a", 5, extproc.Claim{}, epoch())
+		f.Add("overtaken", "a", extproc.Flight{Tokens: 5}, epoch())
 		Expect(f.On("a")).To(BeZero())
 		f.Done("long ago")
 		for i := range 1024 {
 			f.Done(fmt.Sprint(i))
 		}
-		f.Add("long ago", "a", 5, extproc.Claim{}, epoch())
-		f.Add("1023", "a", 5, extproc.Claim{}, epoch())
+		f.Add("long ago", "a", extproc.Flight{Tokens: 5}, epoch())
+		f.Add("1023", "a", extproc.Flight{Tokens: 5}, epoch())
 		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 5}))
 	})
 
 	It("forgets after a while what may have ended unheard, and nothing that came later", func() {
 		f := extproc.NewInFlight(time.Hour)
 		at := epoch()
-		f.Add("lost", "a", 5, extproc.Claim{}, at)
+		f.Add("lost", "a", extproc.Flight{Tokens: 5}, at)
 		f.Doubt(at)
-		f.Add("later", "a", 2, extproc.Claim{}, at.Add(time.Millisecond))
+		f.Add("later", "a", extproc.Flight{Tokens: 2}, at.Add(time.Millisecond))
 		f.Expire(at.Add(extproc.DoubtedFor - time.Millisecond))
 		Expect(f.On("a").Requests).To(Equal(2))
 		f.Expire(at.Add(extproc.DoubtedFor))
@@ -59,8 +60,8 @@ var _ = Describe("InFlight", func() {
 
 	It("forgets what has expired when something is added", func() {
 		f := extproc.NewInFlight(timeout)
-		f.Add("old", "a", 5, extproc.Claim{}, epoch())
-		f.Add("new", "a", 7, extproc.Claim{}, epoch().Add(timeout+1))
+		f.Add("old", "a", extproc.Flight{Tokens: 5}, epoch())
+		f.Add("new", "a", extproc.Flight{Tokens: 7}, epoch().Add(timeout+1))
 		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 7}))
 		f.Done("old")
 		Expect(f.On("a")).To(Equal(extproc.Work{Requests: 1, Tokens: 7}))
@@ -91,7 +92,7 @@ var _ = Describe("InFlight", func() {
 						Model: rapid.SampledFrom(models).Draw(t, "model"), Tenant: rapid.SampledFrom(tenants).Draw(t, "tenant"),
 						Tokens: rapid.IntRange(0, 3).Draw(t, "claim"),
 					}
-					f.Add(id, in, tokens, claim, now)
+					f.Add(id, in, extproc.Flight{Tokens: tokens, Claim: claim, Taken: quota.Request{Tokens: tokens}}, now)
 					expire()
 					if early[id] {
 						delete(early, id)
@@ -112,8 +113,9 @@ var _ = Describe("InFlight", func() {
 				},
 				"done": func(t *rapid.T) {
 					id := request.Draw(t, "request")
-					if at := f.Done(id); at != twin[id].instance {
-						t.Fatalf("ended at %q, want %q", at, twin[id].instance)
+					at, taken := f.Done(id)
+					if at != twin[id].instance || taken.Tokens != twin[id].tokens {
+						t.Fatalf("ended at %q with %d tokens, want %q with %d", at, taken.Tokens, twin[id].instance, twin[id].tokens)
 					}
 					if _, was := twin[id]; !was {
 						early[id] = true
@@ -177,7 +179,7 @@ var _ = Describe("InFlight", func() {
 			all.Go(func() {
 				for i := range 500 {
 					id := fmt.Sprintf("%d-%d", worker, i)
-					f.Add(id, fmt.Sprintf("in-%d", i%3), i, extproc.Claim{Model: "m", Tenant: "x", Tokens: i}, epoch())
+					f.Add(id, fmt.Sprintf("in-%d", i%3), extproc.Flight{Tokens: i, Claim: extproc.Claim{Model: "m", Tenant: "x", Tokens: i}}, epoch())
 					f.On("in-0")
 					f.Expire(epoch())
 					f.Done(id)

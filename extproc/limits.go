@@ -2,9 +2,13 @@ package extproc
 
 import (
 	"net/http"
+	"strings"
 	"time"
 
+	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
+
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/peers"
 	"github.com/mrgc/mrgc/internal/quota"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/size"
@@ -13,23 +17,50 @@ import (
 
 // limit holds a tenant to its limits, and to its share while nothing is free. What
 // it took from the limits is to be given back if nobody can serve the request.
-func (p *Picker) limit(req *request, rules *tenant.Tenant, pick routing.Request, candidates []routing.Candidate, now time.Time) (taken quota.Request, refusal *api.Error) {
+func (p *Picker) limit(req *request, rules *tenant.Tenant, pick routing.Request, candidates []routing.Candidate, now time.Time) *api.Error {
 	if rules.TokensPerMinute > 0 && req.size == (size.Buckets{}) {
-		return taken, errInvalidHeader(api.HeaderSize) // what is not declared cannot be counted
+		return errInvalidHeader(api.HeaderSize) // what is not declared cannot be counted
 	}
-	taken = quota.Request{
+	taken := quota.Request{
 		Tenant: req.tenant, Limits: rules.Limits, Tokens: req.size.Prompt + req.size.Output,
 		Routers: 1 + p.shared.views.Heard(now),
 	}
 	verdict := p.limiter.Take(taken, now)
 	if verdict.Reason == quota.ReasonNone {
 		if verdict = p.share(req.tenant, rules.Share(), pick, candidates, now); verdict.Reason == quota.ReasonNone {
-			return taken, nil
+			req.taken = taken
+			return nil
 		}
-		p.limiter.GiveBack(taken)
+		p.limiter.GiveBack(taken, now)
 	}
 	p.metrics.refused(req.tenant, verdict.Reason)
-	return taken, errLimited(verdict, rules.Limits)
+	return errLimited(verdict, rules.Limits)
+}
+
+// settle has a request that has ended count for the tokens that it has used, in
+// place of those that it declared, where the log says how many.
+func (p *Picker) settle(taken quota.Request, e peers.Event) {
+	if e.Used != peers.UsedUnknown {
+		p.limiter.Settle(taken, e.Used, p.now())
+	}
+}
+
+// headerUsage is as Envoy writes it.
+var headerUsage = strings.ToLower(api.HeaderUsage)
+
+// usedBy is how many tokens a request has used, by its last entry: what its
+// instance's enclave says, and nothing when that or the engine has not served it, or
+// what came back was an error in clear. What its client has given up, or was cut
+// midway, may have used anything.
+func usedBy(entry *accesslogdatav3.HTTPAccessLogEntry) int {
+	if used, err := size.Parse(entry.GetResponse().GetResponseTrailers()[headerUsage]); err == nil {
+		return used.Prompt + used.Output
+	}
+	refused := entry.GetResponse().GetResponseCode().GetValue() >= http.StatusBadRequest
+	if engineOutcome(entry) != "" || refused && !entry.GetCommonProperties().GetResponseFlags().GetDownstreamConnectionTermination() {
+		return 0
+	}
+	return peers.UsedUnknown
 }
 
 // share refuses who has more than its share while nothing is free, by what this

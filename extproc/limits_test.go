@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"time"
 
+	accesslogdatav3 "github.com/envoyproxy/go-control-plane/envoy/data/accesslog/v3"
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -28,6 +29,13 @@ func limited(limits map[string]rules.Limits) func(*extproc.Config) {
 // from is a request of a tenant's, of a declared size.
 func from(name, id, size string) headers {
 	return toA(id).with("mrgc-tenant", name).with("mrgc-size", size)
+}
+
+// used makes an entry one of an answer whose enclave says how much it has used.
+func used(size string, entry *accesslogdatav3.HTTPAccessLogEntry) *accesslogdatav3.HTTPAccessLogEntry {
+	entry = status(200, entry)
+	entry.Response.ResponseTrailers = map[string]string{"mrgc-usage": size}
+	return entry
 }
 
 // waits is an answer that is a refusal, and how many seconds it says to wait.
@@ -97,6 +105,62 @@ var _ = Describe("A tenant's limits", func() {
 		h.see(instance("use1-0", "use1", kidA, portA))
 		picked(h.ask(ctx, from("acme", "1", "64/64")))
 		waits(h.ask(ctx, from("acme", "2", "64/64")))
+	})
+
+	DescribeTable("count, when a request has ended, what it has used", func(ctx SpecContext, end func(id string) *accesslogdatav3.HTTPAccessLogEntry, left string) {
+		h := roomy(limited(map[string]rules.Limits{"acme": {TokensPerMinute: 4096}}))
+		picked(h.ask(ctx, from("acme", "1", "2048/2048")))
+		waits(h.ask(ctx, from("acme", "2", "64/64")))
+		h.log(ctx, end("1"))
+		if left == "" {
+			waits(h.ask(ctx, from("acme", "3", "64/64")))
+			return
+		}
+		picked(h.ask(ctx, from("acme", "3", left)))
+		waits(h.ask(ctx, from("acme", "4", "64/64")))
+	},
+		Entry("as its enclave says", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return used("1024/1024", ended(id, at(1))) }, "1024/1024"),
+		Entry("as it says of an answer that stopped midway", func(id string) *accesslogdatav3.HTTPAccessLogEntry {
+			entry := used("2048/1024", ended(id, at(1)))
+			entry.Response.ResponseTrailers["mrgc-outcome"] = "failed"
+			return entry
+		}, "512/512"),
+		Entry("nothing when its enclave has rejected it", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return engine("rejected", ended(id, at(1))) }, "2048/2048"),
+		Entry("nothing when its engine has refused it", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return engine("refused", ended(id, at(1))) }, "2048/2048"),
+		Entry("nothing when its engine has failed it", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return engine("failed", ended(id, at(1))) }, "2048/2048"),
+		Entry("nothing when its envelope did not open", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return status(400, ended(id, at(1))) }, "2048/2048"),
+		Entry("nothing when no instance answered", func(id string) *accesslogdatav3.HTTPAccessLogEntry {
+			return status(503, ended(id, flags(&accesslogdatav3.ResponseFlags{UpstreamConnectionFailure: true})))
+		}, "2048/2048"),
+		Entry("all that it declared when its client has gone", func(id string) *accesslogdatav3.HTTPAccessLogEntry {
+			return status(0, ended(id, at(1), flags(&accesslogdatav3.ResponseFlags{DownstreamConnectionTermination: true})))
+		}, ""),
+		Entry("all of it when its client has gone, as some kinds of log say it", func(id string) *accesslogdatav3.HTTPAccessLogEntry {
+			return status(499, ended(id, at(1), flags(&accesslogdatav3.ResponseFlags{DownstreamConnectionTermination: true})))
+		}, ""),
+		Entry("all of it when the answer was cut", func(id string) *accesslogdatav3.HTTPAccessLogEntry {
+			return status(200, ended(id, at(1), flags(&accesslogdatav3.ResponseFlags{UpstreamRemoteReset: true})))
+		}, ""),
+		Entry("all of it when nobody says", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return status(200, ended(id, at(1))) }, ""),
+		Entry("all of it when what is said is no size", func(id string) *accesslogdatav3.HTTPAccessLogEntry { return used("1/1", ended(id, at(1))) }, ""),
+	)
+
+	It("have to be paid off by what has used more than it declared", func(ctx SpecContext) {
+		h := roomy(limited(map[string]rules.Limits{"acme": {TokensPerMinute: 6000}}))
+		picked(h.ask(ctx, from("acme", "1", "64/64")))
+		h.log(ctx, used("64/8192", ended("1", at(1))))
+		_, retryAfter := waits(h.ask(ctx, from("acme", "2", "64/64")))
+		Expect(retryAfter).To(Equal("24")) // 2,256 and 128 tokens, at 100 a second
+	})
+
+	It("count what was used although another router has the log", func(ctx SpecContext) {
+		p := twoPickers(ctx, limited(map[string]rules.Limits{"acme": {TokensPerMinute: 4096}}))
+		picked(p.a.ask(ctx, from("acme", "1", "2048/2048")))
+		p.b.log(ctx, used("64/64", ended("1", at(1))))
+		waits(p.a.ask(ctx, from("acme", "2", "64/64")))
+		p.tell(p.b, p.a)
+		p.a.advance(2 * peers.ViewFor) // and b is not heard, which would have its part
+		picked(p.a.ask(ctx, from("acme", "2", "2048/1024")))
 	})
 
 	It("are divided among the routers that hear each other", func(ctx SpecContext) {

@@ -64,7 +64,7 @@ func outcomeOf(entry *accesslogdatav3.HTTPAccessLogEntry) peers.Kind {
 // headerOutcome is as Envoy writes it.
 var headerOutcome = strings.ToLower(api.HeaderOutcome)
 
-// engineOutcome is what the instance says of its engine under the seal of an answer.
+// engineOutcome is what the instance says of who has not served an answer, under its seal.
 func engineOutcome(entry *accesslogdatav3.HTTPAccessLogEntry) string {
 	return entry.GetResponse().GetResponseTrailers()[headerOutcome]
 }

@@ -219,7 +219,7 @@ func (p *Picker) answer(ctx context.Context, headers *extprocv3.HttpHeaders) (*e
 		p.shared.tellHome(req.affinity, first)
 	}
 	uncached := routing.UncachedTokens(req.size.Prompt, decision.Gate == routing.GateHome)
-	p.inFlight.Add(req.envoyID, first, uncached, req.claim(), start)
+	p.inFlight.Add(req.envoyID, first, Flight{Tokens: uncached, Claim: req.claim(), Taken: req.taken}, start)
 	p.shared.changed.raise()
 	return steer(decision.Destination(), uncached), req.envoyID
 }
@@ -253,8 +253,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	}
 	var buf [8]routing.Candidate // few requests have more recipients: no allocation
 	candidates := p.candidates(buf[:0], ix, req.recipients, now)
-	taken, refusal := p.limit(req, rules, pick, candidates, now)
-	if refusal != nil {
+	if refusal := p.limit(req, rules, pick, candidates, now); refusal != nil {
 		return none, refusal
 	}
 	if model := settings.models[req.model]; model != nil {
@@ -273,7 +272,7 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 		refusal = errStaleRecipients() // keys of nobody, of another model's instances, or of a version that gets no requests
 	}
 	if refusal != nil {
-		p.limiter.GiveBack(taken)
+		p.limiter.GiveBack(req.taken, now)
 	}
 	p.noteDecision(req, &pick, candidates, decision, refusal, ix, settings.version, now)
 	return decision, refusal

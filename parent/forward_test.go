@@ -67,6 +67,7 @@ func (in *instance) peerIn(ctx context.Context, region fleet.Region, id string, 
 			body, _ := io.ReadAll(r.Body)
 			w.Header().Set(api.HeaderKeyStatus, "passes")
 			_, _ = io.WriteString(w, id+" got "+string(body)+r.Header.Get("Authorization"))
+			w.Header().Set(http.TrailerPrefix+api.HeaderUsage, "128/128")
 		}),
 		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError),
 	}

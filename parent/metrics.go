@@ -48,13 +48,8 @@ func newMetrics(reg *prometheus.Registry, self fleet.Instance) (*metrics, error)
 	return m, errors.Join(wrapped.Register(m.tokens), wrapped.Register(m.requests))
 }
 
-// use accounts for an answer by the enclave's trailer. One without has used
-// nothing: it was refused, or a peer has answered, which accounts for it itself.
-func (m *metrics) use(trailer string) {
-	used, err := size.Parse(trailer)
-	if err != nil {
-		return
-	}
+// use accounts for an answer of the instance's own enclave.
+func (m *metrics) use(used size.Buckets) {
 	m.tokens.WithLabelValues("prompt").Add(float64(used.Prompt))
 	m.tokens.WithLabelValues("output").Add(float64(used.Output))
 }

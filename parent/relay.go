@@ -12,6 +12,7 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
+	"github.com/mrgc/mrgc/internal/size"
 )
 
 // bound are the request headers that go on, all of them bound by the envelope
@@ -99,9 +100,15 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		// hide it from everyone but the tenant's client.
 		panic(http.ErrAbortHandler)
 	}
-	p.metrics.use(resp.Trailer.Get(api.HeaderUsage))
-	switch outcome := resp.Trailer.Get(api.HeaderOutcome); outcome { // nothing else that an enclave may say goes on
-	case api.OutcomeFailed, api.OutcomeRefused:
+	// Nothing else that an enclave may say goes on.
+	if used, err := size.Parse(resp.Trailer.Get(api.HeaderUsage)); err == nil {
+		w.Header().Set(http.TrailerPrefix+api.HeaderUsage, used.String())
+		if next.to == toEnclave { // what a peer's enclave has used the peer accounts for
+			p.metrics.use(used)
+		}
+	}
+	switch outcome := resp.Trailer.Get(api.HeaderOutcome); outcome {
+	case api.OutcomeFailed, api.OutcomeRefused, api.OutcomeRejected:
 		w.Header().Set(http.TrailerPrefix+api.HeaderOutcome, outcome)
 		if outcome == api.OutcomeFailed && next.to == toEnclave {
 			p.load.fail()

@@ -167,7 +167,7 @@ func accessLog(r *renderer, p plan) *accesslogv3.AccessLog {
 				FilterStateObjectsToLog: []string{extProcFilter},
 			},
 			AdditionalRequestHeadersToLog:   []string{api.HeaderModel, api.HeaderTenant, api.HeaderRequestID, api.HeaderSize},
-			AdditionalResponseTrailersToLog: []string{api.HeaderOutcome},
+			AdditionalResponseTrailersToLog: []string{api.HeaderOutcome, api.HeaderUsage},
 		})},
 	}
 }

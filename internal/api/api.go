@@ -107,8 +107,8 @@ const (
 	HeaderTenantSAN      = "Mrgc-Tenant-San"      // set by Envoy, never taken from a client: which name of its client's certificate is a tenant's; no further than picker, routers and keys
 	HeaderAllowedRegions = "Mrgc-Allowed-Regions" // set by Envoy: regions where the tenant's data may be, comma separated
 	HeaderUncached       = "Mrgc-Uncached"        // prompt tokens that the picker expects not to be cached; from picker to parent, no further
-	HeaderUsage          = "Mrgc-Usage"           // trailer: tokens used, as in HeaderSize; from enclave to parent, no further
-	HeaderOutcome        = "Mrgc-Outcome"         // trailer: how the engine has not served a request, one of the Outcome constants; from enclave to parent to Envoy's log
+	HeaderUsage          = "Mrgc-Usage"           // trailer: tokens used, as in HeaderSize; from enclave to parent to Envoy's log
+	HeaderOutcome        = "Mrgc-Outcome"         // trailer: how a request has not been served, one of the Outcome constants; from enclave to parent to Envoy's log
 	HeaderNotRun         = "Mrgc-Not-Run"         // response of the guard to the enclave: "1" when the engine was never asked
 	HeaderKeyStatus      = "Mrgc-Key-Status"      // response: "stale" when no recipient's key is held any more
 
@@ -128,6 +128,8 @@ const KeyStatusStale = "stale"
 const (
 	OutcomeFailed  = "failed"  // the engine failed: a status from 500, no answer, or half of one
 	OutcomeRefused = "refused" // the engine would not: a status from 400
+	// OutcomeRejected says that the enclave would not, and has not asked the engine.
+	OutcomeRejected = "rejected"
 )
 
 // Content types of the sealed envelope.

@@ -40,6 +40,7 @@ const (
 	maxRequests = 1 << 20 // on one instance
 	maxTokens   = 1 << 40
 	maxWeight   = 1 << 10
+	maxUsed     = 2 << 20 // tokens of one request: twice what can be declared of prompt or answer
 )
 
 // Message is what one router tells another.
@@ -147,7 +148,11 @@ type Event struct {
 	Request  string   // by Envoy's id
 	Instance string   // where it is, or was last; empty when it was nowhere, or nobody knows
 	Kind     Kind
+	Used     int // tokens, of one that has ended; or UsedUnknown
 }
+
+// UsedUnknown is of a request that has not ended, or may have used anything.
+const UsedUnknown = -1
 
 // Kind is what has become of a request.
 type Kind uint8
@@ -234,7 +239,7 @@ func (m *Message) check() error {
 		}
 	}
 	for _, e := range m.Events {
-		if !isName(e.Request) || e.Instance != "" && !isID(e.Instance) || e.Kind >= kinds {
+		if !isName(e.Request) || e.Instance != "" && !isID(e.Instance) || e.Kind >= kinds || e.Used < UsedUnknown || e.Used > maxUsed {
 			return errors.New("peers: message with an event that says nothing")
 		}
 	}

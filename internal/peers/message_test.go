@@ -20,7 +20,7 @@ func full() *peers.Message {
 		Epoch: peers.Epoch{Began: 1, ID: 1 << 63}, Sequence: 7,
 		InFlight: []peers.Count{{Instance: "use1-0", Requests: 2, Tokens: 3000, Sent: 1000}, {Instance: "use1-1", Requests: 1}},
 		Homes:    []peers.Home{{Conversation: "k", Instance: "use1-0"}},
-		Events:   []peers.Event{{Request: "r", Instance: "use1-1", Kind: peers.Moved}, {Request: "s", Kind: peers.Failed}},
+		Events:   []peers.Event{{Request: "r", Instance: "use1-1", Kind: peers.Moved, Used: peers.UsedUnknown}, {Request: "s", Kind: peers.Failed, Used: 7}},
 		Claims:   []peers.Claim{{Model: "m", Tenant: "acme", Weight: 1, Tokens: 2000}, {Model: "m", Tenant: "umbra", Weight: 2, Tokens: 1}},
 		Evidence: []peers.Evidence{
 			{Model: "m", Canary: "2", Split: "s", Began: 5, Compared: 3, Logs: []float64{0.5, -1.25}}, {Model: "m", Canary: "3", Split: "s", Began: 5, Logs: []float64{}},
@@ -63,7 +63,7 @@ var _ = Describe("A message", func() {
 			m.Homes = append(m.Homes, peers.Home{Conversation: strings.Repeat("c", peers.MaxNameBytes), Instance: id(0)})
 		}
 		for range peers.MaxEvents {
-			m.Events = append(m.Events, peers.Event{Request: strings.Repeat("r", peers.MaxNameBytes), Instance: id(0)})
+			m.Events = append(m.Events, peers.Event{Request: strings.Repeat("r", peers.MaxNameBytes), Instance: id(0), Used: 2 << 20})
 		}
 		for i := range peers.MaxClaims {
 			m.Claims = append(m.Claims, peers.Claim{Model: strings.Repeat("m", peers.MaxNameBytes), Tenant: id(i), Weight: 1000, Tokens: 1 << 40})
@@ -139,6 +139,8 @@ var _ = Describe("A message", func() {
 		Entry("with a home nowhere", func(m *peers.Message) { m.Homes[0].Instance = "" }, "home"),
 		Entry("with an event of nothing", func(m *peers.Message) { m.Events[0].Request = "" }, "event"),
 		Entry("with an event at too long a name", func(m *peers.Message) { m.Events[0].Instance = strings.Repeat("x", 65) }, "event"),
+		Entry("with an event of fewer tokens than none", func(m *peers.Message) { m.Events[0].Used = -2 }, "event"),
+		Entry("with an event of too many tokens", func(m *peers.Message) { m.Events[0].Used = 2<<20 + 1 }, "event"),
 		Entry("with an event of another kind", func(m *peers.Message) { m.Events[0].Kind = peers.Failed + 1 }, "event"),
 	)
 

@@ -7,7 +7,8 @@
 // A [Limiter] keeps what tenants have asked for of late. A request is admitted or
 // refused at once, and nothing waits in a queue here: whoever is refused is told
 // when the same request would be admitted, if the tenant sends no other before.
-// What is refused costs nothing.
+// What is refused costs nothing, and what is admitted costs in the end what it has
+// used ([Limiter.Settle]).
 //
 // [Over] is the rule of shares while nothing is free, and [Recent] remembers among
 // whom it is shared.

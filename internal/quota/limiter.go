@@ -18,6 +18,10 @@ const (
 // MaxRouters is among how many a limit is divided at most.
 const MaxRouters = 64
 
+// maxDebt is for how long a tenant has to pay off at most what has used more than it
+// declared: so long that only a limit of next to nothing gets there.
+const maxDebt = 24 * time.Hour
+
 // Reason is why a tenant has to wait. It is stable: metrics and errors have it.
 type Reason string
 
@@ -98,13 +102,40 @@ func (l *Limiter) Take(r Request, now time.Time) Verdict {
 }
 
 // GiveBack takes back that a request was admitted, which nobody could serve.
-func (l *Limiter) GiveBack(r Request) {
+func (l *Limiter) GiveBack(r Request, now time.Time) {
 	requests, tokens := r.costs()
+	l.move(r.Tenant, -requests, -tokens, now)
+}
+
+// Settle has an admitted request that has ended count for the tokens that it has
+// used, in place of those that it was to use at most: what is left is given back,
+// and what is more, by an answer that had no end, is to be paid off.
+func (l *Limiter) Settle(r Request, used int, now time.Time) {
+	_, before := r.costs()
+	r.Tokens = used
+	_, after := r.costs()
+	l.move(r.Tenant, 0, after-before, now)
+}
+
+// move takes that much from a tenant's buckets, or puts it back; what does not fit
+// in is lost.
+func (l *Limiter) move(tenant string, requests, tokens time.Duration, now time.Time) {
+	if requests == 0 && tokens == 0 {
+		return
+	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if d, ok := l.debts[r.Tenant]; ok {
-		l.debts[r.Tenant] = debt{requests: d.requests.Add(-requests), tokens: d.tokens.Add(-tokens)}
+	l.forget(now)
+	d := l.debts[tenant]
+	l.debts[tenant] = debt{requests: moved(d.requests, requests, now), tokens: moved(d.tokens, tokens, now)}
+}
+
+func moved(full time.Time, by time.Duration, now time.Time) time.Time {
+	full = later(full, now).Add(by)
+	if last := now.Add(maxDebt); by > 0 && full.After(last) {
+		return last
 	}
+	return full
 }
 
 // forget drops what is paid off, which is as if it were not there: each time that

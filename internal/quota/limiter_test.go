@@ -50,9 +50,8 @@ func newPlain(limit int, period time.Duration) *plain {
 }
 
 func (b *plain) has(units int, now time.Time) bool {
-	b.level = min(b.level+int64(now.Sub(b.at))*b.limit, b.limit*b.period)
-	b.at = now
-	return b.limit == 0 || b.level >= int64(units)*b.period
+	b.give(0, now)
+	return b.limit == 0 || units == 0 || b.level >= int64(units)*b.period
 }
 
 func (b *plain) take(units int) {
@@ -61,8 +60,17 @@ func (b *plain) take(units int) {
 	}
 }
 
+// give puts units back, or takes them whether they are there or not.
+func (b *plain) give(units int, now time.Time) {
+	b.level = min(b.level+int64(now.Sub(b.at))*b.limit, b.limit*b.period)
+	b.at = now
+	if b.limit > 0 {
+		b.level = min(b.level+int64(units)*b.period, b.limit*b.period)
+	}
+}
+
 var _ = Describe("A limiter", func() {
-	It("admits what a plain token bucket does", func() {
+	It("admits what a plain token bucket does, with what was not used put back", func() {
 		rapid.Check(GinkgoT(), func(t *rapid.T) {
 			limits := tenant.Limits{
 				RequestsPerSecond: rapid.SampledFrom([]int{0, 1, 2, 5, 10}).Draw(t, "requests per second"),
@@ -70,6 +78,7 @@ var _ = Describe("A limiter", func() {
 			}
 			l, now := quota.NewLimiter(), epoch()
 			requests, tokens := newPlain(limits.RequestsPerSecond, time.Second), newPlain(limits.TokensPerMinute, time.Minute)
+			var running []quota.Request
 			for range rapid.IntRange(1, 60).Draw(t, "requests") {
 				now = now.Add(steps.Draw(t, "wait"))
 				r := quota.Request{Tenant: "acme", Limits: limits, Tokens: rapid.IntRange(0, 600).Draw(t, "tokens"), Routers: 1}
@@ -81,6 +90,14 @@ var _ = Describe("A limiter", func() {
 				if got.Reason == quota.ReasonNone {
 					requests.take(1)
 					tokens.take(r.Tokens)
+					running = append(running, r)
+				}
+				if len(running) > 0 && rapid.Bool().Draw(t, "one ends") {
+					now = now.Add(steps.Draw(t, "until then"))
+					used := rapid.IntRange(0, 1200).Draw(t, "used")
+					l.Settle(running[0], used, now)
+					tokens.give(running[0].Tokens-used, now)
+					running = running[1:]
 				}
 				if got.Reason == quota.ReasonRequests && hasRequests || got.Reason == quota.ReasonTokens && hasTokens {
 					t.Fatalf("%+v, of which there is enough", got)
@@ -112,7 +129,7 @@ var _ = Describe("A limiter", func() {
 						t.Fatalf("%+v, and then %+v", verdict, due)
 					}
 				case rapid.IntRange(0, 4).Draw(t, "nobody serves it") == 0:
-					l.GiveBack(r)
+					l.GiveBack(r, now)
 				default:
 					history = append(history, admission{now, r})
 				}
@@ -157,6 +174,30 @@ var _ = Describe("A limiter", func() {
 		Expect(l.Take(r, epoch())).To(BeZero())
 		Expect(l.Take(r, epoch())).To(Equal(quota.Verdict{Reason: quota.ReasonTokens, RetryAfter: 2 * time.Minute}))
 		Expect(l.Take(r, epoch().Add(2*time.Minute))).To(BeZero())
+	})
+
+	It("counts of a request that has ended what it has used, and is owed what was more", func() {
+		l := quota.NewLimiter()
+		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 600}, Tokens: 600, Routers: 1}
+		Expect(l.Take(r, epoch())).To(BeZero())
+		Expect(l.Take(r, epoch()).RetryAfter).To(Equal(time.Minute))
+		l.Settle(r, 100, epoch())
+		Expect(l.Take(r, epoch()).RetryAfter).To(Equal(10 * time.Second))
+		r.Tokens = 500
+		Expect(l.Take(r, epoch())).To(BeZero())
+		l.Settle(r, 1100, epoch())
+		r.Tokens = 60
+		Expect(l.Take(r, epoch()).RetryAfter).To(Equal(66 * time.Second))
+	})
+
+	It("is never owed more than a day", func() {
+		l := quota.NewLimiter()
+		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 1}, Routers: 1}
+		for range 1000 {
+			l.Settle(r, 2<<20, epoch())
+		}
+		r.Tokens = 1
+		Expect(l.Take(r, epoch())).To(Equal(quota.Verdict{Reason: quota.ReasonTokens, RetryAfter: 24 * time.Hour}))
 	})
 
 	It("does not overflow at the largest of everything", func() {
