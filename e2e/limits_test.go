@@ -2,6 +2,7 @@ package e2e_test
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"strconv"
@@ -11,6 +12,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/seal"
 )
 
 var _ = Describe("A tenant's limits", func() {
@@ -62,7 +64,7 @@ var _ = Describe("A tenant's limits", func() {
 		Expect(refusal).To(And(HaveField("Type", api.TypeRateLimit), HaveField("Code", "rate_limit_exceeded"), HaveField("Param", "tokens_per_minute")))
 		seconds, err := strconv.Atoi(retryAfter)
 		Expect(err).NotTo(HaveOccurred())
-		Expect(seconds).To(BeNumerically("~", 60, 50), "of two routers that divide the limit, or one that is alone yet")
+		Expect(seconds).To(BeNumerically("~", 48, 5), "until 976 of the tokens are there again")
 
 		By("the first one ending")
 		close(answers)
@@ -71,7 +73,7 @@ var _ = Describe("A tenant's limits", func() {
 		Eventually(ctx, func() int {
 			status, _, _ := ask(ctx, small, `,"max_tokens":500`)
 			return status
-		}, "20s", "500ms").Should(Equal(http.StatusOK), "what was not used is there again, but for another router's part")
+		}, "5s").Should(Equal(http.StatusOK), "what was not used is there again")
 
 		status, refusal, retryAfter = ask(ctx, small, `,"max_tokens":2000`)
 		Expect(status).To(Equal(http.StatusRequestEntityTooLarge))
@@ -82,5 +84,35 @@ var _ = Describe("A tenant's limits", func() {
 			status, _, _ = ask(ctx, c.env()["OPENAI_API_KEY"], "")
 			Expect(status).To(Equal(http.StatusOK))
 		}
+	})
+
+	It("hold once, in whichever regions it asks", func(ctx SpecContext) {
+		const limit = 4 // requests of 64 and 1,024 tokens, and not five of them
+		engine := newToldEngine()
+		engine.says(`{"object":"chat.completion","usage":{"prompt_tokens":9,"completion_tokens":1000}}`)
+		c := startCluster("--regions", "use1,use2,usw2", "--instances", "1", "--engine-url", engine.server.URL, "--model-name", "told", "--ask=false")
+		roaming := c.newForger(ctx).as(c.tenants("add", "roaming", "--tokens-per-minute", strconv.Itoa(1088*limit+100)))
+		c.signTenants()
+		served := 0
+		ask := func(region string) string {
+			GinkgoHelper()
+			sealed := roaming.seal(roaming.chat("may I?"), func(r *seal.Request) { r.Size = "64/1024" })
+			from := roaming.at(c.envoys()[region])
+			outcome := from.outcomeOf(from.send(ctx, from.letter(sealed)), sealed)
+			if strings.HasPrefix(outcome, "127.0.0.1:") {
+				served++
+				return "served"
+			}
+			return outcome
+		}
+		regions := []string{"use1", "use2", "usw2"}
+		for i := range limit { // those that an enclave does not know yet are given back
+			Eventually(ctx, func() string { return ask(regions[i%len(regions)]) }, "20s").Should(Equal("served"))
+		}
+		for _, region := range regions {
+			Eventually(ctx, func() string { return ask(region) }, "5s", "500ms").Should(Equal("rate_limit_exceeded"))
+		}
+		AddReportEntry("limits", fmt.Sprintf("%d requests were served in three regions where %d are allowed", served, limit))
+		Expect(served).To(BeNumerically("<=", limit+len(regions)), "one in each before it has heard of the others'")
 	})
 })

@@ -36,7 +36,8 @@
 //
 // Where a region has several pickers, each hears what the others have in flight:
 // [Picker.Tell] makes the messages of package peers, [Picker.Learn] takes them,
-// and whoever runs the picker carries them.
+// and whoever runs the picker carries them. So it does to pickers of other regions and
+// from there, of tenants' limits alone ([Picker.TellAbroad], [Picker.LearnAbroad]).
 //
 // The picker serves from the snapshot of the fleet that it is given, however
 // old. It never reads a store, dials anyone, sees a body, starts a goroutine of

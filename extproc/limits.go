@@ -21,14 +21,12 @@ func (p *Picker) limit(req *request, rules *tenant.Tenant, pick routing.Request,
 	if rules.TokensPerMinute > 0 && req.size == (size.Buckets{}) {
 		return errInvalidHeader(api.HeaderSize) // what is not declared cannot be counted
 	}
-	taken := quota.Request{
-		Tenant: req.tenant, Limits: rules.Limits, Tokens: req.size.Prompt + req.size.Output,
-		Routers: 1 + p.shared.views.Heard(now),
-	}
+	taken := quota.Request{Tenant: req.tenant, Limits: rules.Limits, Tokens: req.size.Prompt + req.size.Output}
 	verdict := p.limiter.Take(taken, now)
 	if verdict.Reason == quota.ReasonNone {
 		if verdict = p.share(req.tenant, rules.Share(), pick, candidates, now); verdict.Reason == quota.ReasonNone {
 			req.taken = taken
+			p.shared.noteUse(taken)
 			return nil
 		}
 		p.limiter.GiveBack(taken, now)
@@ -42,6 +40,7 @@ func (p *Picker) limit(req *request, rules *tenant.Tenant, pick routing.Request,
 func (p *Picker) settle(taken quota.Request, e peers.Event) {
 	if e.Used != peers.UsedUnknown {
 		p.limiter.Settle(taken, e.Used, p.now())
+		p.shared.noteUse(taken)
 	}
 }
 

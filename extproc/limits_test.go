@@ -14,6 +14,7 @@ import (
 	"github.com/mrgc/mrgc/internal/decision"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/peers"
+	"github.com/mrgc/mrgc/internal/quota"
 	rules "github.com/mrgc/mrgc/internal/tenant"
 )
 
@@ -159,24 +160,62 @@ var _ = Describe("A tenant's limits", func() {
 		p.b.log(ctx, used("64/64", ended("1", at(1))))
 		waits(p.a.ask(ctx, from("acme", "2", "64/64")))
 		p.tell(p.b, p.a)
-		p.a.advance(2 * peers.ViewFor) // and b is not heard, which would have its part
 		picked(p.a.ask(ctx, from("acme", "2", "2048/1024")))
 	})
 
-	It("are divided among the routers that hear each other", func(ctx SpecContext) {
+	It("are let through once by routers that hear each other, and by each that hears nobody", func(ctx SpecContext) {
 		p := twoPickers(ctx, limited(map[string]rules.Limits{"acme": {RequestsPerSecond: 4}}))
-		p.tell(p.a, p.b)
-		p.tell(p.b, p.a)
+		hear := func() { p.tell(p.a, p.b); p.tell(p.b, p.a) }
+		hear()
+		for i := range 3 {
+			picked(p.a.ask(ctx, from("acme", fmt.Sprint(i), "64/64")))
+		}
+		hear()
+		picked(p.b.ask(ctx, from("acme", "3", "64/64")))
+		waits(p.b.ask(ctx, from("acme", "4", "64/64")))
+		hear()
+		waits(p.a.ask(ctx, from("acme", "5", "64/64")))
+		for _, h := range []*harness{p.a, p.b} { // and nothing is heard
+			h.advance(2 * quota.HeardFor)
+			for i := range 4 {
+				picked(h.ask(ctx, from("acme", fmt.Sprint("alone-", i), "64/64")))
+			}
+		}
+		hear()
 		for _, h := range []*harness{p.a, p.b} {
-			picked(h.ask(ctx, from("acme", "1", "64/64")))
-			picked(h.ask(ctx, from("acme", "2", "64/64")))
-			waits(h.ask(ctx, from("acme", "3", "64/64")))
+			_, retryAfter := waits(h.ask(ctx, from("acme", "6", "64/64")))
+			Expect(retryAfter).To(Equal("1"), "for its own")
 		}
-		p.a.advance(2 * peers.ViewFor) // and nothing heard
-		for i := range 4 {
-			picked(p.a.ask(ctx, from("acme", fmt.Sprint("alone-", i), "64/64")))
+	})
+
+	It("are let through once by routers of other regions as well, which hear of nothing else", func(ctx SpecContext) {
+		p := twoPickers(ctx, limited(map[string]rules.Limits{"acme": {TokensPerMinute: 4096}}))
+		hear := func(from, to *harness) *peers.Message {
+			GinkgoHelper()
+			raw, err := from.picker.TellAbroad(p.told[to]).Encode()
+			Expect(err).NotTo(HaveOccurred())
+			message, err := peers.Decode(raw)
+			Expect(err).NotTo(HaveOccurred())
+			to.picker.LearnAbroad(message)
+			return message
 		}
-		waits(p.a.ask(ctx, from("acme", "4", "64/64")))
+		hear(p.a, p.b)
+		used := p.a.picker.Used()
+		picked(p.a.ask(ctx, from("umbra", "0", "2048/1024"))) // without limits
+		Expect(used).NotTo(BeClosed())
+		picked(p.a.ask(ctx, from("acme", "1", "2048/1024")))
+		Eventually(used).Should(BeClosed())
+		Expect(hear(p.a, p.b).InFlight).To(BeEmpty())
+		Expect(p.b.seen("use1-0").InFlight).To(BeZero())
+		waits(p.b.ask(ctx, from("acme", "2", "2048/64")))
+		picked(p.b.ask(ctx, from("acme", "3", "512/512")))
+
+		By("a request that uses less")
+		used = p.a.picker.Used()
+		p.a.log(ctx, status(400, ended("1", at(1))))
+		Eventually(used).Should(BeClosed())
+		hear(p.a, p.b)
+		picked(p.b.ask(ctx, from("acme", "4", "2048/1024")))
 	})
 
 	It("are seen in the record and the metrics, which name no more than a hundred tenants", func(ctx SpecContext) {

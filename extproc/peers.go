@@ -7,6 +7,7 @@ import (
 	"sync/atomic"
 
 	"github.com/mrgc/mrgc/internal/peers"
+	"github.com/mrgc/mrgc/internal/quota"
 )
 
 // shared is what a picker has to do with those of the region's other routers.
@@ -14,6 +15,7 @@ type shared struct {
 	epoch   peers.Epoch
 	views   peers.Views
 	changed signal
+	used    signal
 	homes   news[peers.Home]
 	events  news[peers.Event]
 
@@ -23,19 +25,32 @@ type shared struct {
 
 // Told is how much of the news one peer has been told. The zero value is of one
 // that has just come.
-type Told struct{ homes, events uint64 }
+type Told struct {
+	homes, events uint64
+	uses          quota.Told
+}
 
 // Changed gives a channel that is closed when there is something new to tell.
 // Whoever takes it before [Picker.Tell] misses nothing.
 func (p *Picker) Changed() <-chan struct{} { return p.shared.changed.next() }
 
-// Sign makes the next message for a peer that says nothing yet but who says it.
-func (p *Picker) Sign() *peers.Message {
+// Used gives a channel that is closed when a tenant with limits has used some of
+// them, or has been given some back.
+func (p *Picker) Used() <-chan struct{} { return p.shared.used.next() }
+
+// TellAbroad makes the next message for a peer of another region, which has nothing
+// yet but what tenants have used of their limits.
+func (p *Picker) TellAbroad(told *Told) *peers.Message {
 	p.shared.mu.Lock()
 	defer p.shared.mu.Unlock()
 	p.shared.sequence++
-	return &peers.Message{Epoch: p.shared.epoch, Sequence: p.shared.sequence}
+	m := &peers.Message{Epoch: p.shared.epoch, Sequence: p.shared.sequence}
+	m.Uses, m.Begun = p.limiter.Tell(&told.uses, p.now())
+	return m
 }
+
+// LearnAbroad takes what a message of another region's router says of tenants' limits.
+func (p *Picker) LearnAbroad(m *peers.Message) { p.limiter.Learn(m, p.now()) }
 
 // Tell makes the next message for a peer.
 func (p *Picker) Tell(told *Told) *peers.Message {
@@ -49,6 +64,7 @@ func (p *Picker) Tell(told *Told) *peers.Message {
 	m.Events, told.events = s.events.since(told.events, peers.MaxEvents)
 	m.Claims = peers.TopClaims(p.inFlight.Claims())
 	ix, now := p.index(), p.now()
+	m.Uses, m.Begun = p.limiter.Tell(&told.uses, now)
 	for _, id := range slices.Sorted(maps.Keys(p.inFlight.All())) {
 		in := ix.get(id)
 		if in == nil || len(m.InFlight) == peers.MaxInstances {
@@ -71,6 +87,7 @@ func (p *Picker) Learn(address string, m *peers.Message) (fromAnother bool) {
 	}
 	ix, now := p.index(), p.now()
 	m.InFlight = slices.DeleteFunc(m.InFlight, func(c peers.Count) bool { return !ix.has(c.Instance) })
+	p.limiter.Learn(m, now)
 	if !s.views.Put(address, m, now) {
 		return true
 	}
@@ -113,6 +130,14 @@ func (s *shared) tellStray(e peers.Event) {
 	}
 	s.events.add(e)
 	s.changed.raise()
+}
+
+// noteUse has the peers hear, those of other regions at once, that a request has
+// counted against its tenant's limits, if there are any.
+func (s *shared) noteUse(taken quota.Request) {
+	if taken.Limits.RequestsPerSecond > 0 || taken.Limits.TokensPerMinute > 0 {
+		s.used.raise()
+	}
 }
 
 // signal wakes whoever waits for a change.

@@ -33,8 +33,10 @@ const (
 	// routers say tellIdle apart that they are there.
 	tellBusy = peers.ViewFor / 4
 	tellIdle = 3 * peers.ViewFor / 4
-	// tellAbroad is how often another region's routers are told.
-	tellAbroad = peerSilence / 3
+	// tellAbroad is how often another region's routers are told, and tellAbroadBusy
+	// when tenants with limits have used some of them.
+	tellAbroad     = peerSilence / 3
+	tellAbroadBusy = tellAbroad / 10
 	// peerSilence is how long a peer may say nothing before its stream counts as
 	// broken.
 	peerSilence = 3 * peers.ViewFor
@@ -47,18 +49,18 @@ const (
 
 // The service by which routers follow each other: streams of messages of package
 // peers, each in a BytesValue. Those of one region follow all that the others have to
-// say; those of another region what they have found out of versions on trial. It is
-// private to one build and its next: who does not understand the other does without.
+// say; those of another region what they have found out of versions on trial, and what
+// tenants have used of their limits. It is private to one build and its next: who does not understand the other does without.
 const peersService = "mrgc.peers.v1.Peers"
 
 var (
 	followStream = grpc.StreamDesc{StreamName: "Follow", ServerStreams: true, Handler: func(service any, stream grpc.ServerStream) error {
 		return service.(*exchange).tell(stream)
 	}}
-	evidenceStream = grpc.StreamDesc{StreamName: "Evidence", ServerStreams: true, Handler: func(service any, stream grpc.ServerStream) error {
-		return service.(*exchange).tellEvidence(stream)
+	abroadStream = grpc.StreamDesc{StreamName: "FollowAbroad", ServerStreams: true, Handler: func(service any, stream grpc.ServerStream) error {
+		return service.(*exchange).tellAbroad(stream)
 	}}
-	peersDesc = grpc.ServiceDesc{ServiceName: peersService, HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{followStream, evidenceStream}}
+	peersDesc = grpc.ServiceDesc{ServiceName: peersService, HandlerType: (*any)(nil), Streams: []grpc.StreamDesc{followStream, abroadStream}}
 )
 
 // exchange is with the routers of a region: this one follows every other one, and so
@@ -133,16 +135,20 @@ func newExchange(config *Config, picker *extproc.Picker, judges *judges, log *sl
 }
 
 // newExchangeAbroad is with another region's routers, of which only what they have
-// found out of versions on trial is followed.
-func newExchangeAbroad(config *Config, region fleet.Region, judges *judges, log *slog.Logger) (*exchange, error) {
+// found out of versions on trial and what tenants have used is followed.
+func newExchangeAbroad(config *Config, region fleet.Region, picker *extproc.Picker, judges *judges, log *slog.Logger) (*exchange, error) {
 	if region == config.Region {
 		return nil, fmt.Errorf("peers of region %q are given as another region's", region)
 	}
 	names, err := parsePeers(config.PeersAbroad[region])
 	return &exchange{
 		names: names, want: routerOf(region), identity: config.Identity, judges: judges, log: log.With("peers_of", string(region)),
-		follows: &evidenceStream, forget: func(string) {},
-		learn:  func(_ string, m *peers.Message) bool { judges.learn(m); return true },
+		follows: &abroadStream, forget: func(string) {},
+		learn: func(_ string, m *peers.Message) bool {
+			picker.LearnAbroad(m)
+			judges.learn(m)
+			return true
+		},
 		lookup: net.DefaultResolver.LookupNetIP, interval: resolveInterval,
 		open: map[string]context.CancelFunc{}, state: map[string]string{},
 	}, err
@@ -286,14 +292,27 @@ func (e *exchange) tell(stream grpc.ServerStream) error {
 	if err := stream.RecvMsg(&emptypb.Empty{}); err != nil {
 		return err
 	}
-	ctx := stream.Context()
 	var told extproc.Told
-	timer := time.NewTimer(0)
-	defer timer.Stop()
-	for {
+	return tellAll(stream, func() (*peers.Message, <-chan struct{}, time.Duration) {
 		changed := e.picker.Changed()
 		message := e.picker.Tell(&told)
 		message.Evidence = e.judges.tell()
+		if len(message.InFlight) > 0 {
+			return message, changed, tellBusy
+		}
+		return message, changed, tellIdle
+	}, tellInterval)
+}
+
+// tellAll sends messages until the stream ends. Each comes with what is closed when
+// there is another one to send, which is sent after the shortest time at the soonest,
+// and after the longest that the message comes with if there is nothing new.
+func tellAll(stream grpc.ServerStream, next func() (message *peers.Message, changed <-chan struct{}, longest time.Duration), shortest time.Duration) error {
+	ctx := stream.Context()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		message, changed, longest := next()
 		raw, err := message.Encode()
 		if err != nil {
 			return err
@@ -301,17 +320,13 @@ func (e *exchange) tell(stream grpc.ServerStream) error {
 		if err := stream.SendMsg(wrapperspb.Bytes(raw)); err != nil {
 			return err
 		}
-		timer.Reset(tellInterval)
+		timer.Reset(shortest)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-timer.C:
 		}
-		longest := tellIdle
-		if len(message.InFlight) > 0 {
-			longest = tellBusy
-		}
-		timer.Reset(longest - tellInterval)
+		timer.Reset(longest - shortest)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -321,29 +336,19 @@ func (e *exchange) tell(stream grpc.ServerStream) error {
 	}
 }
 
-// tellEvidence has a router of another region follow what this one has found out.
-func (e *exchange) tellEvidence(stream grpc.ServerStream) error {
+// tellAbroad has a router of another region follow what this one has found out, and
+// what tenants use through it.
+func (e *exchange) tellAbroad(stream grpc.ServerStream) error {
 	if err := stream.RecvMsg(&emptypb.Empty{}); err != nil {
 		return err
 	}
-	ticker := time.NewTicker(tellAbroad)
-	defer ticker.Stop()
-	for {
-		message := e.picker.Sign()
+	var told extproc.Told
+	return tellAll(stream, func() (*peers.Message, <-chan struct{}, time.Duration) {
+		used := e.picker.Used()
+		message := e.picker.TellAbroad(&told)
 		message.Evidence = e.judges.tell()
-		raw, err := message.Encode()
-		if err != nil {
-			return err
-		}
-		if err := stream.SendMsg(wrapperspb.Bytes(raw)); err != nil {
-			return err
-		}
-		select {
-		case <-stream.Context().Done():
-			return stream.Context().Err()
-		case <-ticker.C:
-		}
-	}
+		return message, used, tellAbroad
+	}, tellAbroadBusy)
 }
 
 // set notes an address's state; empty forgets it.
@@ -371,7 +376,7 @@ func isRouter(method string) bool { return strings.HasPrefix(method, "/"+peersSe
 // one that those may call.
 func (r *Router) isRouterAbroad(who identity.ID, method string) bool {
 	return who == routerOf(fleet.Region(who.Region)) && who.Region != string(r.config.Region) &&
-		method == "/"+peersService+"/"+evidenceStream.StreamName
+		method == "/"+peersService+"/"+abroadStream.StreamName
 }
 
 // routerOf is every router's identity in a region.

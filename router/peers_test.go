@@ -10,10 +10,13 @@ import (
 	"net/netip"
 	"regexp"
 	"strconv"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
+	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
+	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/onsi/gomega/gbytes"
@@ -25,9 +28,11 @@ import (
 	"google.golang.org/protobuf/types/known/wrapperspb"
 
 	"github.com/mrgc/mrgc/envoy/envoytest"
+	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/peers"
+	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/router"
 )
 
@@ -89,6 +94,34 @@ func (r *running) follow(ctx context.Context, config *tls.Config) (grpc.ClientSt
 	return s, err
 }
 
+// pick asks the router as its region's Envoy where a tenant's request of 1,024 and 64
+// tokens should go, and gives what it says.
+func (r *running) pick(ctx context.Context) string {
+	GinkgoHelper()
+	envoy := identity.ID{Region: string(r.config.Region), Role: identity.RoleEnvoy}
+	config := sourceOf(r.ca, envoy).ClientTLS(func(peer identity.ID) bool { return peer.Role == identity.RoleRouter })
+	conn, err := grpc.NewClient("passthrough:///"+r.grpc, grpc.WithTransportCredentials(credentials.NewTLS(config)))
+	Expect(err).NotTo(HaveOccurred())
+	defer conn.Close()
+	s, err := extprocv3.NewExternalProcessorClient(conn).Process(ctx)
+	Expect(err).NotTo(HaveOccurred())
+	var headers corev3.HeaderMap
+	for name, value := range map[string]string{
+		"x-request-id": fmt.Sprint(time.Now().UnixNano()), "content-type": api.ContentTypeSealedRequest,
+		"authorization": "Bearer " + string(r.key.EdgeToken()), api.HeaderTenant: r.key.Tenant(), api.HeaderModel: model,
+		api.HeaderRecipients: kidOf("use1-0") + "," + kidOf("use2-0"), api.HeaderRequestID: "0123456789abcdef0123456789abcdef", api.HeaderSize: "1024/64",
+	} {
+		headers.Headers = append(headers.Headers, &corev3.HeaderValue{Key: strings.ToLower(name), RawValue: []byte(value)})
+	}
+	Expect(s.Send(&extprocv3.ProcessingRequest{Request: &extprocv3.ProcessingRequest_RequestHeaders{RequestHeaders: &extprocv3.HttpHeaders{Headers: &headers}}})).To(Succeed())
+	answer, err := s.Recv()
+	Expect(err).NotTo(HaveOccurred())
+	if immediate := answer.GetImmediateResponse(); immediate != nil {
+		return api.ParseError(int(immediate.GetStatus().GetCode()), immediate.GetBody()).Code
+	}
+	return "picked"
+}
+
 var _ = Describe("A router's peers", func() {
 	It("hear it speak, also when it has nothing to say", SpecTimeout(20*time.Second), func(ctx SpecContext) {
 		r := newRouter().start()
@@ -121,6 +154,28 @@ var _ = Describe("A router's peers", func() {
 		Entry("a router of another region", identity.ID{Region: "use2", Role: identity.RoleRouter}, codes.PermissionDenied),
 		Entry("a parent", parentID("use1", "use1-0"), codes.Unavailable),
 	)
+
+	It("of other regions hear what tenants have used of their limits, and hold them to it", SpecTimeout(30*time.Second), func(ctx SpecContext) {
+		a, b := newRouter(), newRouter()
+		acme := tenanttest.Tenant("acme", string(a.key.EdgeToken()), "enclave")
+		acme.TokensPerMinute = 4000 // three requests, and not four
+		a.config.Tenants = tenanttest.Keeper(GinkgoTB(), acme)
+		a.beside(b)
+		b.ca, b.config.Region, b.config.XDS.Region, b.config.SpillTo = a.ca, "use2", "use2", []fleet.Region{"use1"}
+		b.config.Identity = sourceOf(a.ca, identity.ID{Region: "use2", Role: identity.RoleRouter})
+		a.start()
+		b.config.PeersAbroad = map[fleet.Region][]string{"use1": {a.grpc}}
+		b.start()
+		for _, r := range []*running{a, b} {
+			r.publish(startParent(a.ca, "use1", "use1-0"), startParent(a.ca, "use2", "use2-0"))
+		}
+		Eventually(func() string { return b.adminPage("/peers").text }).WithTimeout(10 * time.Second).Should(ContainSubstring(`"connected"`))
+		Eventually(func() string { return a.pick(ctx) }).WithTimeout(5 * time.Second).Should(Equal("picked"))
+		Expect([]string{a.pick(ctx), a.pick(ctx), a.pick(ctx)}).To(Equal([]string{"picked", "picked", "rate_limit_exceeded"}))
+		// What b is asked before it has heard it lets through.
+		Eventually(func() string { return b.pick(ctx) }).WithTimeout(5 * time.Second).WithPolling(500 * time.Millisecond).Should(Equal("rate_limit_exceeded"))
+		Expect(b.picks()).To(BeNumerically("<=", 1))
+	})
 
 	It("are given no configuration", SpecTimeout(20*time.Second), func(ctx SpecContext) {
 		r := newRouter().start()

@@ -62,7 +62,8 @@ type Config struct {
 	// this router may be among them. Default: it is the only one.
 	Peers []string
 	// PeersAbroad are likewise those of other regions, of which only what they have found
-	// out of versions on trial is heard. Default: each region judges by itself.
+	// out of versions on trial is heard, and what tenants have used of their limits.
+	// Default: each region judges by itself, and a tenant has its limits in each.
 	PeersAbroad map[fleet.Region][]string
 
 	// Rollback sets the weight of a version to 0 where every router takes it from, and
@@ -201,7 +202,7 @@ func New(config Config) (*Router, error) {
 		return nil, fmt.Errorf("router: %w", err)
 	}
 	for region := range config.PeersAbroad {
-		abroad, err := newExchangeAbroad(&config, region, r.judges, r.log)
+		abroad, err := newExchangeAbroad(&config, region, r.picker, r.judges, r.log)
 		if err != nil {
 			return nil, fmt.Errorf("router: %w", err)
 		}

@@ -58,7 +58,7 @@ func routerCommand() *cobra.Command {
 	f.StringVar(&o.healthAddr, "health-address", "", "IP:port that Envoy serves health on (default likewise)")
 	f.StringVar(&o.tenantCert, "tenant-cert", "", "PEM file of the certificate that tenants see")
 	f.StringVar(&o.tenantKey, "tenant-key", "", "PEM file of its key")
-	f.StringArrayVar(&o.peers, "peer", nil, "host:port of another router's gRPC of this region, by mutual TLS (repeat); a host with several\naddresses is as many routers, of which this one may be one. REGION=host:port is one of another region, of which is heard\nwhat it has found out of versions on trial; give either none of these, or those of every other region")
+	f.StringArrayVar(&o.peers, "peer", nil, "host:port of another router's gRPC of this region, by mutual TLS (repeat); a host with several\naddresses is as many routers, of which this one may be one. REGION=host:port is one of another region, of which is heard\nwhat it has found out of versions on trial and what tenants have used of their limits; give either none of these, or those of every other region")
 	f.StringVar(&o.tenants, "tenants", "", "the list of tenants that mrgc tenants sign made, taken again when it changes")
 	f.StringVar(&o.tenantsKey, "tenants-key", "", "PEM file of the key that verifies it")
 	f.StringVar(&o.releases, "releases", "", "signed manifest of enclave releases, taken again when it changes: enclaves that are none of them are reported (default: nobody looks)")

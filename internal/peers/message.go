@@ -1,5 +1,6 @@
-// Package peers is what the routers of a region tell each other, and what one
-// of them still believes of it: pure, with time as an argument.
+// Package peers is what routers tell each other, and what one of them still believes
+// of it: pure, with time as an argument. Those of one region tell each other all of
+// it, those of others what their canaries and their tenants' limits have come to.
 //
 // A router tells a [Message] again and again: what it has in flight on each
 // instance and for each tenant, all of it and in absolute numbers, under the epoch
@@ -19,6 +20,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 )
@@ -33,6 +35,7 @@ const (
 	MaxEvents       = 256
 	MaxEvidence     = 32 // canaries
 	MaxLogs         = 16 // of one
+	MaxUses         = 256
 
 	MaxNameBytes = 256 // of a conversation's key or a request's id
 	maxIDBytes   = 64  // of an instance's id
@@ -40,6 +43,7 @@ const (
 	maxRequests = 1 << 20 // on one instance
 	maxTokens   = 1 << 40
 	maxWeight   = 1 << 10
+	maxUse      = 100 * 365 * 24 * time.Hour
 	maxUsed     = 2 << 20 // tokens of one request: twice what can be declared of prompt or answer
 )
 
@@ -60,6 +64,21 @@ type Message struct {
 	// Evidence has what the sender's own requests say of each canary, in order of
 	// model and canary.
 	Evidence []Evidence
+	// Uses has what tenants have used of their limits through the sender alone, as far
+	// as it has changed since the last message, in order of tenant; and Begun is up to
+	// which number the sender's counts of it have begun by now.
+	Uses  []Use
+	Begun uint64
+}
+
+// Use is what a tenant has used of its limits through one router since the router has
+// begun to count: all of it, as the times in which the limits allow as much again.
+// What was given back is taken off, also of what was used before.
+type Use struct {
+	_                struct{} `cbor:",toarray"`
+	Tenant           string
+	Count            uint64 // the router's n-th, of any tenant
+	Requests, Tokens time.Duration
 }
 
 // Evidence is what requests have come to that the sender has seen end, of a model's
@@ -230,7 +249,7 @@ func (m *Message) check() error {
 			return fmt.Errorf("peers: message of %d requests and %d tokens, %d of them new, on an instance", c.Requests, c.Tokens, c.Sent)
 		}
 	}
-	if err := errors.Join(m.checkClaims(), m.checkEvidence()); err != nil {
+	if err := errors.Join(m.checkClaims(), m.checkEvidence(), m.checkUses()); err != nil {
 		return err
 	}
 	for _, h := range m.Homes {
@@ -273,6 +292,19 @@ func (m *Message) checkEvidence() error {
 		}
 		if e.Began <= 0 || e.Compared < 0 || len(e.Logs) > MaxLogs || slices.ContainsFunc(e.Logs, isNoNumber) {
 			return errors.New("peers: message of evidence that says nothing")
+		}
+	}
+	return nil
+}
+
+func (m *Message) checkUses() error {
+	if len(m.Uses) > MaxUses {
+		return fmt.Errorf("peers: message of %d uses, at most %d", len(m.Uses), MaxUses)
+	}
+	for i := range m.Uses {
+		u := &m.Uses[i]
+		if !isID(u.Tenant) || i > 0 && m.Uses[i-1].Tenant >= u.Tenant || u.Count == 0 || u.Requests.Abs() > maxUse || u.Tokens.Abs() > maxUse {
+			return errors.New("peers: message's uses are not in order, each tenant's once")
 		}
 	}
 	return nil

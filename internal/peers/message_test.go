@@ -6,6 +6,7 @@ import (
 	"math"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/fxamacker/cbor/v2"
 	. "github.com/onsi/ginkgo/v2"
@@ -25,6 +26,8 @@ func full() *peers.Message {
 		Evidence: []peers.Evidence{
 			{Model: "m", Canary: "2", Split: "s", Began: 5, Compared: 3, Logs: []float64{0.5, -1.25}}, {Model: "m", Canary: "3", Split: "s", Began: 5, Logs: []float64{}},
 		},
+		Uses:  []peers.Use{{Tenant: "acme", Count: 2, Requests: time.Second, Tokens: -time.Minute}, {Tenant: "umbra", Count: 1}},
+		Begun: 2,
 	}
 }
 
@@ -48,11 +51,12 @@ var _ = Describe("A message", func() {
 		Expect(got.Events).To(BeEmpty())
 		Expect(got.Claims).To(BeEmpty())
 		Expect(got.Evidence).To(BeEmpty())
+		Expect(got.Uses).To(BeEmpty())
 	})
 
 	It("fits when it is as large as may be", func() {
 		m := full()
-		m.InFlight, m.Homes, m.Events, m.Claims, m.Evidence = nil, nil, nil, nil, nil
+		m.InFlight, m.Homes, m.Events, m.Claims, m.Evidence, m.Uses = nil, nil, nil, nil, nil, nil
 		id := func(i int) string {
 			return string(rune('a'+i/100)) + string(rune('a'+i/10%10)) + string(rune('a'+i%10)) + strings.Repeat("i", 61)
 		}
@@ -67,6 +71,9 @@ var _ = Describe("A message", func() {
 		}
 		for i := range peers.MaxClaims {
 			m.Claims = append(m.Claims, peers.Claim{Model: strings.Repeat("m", peers.MaxNameBytes), Tenant: id(i), Weight: 1000, Tokens: 1 << 40})
+		}
+		for i := range peers.MaxUses {
+			m.Uses = append(m.Uses, peers.Use{Tenant: id(i), Count: 1 << 63, Requests: 1 << 61, Tokens: -1 << 61})
 		}
 		for i := range peers.MaxEvidence {
 			logs := make([]float64, peers.MaxLogs)
@@ -134,6 +141,12 @@ var _ = Describe("A message", func() {
 		Entry("with more sums than there can be", func(m *peers.Message) { m.Evidence[0].Logs = make([]float64, peers.MaxLogs+1) }, "says nothing"),
 		Entry("with a sum that is no number", func(m *peers.Message) { m.Evidence[0].Logs[0] = math.NaN() }, "says nothing"),
 		Entry("with a sum without end", func(m *peers.Message) { m.Evidence[0].Logs[0] = math.Inf(-1) }, "says nothing"),
+		Entry("with too many uses", func(m *peers.Message) { m.Uses = make([]peers.Use, peers.MaxUses+1) }, "257 uses"),
+		Entry("with a tenant's use twice", func(m *peers.Message) { m.Uses[1].Tenant = "acme" }, "uses are not in order"),
+		Entry("with a use of nobody's", func(m *peers.Message) { m.Uses[0].Tenant = "" }, "uses are not in order"),
+		Entry("with a use of no count", func(m *peers.Message) { m.Uses[0].Count = 0 }, "uses are not in order"),
+		Entry("with requests of more than a century", func(m *peers.Message) { m.Uses[0].Requests = math.MaxInt64 }, "uses are not in order"),
+		Entry("with tokens of less", func(m *peers.Message) { m.Uses[0].Tokens = math.MinInt64 }, "uses are not in order"),
 		Entry("with a home of nobody", func(m *peers.Message) { m.Homes[0].Conversation = "" }, "home"),
 		Entry("with a home of too long a name", func(m *peers.Message) { m.Homes[0].Conversation = strings.Repeat("c", 257) }, "home"),
 		Entry("with a home nowhere", func(m *peers.Message) { m.Homes[0].Instance = "" }, "home"),

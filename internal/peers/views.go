@@ -118,18 +118,6 @@ func (v *Views) Claimed(model, tenant string, now time.Time) (own, all int) {
 	return own, all
 }
 
-// Heard is how many other routers are believed now.
-func (v *Views) Heard(now time.Time) (n int) {
-	v.mu.RLock()
-	defer v.mu.RUnlock()
-	for _, view := range v.routers {
-		if !view.expired(now) {
-			n++
-		}
-	}
-	return n
-}
-
 // Peer is a router that was heard at an address, for people to look at.
 type Peer struct {
 	Address  string

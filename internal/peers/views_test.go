@@ -30,7 +30,6 @@ var _ = Describe("Views", func() {
 	It("adds routers up", func() {
 		Expect(v.Put("1", message(1, 1, 2), start())).To(BeTrue())
 		Expect(v.Put("2", message(2, 1, 3), start())).To(BeTrue())
-		Expect(v.Heard(start())).To(Equal(2))
 		Expect(v.On("a", start(), start())).To(Equal(peers.Work{Requests: 5, Tokens: 50}))
 		Expect(v.On("b", start(), start())).To(BeZero())
 	})
@@ -60,9 +59,7 @@ var _ = Describe("Views", func() {
 	It("believes a router for a second", func() {
 		v.Put("1", message(1, 1, 2), start())
 		Expect(on(start().Add(peers.ViewFor - 1))).To(Equal(2))
-		Expect(v.Heard(start().Add(peers.ViewFor - 1))).To(Equal(1))
 		Expect(on(start().Add(peers.ViewFor))).To(BeZero())
-		Expect(v.Heard(start().Add(peers.ViewFor))).To(BeZero())
 		v.Put("1", message(1, 2, 2), start().Add(time.Minute))
 		Expect(on(start().Add(time.Minute))).To(Equal(2))
 	})
@@ -97,7 +94,6 @@ var _ = Describe("Views", func() {
 		v.Put("2", message(1, 2, 3), start())
 		Expect(on(start())).To(Equal(3))
 		Expect(v.All(start())).To(HaveLen(2))
-		Expect(v.Heard(start())).To(Equal(1))
 		v.Forget("1")
 		Expect(on(start())).To(Equal(3))
 		v.Forget("2")

@@ -13,5 +13,9 @@
 // [Over] is the rule of shares while nothing is free, and [Recent] remembers among
 // whom it is shared.
 //
+// Several limiters hold a tenant to one limit together: each tells what it has let
+// through ([Limiter.Tell]) and counts what the others have ([Limiter.Learn]), in the
+// messages of package peers.
+//
 // The package is pure: time is an argument.
 package quota

@@ -4,5 +4,9 @@ package quota
 func (l *Limiter) Held() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	return len(l.debts)
+	held := max(len(l.debts), len(l.own.byTenant), l.own.order.Len(), len(l.heard))
+	for _, h := range l.heard {
+		held = max(held, len(h.uses))
+	}
+	return held
 }

@@ -8,15 +8,11 @@ import (
 )
 
 // What a tenant may save up while it asks for nothing: requests of one second,
-// and tokens of one minute. A single request may be larger than that where several
-// routers share a limit, and is then admitted when all before it is paid off.
+// and tokens of one minute.
 const (
 	requestBurst = time.Second
 	tokenBurst   = time.Minute
 )
-
-// MaxRouters is among how many a limit is divided at most.
-const MaxRouters = 64
 
 // maxDebt is for how long a tenant has to pay off at most what has used more than it
 // declared: so long that only a limit of next to nothing gets there.
@@ -48,9 +44,6 @@ type Request struct {
 	// Tokens are those of the prompt and the most that the answer may have: up to
 	// 2 Mi, which is as much as can be declared.
 	Tokens int
-	// Routers is how many share the limits, each of which admits an equal part;
-	// from 1 to [MaxRouters].
-	Routers int
 }
 
 // Limiter holds tenants to their limits, each by two token buckets. It is safe for
@@ -60,6 +53,8 @@ type Limiter struct {
 	mu    sync.Mutex
 	debts map[string]debt // guarded by mu: by tenant
 	sweep int             // guarded by mu: how many debts there are when those paid off are dropped
+	own   counts          // guarded by mu: what this limiter has let through, for others
+	heard hearers         // guarded by mu: what others have
 }
 
 // debt is a tenant's two buckets. Each is kept as the time at which it is full
@@ -74,7 +69,7 @@ const minSweep = 64
 
 // NewLimiter makes a limiter that has seen nobody ask.
 func NewLimiter() *Limiter {
-	return &Limiter{debts: map[string]debt{}, sweep: minSweep}
+	return &Limiter{debts: map[string]debt{}, sweep: minSweep, own: newCounts(), heard: hearers{}}
 }
 
 // Take admits a request and counts it, or refuses it.
@@ -96,15 +91,16 @@ func (l *Limiter) Take(r Request, now time.Time) Verdict {
 	case forTokens > 0:
 		return Verdict{ReasonTokens, forTokens}
 	}
-	l.forget(now)
-	l.debts[r.Tenant] = debt{requests: later(d.requests, now).Add(requests), tokens: later(d.tokens, now).Add(tokens)}
+	l.count(r.Tenant, requests, tokens, now)
 	return Verdict{}
 }
 
 // GiveBack takes back that a request was admitted, which nobody could serve.
 func (l *Limiter) GiveBack(r Request, now time.Time) {
 	requests, tokens := r.costs()
-	l.move(r.Tenant, -requests, -tokens, now)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count(r.Tenant, -requests, -tokens, now)
 }
 
 // Settle has an admitted request that has ended count for the tokens that it has
@@ -114,24 +110,33 @@ func (l *Limiter) Settle(r Request, used int, now time.Time) {
 	_, before := r.costs()
 	r.Tokens = used
 	_, after := r.costs()
-	l.move(r.Tenant, 0, after-before, now)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.count(r.Tenant, 0, after-before, now)
 }
 
-// move takes that much from a tenant's buckets, or puts it back; what does not fit
-// in is lost.
-func (l *Limiter) move(tenant string, requests, tokens time.Duration, now time.Time) {
+// count takes that much from a tenant's buckets, or puts it back, on this limiter's
+// own account.
+func (l *Limiter) count(tenant string, requests, tokens time.Duration, now time.Time) {
+	if requests != 0 || tokens != 0 {
+		l.charge(tenant, requests, tokens, now, now)
+		l.own.add(tenant, requests, tokens, now)
+	}
+}
+
+// charge takes that much from a tenant's buckets, as at a time that is not after now,
+// or puts it back; what does not fit in is lost.
+func (l *Limiter) charge(tenant string, requests, tokens time.Duration, at, now time.Time) {
 	if requests == 0 && tokens == 0 {
 		return
 	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
 	l.forget(now)
 	d := l.debts[tenant]
-	l.debts[tenant] = debt{requests: moved(d.requests, requests, now), tokens: moved(d.tokens, tokens, now)}
+	l.debts[tenant] = debt{requests: moved(d.requests, requests, at, now), tokens: moved(d.tokens, tokens, at, now)}
 }
 
-func moved(full time.Time, by time.Duration, now time.Time) time.Time {
-	full = later(full, now).Add(by)
+func moved(full time.Time, by time.Duration, at, now time.Time) time.Time {
+	full = later(full, at).Add(by)
 	if last := now.Add(maxDebt); by > 0 && full.After(last) {
 		return last
 	}
@@ -157,20 +162,19 @@ func (r *Request) tooLarge() bool {
 	return r.Limits.TokensPerMinute > 0 && r.Tokens > r.Limits.TokensPerMinute
 }
 
-// costs are for how long a request uses up this router's part of the limits; 0
-// where there is none. Fractions of a nanosecond are left out, so that a burst of
-// exactly what may be saved up passes; of the limits that there may be that is
-// less than a thousandth.
+// costs are for how long a request uses up its tenant's limits; 0 where there is
+// none. Fractions of a nanosecond are left out, so that a burst of exactly what may
+// be saved up passes; of the limits that there may be that is less than a
+// thousandth.
 func (r *Request) costs() (requests, tokens time.Duration) {
-	routers := min(max(r.Routers, 1), MaxRouters)
-	return cost(1, r.Limits.RequestsPerSecond, time.Second, routers), cost(r.Tokens, r.Limits.TokensPerMinute, time.Minute, routers)
+	return cost(1, r.Limits.RequestsPerSecond, time.Second), cost(r.Tokens, r.Limits.TokensPerMinute, time.Minute)
 }
 
-func cost(units, limit int, per time.Duration, routers int) time.Duration {
+func cost(units, limit int, per time.Duration) time.Duration {
 	if limit <= 0 {
 		return 0
 	}
-	return time.Duration(units) * per * time.Duration(routers) / time.Duration(limit)
+	return time.Duration(units) * per / time.Duration(limit)
 }
 
 // wait is how long a bucket has to fill until what costs so much can be taken.
@@ -178,7 +182,7 @@ func wait(full time.Time, cost, burst time.Duration, now time.Time) time.Duratio
 	if cost == 0 {
 		return 0
 	}
-	return max(later(full, now).Sub(now)+cost-max(cost, burst), 0)
+	return max(later(full, now).Sub(now)+cost-burst, 0)
 }
 
 func later(a, b time.Time) time.Time {

@@ -81,7 +81,7 @@ var _ = Describe("A limiter", func() {
 			var running []quota.Request
 			for range rapid.IntRange(1, 60).Draw(t, "requests") {
 				now = now.Add(steps.Draw(t, "wait"))
-				r := quota.Request{Tenant: "acme", Limits: limits, Tokens: rapid.IntRange(0, 600).Draw(t, "tokens"), Routers: 1}
+				r := quota.Request{Tenant: "acme", Limits: limits, Tokens: rapid.IntRange(0, 600).Draw(t, "tokens")}
 				hasRequests, hasTokens := requests.has(1, now), tokens.has(r.Tokens, now)
 				got := l.Take(r, now)
 				if want := hasRequests && hasTokens; (got.Reason == quota.ReasonNone) != want {
@@ -112,12 +112,11 @@ var _ = Describe("A limiter", func() {
 				RequestsPerSecond: rapid.IntRange(0, 7).Draw(t, "requests per second"),
 				TokensPerMinute:   rapid.SampledFrom([]int{0, 1000, 7777, 1_000_000_000}).Draw(t, "tokens per minute"),
 			}
-			routers := rapid.IntRange(1, 4).Draw(t, "routers")
 			l, now := quota.NewLimiter(), epoch()
 			var history []admission
 			for range rapid.IntRange(1, 60).Draw(t, "requests") {
 				now = now.Add(steps.Draw(t, "wait"))
-				r := quota.Request{Tenant: "acme", Limits: limits, Tokens: rapid.IntRange(0, 1000).Draw(t, "tokens"), Routers: routers}
+				r := quota.Request{Tenant: "acme", Limits: limits, Tokens: rapid.IntRange(0, 1000).Draw(t, "tokens")}
 				verdict := l.Take(r, now)
 				switch {
 				case verdict.Reason != quota.ReasonNone:
@@ -134,19 +133,15 @@ var _ = Describe("A limiter", func() {
 					history = append(history, admission{now, r})
 				}
 			}
-			largest, all := 0, 0
-			for _, a := range history {
-				largest = max(largest, a.request.Tokens)
-			}
 			for i := range history {
-				all = 0
+				all := 0
 				for j := i; j < len(history); j++ {
 					all += history[j].request.Tokens
-					seconds, part := history[j].at.Sub(history[i].at).Seconds(), float64(routers)
-					if n := float64(limits.RequestsPerSecond); n > 0 && float64(j-i+1) > n/part*seconds+max(n/part, 1)+1e-6 {
+					seconds := history[j].at.Sub(history[i].at).Seconds()
+					if n := float64(limits.RequestsPerSecond); n > 0 && float64(j-i+1) > n*seconds+n+1e-6 {
 						t.Fatalf("%d requests within %.3f s", j-i+1, seconds)
 					}
-					if n := float64(limits.TokensPerMinute); n > 0 && float64(all) > n/60/part*seconds+max(n/part, float64(largest))+1e-3 {
+					if n := float64(limits.TokensPerMinute); n > 0 && float64(all) > n/60*seconds+n+1e-3 {
 						t.Fatalf("%d tokens within %.3f s", all, seconds)
 					}
 				}
@@ -156,7 +151,7 @@ var _ = Describe("A limiter", func() {
 
 	It("says which limit a tenant has to wait for the longest, and for how long", func() {
 		l := quota.NewLimiter()
-		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{RequestsPerSecond: 2, TokensPerMinute: 600}, Tokens: 300, Routers: 1}
+		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{RequestsPerSecond: 2, TokensPerMinute: 600}, Tokens: 300}
 		Expect(l.Take(r, epoch())).To(BeZero())
 		Expect(l.Take(r, epoch())).To(BeZero())
 		Expect(l.Take(r, epoch())).To(Equal(quota.Verdict{Reason: quota.ReasonTokens, RetryAfter: 30 * time.Second}))
@@ -168,17 +163,9 @@ var _ = Describe("A limiter", func() {
 		Expect(l.Take(r, epoch())).To(BeZero(), "another tenant's limits are its own")
 	})
 
-	It("admits a part of a limit where several routers do, and what is larger than its part in the end", func() {
-		l := quota.NewLimiter()
-		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 600}, Tokens: 300, Routers: 4}
-		Expect(l.Take(r, epoch())).To(BeZero())
-		Expect(l.Take(r, epoch())).To(Equal(quota.Verdict{Reason: quota.ReasonTokens, RetryAfter: 2 * time.Minute}))
-		Expect(l.Take(r, epoch().Add(2*time.Minute))).To(BeZero())
-	})
-
 	It("counts of a request that has ended what it has used, and is owed what was more", func() {
 		l := quota.NewLimiter()
-		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 600}, Tokens: 600, Routers: 1}
+		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 600}, Tokens: 600}
 		Expect(l.Take(r, epoch())).To(BeZero())
 		Expect(l.Take(r, epoch()).RetryAfter).To(Equal(time.Minute))
 		l.Settle(r, 100, epoch())
@@ -192,7 +179,7 @@ var _ = Describe("A limiter", func() {
 
 	It("is never owed more than a day", func() {
 		l := quota.NewLimiter()
-		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 1}, Routers: 1}
+		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 1}}
 		for range 1000 {
 			l.Settle(r, 2<<20, epoch())
 		}
@@ -202,19 +189,19 @@ var _ = Describe("A limiter", func() {
 
 	It("does not overflow at the largest of everything", func() {
 		l := quota.NewLimiter()
-		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 2 << 20}, Tokens: 2 << 20, Routers: quota.MaxRouters}
+		r := quota.Request{Tenant: "acme", Limits: tenant.Limits{TokensPerMinute: 2 << 20}, Tokens: 2 << 20}
 		Expect(l.Take(r, epoch())).To(BeZero())
-		Expect(l.Take(r, epoch())).To(Equal(quota.Verdict{Reason: quota.ReasonTokens, RetryAfter: quota.MaxRouters * time.Minute}))
+		Expect(l.Take(r, epoch())).To(Equal(quota.Verdict{Reason: quota.ReasonTokens, RetryAfter: time.Minute}))
 	})
 
 	It("keeps nothing of those who have not asked for long", func() {
 		l := quota.NewLimiter()
 		for i := range 10_000 {
-			r := quota.Request{Tenant: fmt.Sprint(i), Limits: tenant.Limits{RequestsPerSecond: 1}, Routers: 1}
+			r := quota.Request{Tenant: fmt.Sprint(i), Limits: tenant.Limits{RequestsPerSecond: 1}}
 			Expect(l.Take(r, epoch().Add(time.Duration(i)*100*time.Millisecond))).To(BeZero())
 			Expect(l.Held()).To(BeNumerically("<=", 64))
 		}
-		l.Take(quota.Request{Tenant: "who has no limit", Routers: 1}, epoch())
+		l.Take(quota.Request{Tenant: "who has no limit"}, epoch())
 		Expect(l.Held()).To(BeNumerically("<=", 64))
 	})
 })

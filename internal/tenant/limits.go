@@ -9,9 +9,10 @@ import (
 // enough for all. The zero value is no limit, and a weight of 1: package quota
 // enforces both.
 type Limits struct {
-	// RequestsPerSecond and TokensPerMinute are what it may ask for in each
-	// region; 0: as much as it likes. A request's tokens are those of its prompt
-	// and the most that its answer may have, as it declares them.
+	// RequestsPerSecond and TokensPerMinute are what it may ask for, in whichever
+	// regions; 0: as much as it likes. A request's tokens are those of its prompt
+	// and the most that its answer may have, as it declares them, until it has ended
+	// and says what it has used.
 	RequestsPerSecond int `json:"requests_per_second,omitempty"`
 	TokensPerMinute   int `json:"tokens_per_minute,omitempty"`
 	// Weight is its share of what is in flight while nothing is free: twice that
