@@ -219,7 +219,7 @@ func New(config Config) (*Router, error) {
 // xdsConfig is package xds's, with what the router fills in.
 func (r *Router) xdsConfig() xds.Config {
 	config, settings := r.config.XDS, r.config.xds(r.config.Region)
-	config.SpillTo, config.Models, config.StaleAfter = settings.SpillTo, settings.Models, settings.StaleAfter
+	config.SpillTo, config.Prefer, config.Models, config.StaleAfter = settings.SpillTo, settings.Prefer, settings.Models, settings.StaleAfter
 	config.MessageTimeout, config.ResponseIdleTimeout = settings.MessageTimeout, settings.ResponseIdleTimeout
 	config.MaxBodyBytes = settings.MaxBodyBytes
 	config.Metrics = r.metrics

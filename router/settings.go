@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,8 +56,17 @@ type Settings struct {
 
 // xds are those for Envoys, of the router's own region.
 func (s *Settings) xds(own fleet.Region) xds.Settings {
+	prefer := map[string][]fleet.Region{}
+	for tenant, preferences := range s.PreferByTenant {
+		for _, p := range preferences {
+			prefer[tenant] = append(prefer[tenant], p.Region)
+		}
+		if len(s.PreferByModel) == 0 && slices.Equal(prefer[tenant], []fleet.Region{own}) {
+			delete(prefer, tenant) // it comes first as it is
+		}
+	}
 	return xds.Settings{
-		SpillTo: map[fleet.Region][]fleet.Region{own: s.SpillTo}, Models: s.Models, StaleAfter: s.StaleAfter,
+		SpillTo: map[fleet.Region][]fleet.Region{own: s.SpillTo}, Prefer: prefer, Models: s.Models, StaleAfter: s.StaleAfter,
 		MessageTimeout: s.MessageTimeout, ResponseIdleTimeout: s.ResponseIdleTimeout, MaxBodyBytes: s.MaxBodyBytes,
 	}
 }

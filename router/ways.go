@@ -70,8 +70,7 @@ type ways struct {
 const waysInterval = time.Second
 
 // updateWays works the ways out, and has Envoys keep to their order while no picker
-// answers, as far as it is the model's: they do not know what is preferred for a
-// tenant. The order of spilling is that of the round trips unless the configuration
+// answers; what is preferred for a tenant they know by [Settings.xds]. The order of spilling is that of the round trips unless the configuration
 // has one. Only one may at a time: see applying.
 func (r *Router) updateWays() {
 	now := ways{byModel: map[string]routing.Way{}, byTenant: map[string]routing.Way{}}

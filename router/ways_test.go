@@ -62,6 +62,21 @@ var _ = Describe("A preferred region", func() {
 		Expect(r.adminPage("/weights").text).To(MatchRegexp(`"priority": 0,\s*"endpoints": \[\s*\{\s*"instance": "use2-0"`))
 	})
 
+	It("of a tenant is its Envoys' to know, too, unless it is as it would be", func() {
+		r := newRouter()
+		r.config.PreferByTenant = map[string][]routing.Preference{"acme": {{Region: "use2"}}}
+		r.start().publish(startParent(r.ca, "use1", "use1-0"), startParent(r.ca, "use2", "use2-0"))
+		weights := func() string { return r.adminPage("/weights").text }
+		Eventually(weights).Should(MatchRegexp(`(?s)"smol@use1_use2\+use2": \[\s*\{\s*"priority": 0,\s*"endpoints": \[\s*\{\s*"instance": "use2-0"`))
+		settings := r.config.Settings
+		settings.PreferByTenant = map[string][]routing.Preference{"acme": {{Region: "use1"}}}
+		Expect(r.router.SetSettings(settings)).To(Succeed())
+		Eventually(weights).Should(And(ContainSubstring(`"smol@use1_use2"`), Not(ContainSubstring("+"))))
+		settings.PreferByModel = map[string][]routing.Preference{model: {{Region: "use2"}}}
+		Expect(r.router.SetSettings(settings)).To(Succeed())
+		Eventually(weights).Should(MatchRegexp(`(?s)"smol@use1_use2\+use1": \[\s*\{\s*"priority": 0,\s*"endpoints": \[\s*\{\s*"instance": "use1-0"`))
+	})
+
 	It("of a tenant comes before its model's", func(ctx SpecContext) {
 		r := newRouter()
 		r.config.PreferByModel = map[string][]routing.Preference{model: {{Region: "use2"}}}

@@ -24,14 +24,16 @@ type access struct {
 	name    string
 	models  []string       // served and allowed
 	regions []fleet.Region // allowed, in order of priority; none: not from here
+	prefer  []fleet.Region // of those, the ones that come first; none: as it is for the model
 }
 
 // accessElsewhere is that of tenants whose data may not be in this region: its
 // Envoys forward nothing of theirs.
 const accessElsewhere = "elsewhere"
 
-// newAccess is what a tenant may reach. Equal rules have equal names.
-func newAccess(t *tenant.Tenant, models []string, regions []fleet.Region) access {
+// newAccess is what a tenant may reach, and where it is rather served. Equal rules have
+// equal names.
+func newAccess(t *tenant.Tenant, models []string, regions, prefer []fleet.Region) access {
 	if !t.Regions.Allow(string(regions[0])) {
 		return access{name: accessElsewhere}
 	}
@@ -46,7 +48,14 @@ func newAccess(t *tenant.Tenant, models []string, regions []fleet.Region) access
 			a.models = append(a.models, m)
 		}
 	}
-	a.name = regionNames(a.regions, "_")
+	if len(a.regions) > 1 {
+		for _, r := range prefer {
+			if slices.Contains(a.regions, r) {
+				a.prefer = append(a.prefer, r)
+			}
+		}
+	}
+	a.name = regionNames(a.regions, "_") + preferred(a.prefer)
 	if len(a.models) < len(models) {
 		sum := sha256.Sum256([]byte(strings.Join(a.models, "\n")))
 		a.name += "/" + hex.EncodeToString(sum[:6])
@@ -56,11 +65,11 @@ func newAccess(t *tenant.Tenant, models []string, regions []fleet.Region) access
 
 // accesses gives those of all tenants, by name, and who has which: the context
 // of authenticate.lua.
-func accesses(tenants []*tenant.Tenant, models []string, regions []fleet.Region) (all []access, callers map[string]*structpb.Value) {
+func accesses(tenants []*tenant.Tenant, models []string, regions []fleet.Region, prefer map[string][]fleet.Region) (all []access, callers map[string]*structpb.Value) {
 	byName := map[string]access{}
 	callers = map[string]*structpb.Value{}
 	for _, t := range tenants {
-		a := newAccess(t, models, regions)
+		a := newAccess(t, models, regions, prefer[t.Name])
 		byName[a.name] = a
 		for _, digest := range t.EdgeTokens {
 			callers[digest.String()] = structpb.NewStringValue(a.name + " " + t.Name)
@@ -90,13 +99,21 @@ type admission struct {
 func newAdmission(config Config, region fleet.Region, regions []fleet.Region, of *tenant.Set) (admission, error) {
 	a := admission{of: of}
 	var callers map[string]*structpb.Value
-	a.accesses, callers = accesses(of.Active(), config.Models, regions)
+	a.accesses, callers = accesses(of.Active(), config.Models, regions, config.Prefer)
 	r := &renderer{}
 	a.routes = r.resource(routeConfiguration(r, plan{config: config, region: region, accesses: a.accesses}, callers))
 	if r.err != nil {
 		return admission{}, fmt.Errorf("render %s: %w", region, r.err)
 	}
 	return a, nil
+}
+
+// preferred is what preferred regions add to a name; nothing for none.
+func preferred(regions []fleet.Region) string {
+	if len(regions) == 0 {
+		return ""
+	}
+	return "+" + regionNames(regions, "_")
 }
 
 // regionNames joins them in their order.

@@ -23,6 +23,11 @@ type Config struct {
 	// take its traffic when none of its own instances can, in order. A region
 	// without an entry (but Region) is not served.
 	SpillTo map[fleet.Region][]fleet.Region
+	// Prefer lists, by tenant, regions that serve its requests rather than those that
+	// come later, and than the others, while no picker answers: it takes the place of
+	// the model's order. Every other list is clusters of its own. Default: as it is
+	// for the model.
+	Prefer map[string][]fleet.Region
 	// Models are the models that may be asked for; each becomes a cluster, with
 	// or without instances. Required.
 	Models []string
@@ -130,6 +135,7 @@ func (c Config) check() error {
 // the same defaults.
 type Settings struct {
 	SpillTo             map[fleet.Region][]fleet.Region // of the same regions as before
+	Prefer              map[string][]fleet.Region
 	Models              []string
 	MessageTimeout      time.Duration
 	ResponseIdleTimeout time.Duration
@@ -140,7 +146,7 @@ type Settings struct {
 // with is a configuration with other settings.
 func (c Config) with(s Settings) (Config, error) {
 	before := c.served()
-	c.SpillTo, c.Models = s.SpillTo, s.Models
+	c.SpillTo, c.Prefer, c.Models = s.SpillTo, s.Prefer, s.Models
 	c.MessageTimeout, c.ResponseIdleTimeout = s.MessageTimeout, s.ResponseIdleTimeout
 	c.MaxBodyBytes, c.StaleAfter = s.MaxBodyBytes, s.StaleAfter
 	if err := c.check(); err != nil {

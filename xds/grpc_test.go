@@ -37,7 +37,7 @@ func grpcResources(g *WithT, backend netip.AddrPort, change func(r *renderer, na
 	for _, typeURL := range sendOrder {
 		r.byType[typeURL] = map[string]resource{}
 	}
-	name := clusterName("smollm2", []fleet.Region{"use1"})
+	name := clusterName("smollm2", []fleet.Region{"use1"}, nil)
 	cluster := &clusterv3.Cluster{
 		Name: name, ClusterDiscoveryType: &clusterv3.Cluster_Type{Type: clusterv3.Cluster_EDS},
 		EdsClusterConfig: &clusterv3.Cluster_EdsClusterConfig{EdsConfig: overADS()},

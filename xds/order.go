@@ -17,12 +17,13 @@ func (s *Server) SetOrders(orders map[string][]fleet.Region) {
 	poke(s.wake)
 }
 
-// inOrder puts regions in a model's order; those that are not in it come last, as
+// inOrder puts regions in a model's order, or those that a tenant prefers first and
+// the others as for models without an order; those that are not in it come last, as
 // they are.
-func inOrder(regions []fleet.Region, orders map[string][]fleet.Region, model string) []fleet.Region {
+func inOrder(regions, prefer []fleet.Region, orders map[string][]fleet.Region, model string) []fleet.Region {
 	order, ok := orders[model]
-	if !ok {
-		order = orders[""]
+	if !ok || len(prefer) > 0 {
+		order = slices.Concat(prefer, orders[""])
 	}
 	place := func(r fleet.Region) int {
 		if i := slices.Index(order, r); i >= 0 {

@@ -21,9 +21,9 @@ type plan struct {
 	clients  clientCA
 }
 
-// clusterPlan is a model and the regions in which it may run. The hard rule of
-// where a request may go is in the choice of cluster, so that it holds when
-// the picker is away.
+// clusterPlan is a model, the regions in which it may run, and which of them some
+// tenants prefer. The hard rule of where a request may go is in the choice of cluster,
+// so that it holds when the picker is away, and so does what is preferred.
 type clusterPlan struct {
 	name      string
 	model     string
@@ -75,9 +75,10 @@ func quantise(score uint32) uint32 {
 	return max(1, (score+weightStep/2)/weightStep*weightStep)
 }
 
-// clusterName names the cluster of a model restricted to a set of regions.
-func clusterName(model string, allowed []fleet.Region) string {
-	return model + "@" + regionNames(slices.Sorted(slices.Values(allowed)), "_")
+// clusterName names the cluster of a model restricted to a set of regions, of which
+// some come first.
+func clusterName(model string, allowed, prefer []fleet.Region) string {
+	return model + "@" + regionNames(slices.Sorted(slices.Values(allowed)), "_") + preferred(prefer)
 }
 
 // newPlan chooses the endpoints for the Envoys of a region. The order of
@@ -92,22 +93,22 @@ func newPlan(config Config, region fleet.Region, regions []fleet.Region, orders 
 			serving[of] = append(serving[of], e)
 		}
 	}
-	p.addClusters(config.Models, regions, orders, serving) // those of all regions, whoever may use them
+	p.addClusters(config.Models, regions, nil, orders, serving) // those of all regions, whoever may use them
 	for _, a := range p.accesses {
-		p.addClusters(a.models, a.regions, orders, serving)
+		p.addClusters(a.models, a.regions, a.prefer, orders, serving)
 	}
 	return p
 }
 
 // addClusters adds those of models in a set of regions that are not there yet.
-func (p *plan) addClusters(models []string, allowed []fleet.Region, orders map[string][]fleet.Region, serving map[instancesOf][]endpoint) {
+func (p *plan) addClusters(models []string, allowed, prefer []fleet.Region, orders map[string][]fleet.Region, serving map[instancesOf][]endpoint) {
 	for _, model := range models {
-		name := clusterName(model, allowed)
+		name := clusterName(model, allowed, prefer)
 		if slices.ContainsFunc(p.clusters, func(c clusterPlan) bool { return c.name == name }) {
 			continue
 		}
 		c := clusterPlan{name: name, model: model}
-		for _, from := range inOrder(allowed, orders, model) {
+		for _, from := range inOrder(allowed, prefer, orders, model) {
 			c.endpoints = append(c.endpoints, serving[instancesOf{model, from}])
 		}
 		p.clusters = append(p.clusters, c)

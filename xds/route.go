@@ -58,7 +58,7 @@ func routeConfiguration(r *renderer, p plan, callers map[string]*structpb.Value)
 			route := add("model/"+a.name+"/"+model,
 				exactPath(http.MethodPost, api.PathSealed, sealed(), exactHeader(api.HeaderModel, model)), hasAccess(a.name))
 			route.TypedPerFilterConfig = nil
-			route.Action = toCluster(r, p, clusterName(model, a.regions))
+			route.Action = toCluster(r, p, clusterName(model, a.regions, a.prefer))
 			route.RequestHeadersToAdd = []*corev3.HeaderValueOption{allowedRegions(a)}
 			// The picker has seen them; instances have no use for them.
 			route.RequestHeadersToRemove = []string{"authorization", strings.ToLower(api.HeaderTenantSAN)}

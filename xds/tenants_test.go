@@ -11,6 +11,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/internal/tenant/tenanttest"
 	"github.com/mrgc/mrgc/xds"
@@ -78,6 +79,28 @@ var _ = Describe("Tenants' rules", func() {
 			}
 			Expect(r.parents[1].Served()).To(Equal(elsewhere))
 			Eventually(func() string { return r.sealed().body }).Should(HavePrefix("use2-1 "), "others' requests go on")
+		})
+	}
+
+	for what, become := range map[string]func(*region){
+		"is dead": func(r *region) { r.router.stop(); r.router.stopHTTP() },
+		"hangs":   func(r *region) { r.router.picker.hangs(true) },
+	} {
+		It("have a tenant served where it is rather served while the picker "+what, func() {
+			prefer := map[string][]fleet.Region{"cheap": {"use2"}, "home": {"use2"}}
+			r := startRegion(func(c *xds.Config) { c.MessageTimeout, c.Prefer = 100*time.Millisecond, prefer }, "use1", "use2")
+			r.server.SetTenants(tenantsOf(acme, ruled("cheap", nil, nil), ruled("home", nil, tenant.Names{"use1"})))
+			r.serving()
+			r.router.picker.picks(r.parents[0].Address.String())
+			Eventually(func() string { return r.sealed(as("cheap")...).body }).Should(Equal("use1-0"), "as it is picked")
+			become(r)
+			for range 20 {
+				Expect(r.sealed(as("cheap")...).body).To(Equal("use2-1"))
+				Expect(r.sealed().body).To(Equal("use1-0"), "others are not")
+				Expect(r.sealed(as("home")...).body).To(Equal("use1-0"), "it may be nowhere else")
+			}
+			r.parents[1].Stop()
+			Eventually(func() string { return r.sealed(as("cheap")...).body }).Should(Equal("use1-0"), "nobody is there any more")
 		})
 	}
 

@@ -214,7 +214,8 @@ type Tenant struct {
 	// list: none. Default: all of them. Each is one of the cluster's.
 	Regions []string `yaml:"regions"`
 	// Prefer is a list as models have it, which for this tenant's requests takes the
-	// place of the model's. It lets nothing be where it may not be. Default: the model's.
+	// place of the model's. It lets nothing be where it may not be. All tenants' lists
+	// together have at most 16 different orders of regions. Default: the model's.
 	Prefer []Preference `yaml:"prefer"`
 	// RequestsPerSecond, TokensPerMinute and Weight are the most that holds of the
 	// signed ones ([tenant.Limits]): what is larger changes nothing. At least 1.

@@ -176,6 +176,25 @@ func (v *validator) tenants(c *Config, regions unique) {
 		v.prefer(regions, tenant.Prefer, path+".prefer")
 		v.tenantLimits(&tenant, path)
 	}
+	v.orders(c)
+}
+
+// maxOrders is in how many orders tenants may prefer regions: as many as three regions
+// have, and more. For each one every Envoy has clusters of its own, which check their
+// instances' health and keep connections to them.
+const maxOrders = 16
+
+func (v *validator) orders(c *Config) {
+	orders := map[string]bool{}
+	for _, tenant := range c.Tenants {
+		order := ""
+		for _, p := range tenant.Prefer {
+			order += string(p.Region) + " "
+		}
+		orders[order] = true
+	}
+	delete(orders, "")
+	v.check(len(orders) <= maxOrders, "tenants", "regions are preferred in %d different orders: want at most %d", len(orders), maxOrders)
 }
 
 // restriction checks that what is still allowed exists: a name that is misspelt
