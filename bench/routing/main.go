@@ -89,6 +89,10 @@ func run(ctx context.Context, o options) error {
 	if o.virtual {
 		return runVirtual(ctx, o, recording)
 	}
+	scenes, err := o.scenes(scenarios())
+	if err != nil {
+		return err
+	}
 	b := book{options: o}
 	var field []contender
 	for _, c := range append(ours(o.tools), peers(o.tools)...) {
@@ -101,20 +105,16 @@ func run(ctx context.Context, o options) error {
 			field = append(field, c)
 		}
 	}
+	if len(field) == 0 {
+		return errors.New("-only matches none of the contenders that are here")
+	}
 	if o.rate == 0 {
 		if o.rate, err = sustainable(ctx, o, recording, field); err != nil {
 			return err
 		}
 	}
 	b.options = o
-	for _, s := range []scenario{
-		{name: "reuse", reuse: true},
-		{name: "no reuse"},
-		{name: "reuse, one engine fails fast", reuse: true, failing: true},
-	} {
-		if !o.scene.MatchString(s.name) {
-			continue
-		}
+	for _, s := range scenes {
 		for seed := range uint64(o.seeds) {
 			requests := traffic(recording, shape{rate: o.rate, duration: o.duration, reuse: s.reuse}, seed)
 			order := rand.New(rand.NewPCG(seed, 7)) //nolint:gosec // an order is no secret
@@ -127,6 +127,32 @@ func run(ctx context.Context, o options) error {
 		}
 	}
 	return b.write(nil)
+}
+
+// scenarios are those of routing alone.
+func scenarios() []scenario { return append(wellScenarios(), failingEngine()) }
+
+// wellScenarios are those in which all engines are well.
+func wellScenarios() []scenario { return []scenario{{name: "reuse", reuse: true}, {name: "no reuse"}} }
+
+// failingEngine is the one in which an instance is idle because it fails.
+func failingEngine() scenario {
+	return scenario{name: "reuse, one engine fails fast", reuse: true, failing: true}
+}
+
+// scenes are the scenarios that are to be measured.
+func (o *options) scenes(all []scenario) (scenes []scenario, err error) {
+	var names []string
+	for _, s := range all {
+		if o.scene.MatchString(s.name) {
+			scenes = append(scenes, s)
+		}
+		names = append(names, s.name)
+	}
+	if len(scenes) == 0 {
+		err = fmt.Errorf("-scenario matches none of: %s", strings.Join(names, "; "))
+	}
+	return scenes, err
 }
 
 // sustainable is 85 % of the highest rate at which a peer still keeps the goal,

@@ -78,11 +78,12 @@ func runSealed(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
+	scenes, err := o.scenes(wellScenarios())
+	if err != nil {
+		return err
+	}
 	b, field := sealedBook{options: o}, sealedField()
-	for _, s := range []scenario{{name: "reuse", reuse: true}, {name: "no reuse"}} {
-		if !o.scene.MatchString(s.name) {
-			continue
-		}
+	for _, s := range scenes {
 		for seed := range uint64(o.seeds) {
 			requests := traffic(recording, shape{rate: o.rate, duration: o.duration, reuse: s.reuse}, seed)
 			order := rand.New(rand.NewPCG(seed, 7)).Perm(len(field)) //nolint:gosec // an order is no secret

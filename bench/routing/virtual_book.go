@@ -46,7 +46,7 @@ func runVirtual(ctx context.Context, o options, recording []arrival) error {
 				"Fleets grow with their traffic, which the recording bounds to %d requests.", virtualClients, offered, virtualRefresh, len(recording)-1),
 		},
 	}
-	for _, s := range []scenario{{name: "reuse", reuse: true}, {name: "no reuse"}} {
+	for _, s := range wellScenarios() {
 		table, err := virtualPolicies(ctx, o, recording, s)
 		if err != nil {
 			return err
@@ -123,7 +123,7 @@ func virtualOffers(ctx context.Context, o options, recording []arrival) (result.
 		Columns: []string{"instances", "traffic", "p99 among all, ms", "p99 among the offered, ms", "ratio"},
 	}
 	for _, engines := range []int{engineCount, 16, 40} {
-		for _, s := range []scenario{{name: "reuse", reuse: true}, {name: "no reuse"}} {
+		for _, s := range wellScenarios() {
 			var all, few []float64
 			for seed := range uint64(o.seeds) {
 				requests := traffic(recording, shape{rate: o.rate * float64(engines) / engineCount, duration: o.duration, reuse: s.reuse}, seed)
