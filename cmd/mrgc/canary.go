@@ -21,8 +21,9 @@ import (
 
 // canaryOptions are those of every subcommand.
 type canaryOptions struct {
-	config, output string
-	admins         []string // of status
+	config string
+	output output
+	admins []string // of status
 }
 
 func canaryCommand() *cobra.Command {
@@ -43,7 +44,7 @@ shall get no requests yet with weight 0.`,
 	}
 	f := cmd.PersistentFlags()
 	f.StringVar(&o.config, "config", cmp.Or(os.Getenv("MRGC_CONFIG"), "mrgc.yaml"), "the cluster's configuration, by default $MRGC_CONFIG if that is set; every router must have it")
-	f.StringVarP(&o.output, "output", "o", "table", "table, for people, or json, for programs")
+	o.output.flag(cmd, f)
 	cmd.AddCommand(
 		&cobra.Command{
 			Use:   "set MODEL VERSION WEIGHT",
@@ -90,7 +91,7 @@ version's. Versions that were rolled back have the reason beside them.`,
 			return o.status(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr())
 		},
 	}
-	cmd.Flags().StringArrayVar(&o.admins, "admin", nil, "a router's admin, http://127.0.0.1:9003 (repeat; default: every "+operator.EnvPrefix+"* of the environment)")
+	adminFlag(cmd, &o.admins)
 	return cmd
 }
 
@@ -109,7 +110,7 @@ func parseWeight(text string) (perMille int, err error) {
 
 // set gives a version a weight, and shows what has become of them all.
 func (o *canaryOptions) set(w io.Writer, model, version string, weight int) error {
-	if err := o.check(); err != nil {
+	if err := o.output.check(); err != nil {
 		return err
 	}
 	if err := setWeight(o.config, model, version, weight, nil); err != nil {
@@ -119,13 +120,13 @@ func (o *canaryOptions) set(w io.Writer, model, version string, weight int) erro
 	if err != nil {
 		return err
 	}
-	return o.print(w, weightsOf(cluster))
+	return o.show(w, weightsOf(cluster))
 }
 
 // status shows weights, what routers say of them, and what has been rolled back. Where
 // there is no router to ask it says so, and shows the rest.
 func (o *canaryOptions) status(ctx context.Context, w, notes io.Writer) error {
-	if err := o.check(); err != nil {
+	if err := o.output.check(); err != nil {
 		return err
 	}
 	cluster, err := config.Load(o.config)
@@ -151,7 +152,7 @@ func (o *canaryOptions) status(ctx context.Context, w, notes io.Writer) error {
 	if noRouter != nil {
 		fmt.Fprintln(notes, "mrgc: what routers say of versions is missing here:", noRouter)
 	}
-	return o.print(w, all)
+	return o.show(w, all)
 }
 
 // setWeight gives a version a weight in a file; only if its model's requests are

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"math"
@@ -52,21 +51,13 @@ func (v *weighted) find(trials []operator.TrialStatus, done []rollback) {
 	}
 }
 
-func (o *canaryOptions) check() error {
-	if o.output != "table" && o.output != "json" {
-		return fmt.Errorf("--output %q: want table or json", o.output)
-	}
-	return nil
+func (o *canaryOptions) show(w io.Writer, all []weighted) error {
+	return o.output.print(w, all, func(w io.Writer) error { return printWeights(w, all) })
 }
 
-// print shows every version of every model that has any. There are columns for a
+// printWeights shows every version of every model that has any. There are columns for a
 // trial only if there is one.
-func (o *canaryOptions) print(w io.Writer, all []weighted) error {
-	if o.output == "json" {
-		encoder := json.NewEncoder(w)
-		encoder.SetIndent("", "  ")
-		return encoder.Encode(all)
-	}
+func printWeights(w io.Writer, all []weighted) error {
 	onTrial, said := false, false
 	for _, v := range all {
 		onTrial = onTrial || v.Trial != nil

@@ -17,14 +17,14 @@ import (
 	"github.com/mrgc/mrgc/controller/failover"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/state"
-	"github.com/mrgc/mrgc/internal/state/open"
 )
 
 // failoverOptions are those of every subcommand, and of some.
 type failoverOptions struct {
-	state, output string
-	actions       bool   // of status
-	why, by       string // of orders
+	state   stateStore
+	output  output // of status
+	actions bool   // likewise
+	why, by string // of orders
 }
 
 func failoverCommand() *cobra.Command {
@@ -40,14 +40,14 @@ cluster without a region that takes all that comes.`,
   mrgc failover restore use1 --why "drivers are in" --state dynamodb:?region=us-east-1`,
 		Args: cobra.NoArgs,
 	}
-	cmd.PersistentFlags().StringVar(&o.state, "state", "dynamodb:", "state store: "+open.Forms)
+	o.state.flag(cmd.PersistentFlags())
 	status := &cobra.Command{
 		Use:   "status",
 		Short: "Show each region's state and dial, and why",
 		Args:  cobra.NoArgs,
 		RunE:  func(cmd *cobra.Command, _ []string) error { return o.status(cmd.Context(), cmd.OutOrStdout()) },
 	}
-	status.Flags().StringVarP(&o.output, "output", "o", "table", "table, for people, or json, for programs")
+	o.output.flag(status, status.Flags())
 	status.Flags().BoolVar(&o.actions, "why", false, "show each of the last actions, and its reason")
 	cmd.AddCommand(status)
 	for _, order := range []struct {
@@ -75,45 +75,33 @@ cluster without a region that takes all that comes.`,
 
 // failoverStatus is what status shows.
 type failoverStatus struct {
-	Leader string `json:"leader,omitempty"` // who leads or did last
-	Token  int64  `json:"token,omitempty"`
+	led
 	state.Routing
 }
 
-func (o *failoverOptions) status(ctx context.Context, w io.Writer) (err error) {
-	if o.output != "table" && o.output != "json" {
-		return fmt.Errorf("--output %q: want table or json", o.output)
-	}
-	store, err := open.Store(ctx, o.state, nil)
-	if err != nil {
+func (o *failoverOptions) status(ctx context.Context, w io.Writer) error {
+	if err := o.output.check(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	row, err := state.RoutingTable(store).Get(ctx, state.RoutingKey)
-	if errors.Is(err, state.ErrNotFound) {
-		return controller.ErrNoRouting
-	}
-	if err != nil {
-		return err
-	}
-	is := failoverStatus{Routing: row.Value}
-	held, err := state.LeaseTable(store).Get(ctx, state.LeaseKey(controller.RoutingLease))
-	if err != nil && !errors.Is(err, state.ErrNotFound) {
-		return err
-	}
-	is.Leader, is.Token = held.Value.Holder, held.Value.Token
-	if o.output == "json" {
-		return printJSON(w, is)
-	}
-	return is.print(w, o.actions)
+	return o.state.with(ctx, func(store state.Store) error {
+		row, err := state.RoutingTable(store).Get(ctx, state.RoutingKey)
+		if errors.Is(err, state.ErrNotFound) {
+			return controller.ErrNoRouting
+		}
+		if err != nil {
+			return err
+		}
+		leader, err := leaders(ctx, store, controller.RoutingLease)
+		if err != nil {
+			return err
+		}
+		is := failoverStatus{leader[0], row.Value}
+		return o.output.print(w, is, func(w io.Writer) error { return is.print(w, o.actions) })
+	})
 }
 
 func (s failoverStatus) print(w io.Writer, actions bool) error {
-	leader := s.Leader
-	if leader == "" {
-		leader = "nobody"
-	}
-	fmt.Fprintf(w, "led by %s\n\n", leader)
+	fmt.Fprintf(w, "led by %s\n\n", s.led)
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "REGION\tSTATE\tDIAL\tSINCE\tREASON")
 	for _, name := range slices.Sorted(maps.Keys(s.Regions)) {
@@ -134,7 +122,7 @@ func (s failoverStatus) print(w io.Writer, actions bool) error {
 	return table.Flush()
 }
 
-func (o *failoverOptions) order(ctx context.Context, kind failover.OrderKind, region string) (err error) {
+func (o *failoverOptions) order(ctx context.Context, kind failover.OrderKind, region string) error {
 	order := failover.Order{Kind: kind, By: o.by, Why: o.why, At: time.Now().UTC()}
 	if order.By == "" {
 		self, err := user.Current()
@@ -143,10 +131,5 @@ func (o *failoverOptions) order(ctx context.Context, kind failover.OrderKind, re
 		}
 		order.By = self.Username
 	}
-	store, err := open.Store(ctx, o.state, nil)
-	if err != nil {
-		return err
-	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	return controller.Order(ctx, store, fleet.Region(region), order)
+	return o.state.with(ctx, func(store state.Store) error { return controller.Order(ctx, store, fleet.Region(region), order) })
 }

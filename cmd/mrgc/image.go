@@ -1,7 +1,6 @@
 package main
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -124,11 +123,7 @@ func releaseFlags(cmd *cobra.Command, entry *attest.Release) {
 }
 
 // writeEntries writes what `mrgc releases sign` takes.
-func writeEntries(w io.Writer, entries ...attest.Release) error {
-	enc := json.NewEncoder(w)
-	enc.SetIndent("", "  ")
-	return enc.Encode(entries)
-}
+func writeEntries(w io.Writer, entries ...attest.Release) error { return printJSON(w, entries) }
 
 // readModules reads a folder; none, without a name.
 func readModules(folder string) (map[string][]byte, error) {

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -19,45 +18,23 @@ import (
 // ask is how a command asks routers, and how it prints what they say.
 type ask struct {
 	admins []string
-	output string
+	output output
 }
 
 func (a *ask) flags(cmd *cobra.Command) {
-	f := cmd.Flags()
-	f.StringArrayVar(&a.admins, "admin", nil, "a router's admin, http://127.0.0.1:9003 (repeat; default: every "+operator.EnvPrefix+"* of the environment)")
-	f.StringVarP(&a.output, "output", "o", "table", "table, for people, or json, for programs")
-	complete(cmd, "output", "table", "json")
+	adminFlag(cmd, &a.admins)
+	a.output.flag(cmd, cmd.Flags())
+}
+
+func adminFlag(cmd *cobra.Command, admins *[]string) {
+	cmd.Flags().StringArrayVar(admins, "admin", nil, "a router's admin, http://127.0.0.1:9003 (repeat; default: every "+operator.EnvPrefix+"* of the environment)")
 }
 
 func (a *ask) routers() (*operator.Admins, error) {
-	if err := a.checkOutput(); err != nil {
+	if err := a.output.check(); err != nil {
 		return nil, err
 	}
 	return operator.NewAdmins(a.admins, os.Environ())
-}
-
-func (a *ask) checkOutput() error {
-	if a.output != "table" && a.output != "json" {
-		return fmt.Errorf("--output %q: want table or json", a.output)
-	}
-	return nil
-}
-
-// print writes a result as JSON, or as a table.
-func (a *ask) print(w io.Writer, result any, table func(io.Writer) error) error {
-	if a.output == "table" {
-		return table(w)
-	}
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(result)
-}
-
-// complete has the shell complete a flag's value.
-func complete(cmd *cobra.Command, flag string, values ...string) {
-	if err := cmd.RegisterFlagCompletionFunc(flag, cobra.FixedCompletions(values, cobra.ShellCompDirectiveNoFileComp)); err != nil {
-		panic(err) // the flag's name is misspelt here
-	}
 }
 
 func statusCommand() *cobra.Command {
@@ -101,7 +78,7 @@ func showStatus(ctx context.Context, w io.Writer, a *ask, admins *operator.Admin
 		if every > 0 && a.output == "table" {
 			fmt.Fprint(w, "\x1b[H\x1b[2J") // from the top of an empty screen
 		}
-		if err := a.print(w, status, status.Print); err != nil {
+		if err := a.output.print(w, status, status.Print); err != nil {
 			return err
 		}
 		if every == 0 {
@@ -136,7 +113,7 @@ decisions only.`,
 			if err != nil {
 				return err
 			}
-			return a.print(cmd.OutOrStdout(), found, func(w io.Writer) error { return operator.PrintExplanations(w, found) })
+			return a.output.print(cmd.OutOrStdout(), found, func(w io.Writer) error { return operator.PrintExplanations(w, found) })
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
@@ -171,7 +148,7 @@ the same to the last bit; when one does not, the command fails.`,
 				return err
 			}
 			table := func(w io.Writer) error { return operator.PrintReplay(w, result) }
-			return errors.Join(o.print(cmd.OutOrStdout(), result, table), operator.Exact(result))
+			return errors.Join(o.output.print(cmd.OutOrStdout(), result, table), operator.Exact(result))
 		},
 	}
 	o.flags(cmd)
@@ -202,7 +179,7 @@ func (o *replayOptions) replay(ctx context.Context, stdin io.Reader, args []stri
 		}
 		return admins.Replay(ctx, o.last, policy)
 	}
-	if err := o.checkOutput(); err != nil {
+	if err := o.output.check(); err != nil {
 		return result, err
 	}
 	if args[0] == "-" {

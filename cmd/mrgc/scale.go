@@ -8,19 +8,18 @@ import (
 	"slices"
 	"strings"
 	"text/tabwriter"
-	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/controller"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/state"
-	"github.com/mrgc/mrgc/internal/state/open"
 )
 
 type scaleOptions struct {
-	state, output string
-	why           bool
+	state  stateStore
+	output output
+	why    bool
 }
 
 func scaleCommand() *cobra.Command {
@@ -41,8 +40,8 @@ that its controller decided on, with the reason for each. It asks no controller.
 		RunE: func(cmd *cobra.Command, _ []string) error { return o.status(cmd.Context(), cmd.OutOrStdout()) },
 	}
 	f := status.Flags()
-	f.StringVar(&o.state, "state", "dynamodb:", "state store: "+open.Forms)
-	f.StringVarP(&o.output, "output", "o", "table", "table, for people, or json, for programs")
+	o.state.flag(f)
+	o.output.flag(status, f)
 	f.BoolVar(&o.why, "why", false, "show each of the last actions, and its reason")
 	cmd.AddCommand(status)
 	return cmd
@@ -51,31 +50,21 @@ that its controller decided on, with the reason for each. It asks no controller.
 // regionScale is a region as status shows it.
 type regionScale struct {
 	Region string `json:"region"`
-	Leader string `json:"leader,omitempty"` // who leads or did last
-	Token  int64  `json:"token,omitempty"`
+	led
 	state.Autoscaling
 }
 
-func (o *scaleOptions) status(ctx context.Context, w io.Writer) (err error) {
-	if o.output != "table" && o.output != "json" {
-		return fmt.Errorf("--output %q: want table or json", o.output)
-	}
-	store, err := open.Store(ctx, o.state, nil)
-	if err != nil {
+func (o *scaleOptions) status(ctx context.Context, w io.Writer) error {
+	if err := o.output.check(); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, store.Close()) }()
-	regions, err := readScale(ctx, store)
-	switch {
-	case len(regions) == 0 && err != nil:
-		return err
-	case o.output == "json":
-		return errors.Join(err, printJSON(w, regions))
-	case len(regions) == 0:
-		_, err := fmt.Fprintln(w, "no controller has decided on a capacity yet")
-		return err
-	}
-	return errors.Join(err, printScale(w, regions, o.why))
+	return o.state.with(ctx, func(store state.Store) error {
+		regions, err := readScale(ctx, store)
+		if len(regions) == 0 && err != nil {
+			return err
+		}
+		return errors.Join(err, o.output.print(w, regions, func(w io.Writer) error { return printScale(w, regions, o.why) }))
+	})
 }
 
 // readScale reads all regions' rows. Those that cannot be read are an error beside
@@ -86,32 +75,31 @@ func readScale(ctx context.Context, store state.Store) ([]regionScale, error) {
 		return strings.Compare(a.Key.Partition, b.Key.Partition)
 	})
 	regions := []regionScale{}
-	leases := make([]state.Key, 0, len(rows))
+	leases := make([]string, 0, len(rows))
 	for _, row := range rows {
 		regions = append(regions, regionScale{Region: row.Key.Partition, Autoscaling: row.Value})
-		leases = append(leases, state.LeaseKey(controller.RegionLease(fleet.Region(row.Key.Partition))))
+		leases = append(leases, controller.RegionLease(fleet.Region(row.Key.Partition)))
 	}
-	held, leaseErr := state.LeaseTable(store).GetMany(ctx, leases)
-	for _, record := range held {
-		i := slices.Index(leases, record.Key)
-		regions[i].Leader, regions[i].Token = record.Value.Holder, record.Value.Token
+	led, leaseErr := leaders(ctx, store, leases...)
+	for i := range regions {
+		regions[i].led = led[i]
 	}
 	return regions, errors.Join(err, leaseErr)
 }
 
 func printScale(w io.Writer, regions []regionScale, why bool) error {
+	if len(regions) == 0 {
+		_, err := fmt.Fprintln(w, "no controller has decided on a capacity yet")
+		return err
+	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "REGION\tDESIRED\tMIN\tMAX\tCOOLDOWN UNTIL\tLEADER\tLAST ACTION")
 	for _, r := range regions {
-		leader := r.Leader
-		if leader == "" {
-			leader = "nobody"
-		}
 		last := r.LastAction
 		if r.LastReason != "" {
 			last += ": " + r.LastReason
 		}
-		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%s\t%s\t%s\n", r.Region, r.DesiredCapacity, r.Min, r.Max, when(r.CooldownUntil), leader, last)
+		fmt.Fprintf(table, "%s\t%d\t%d\t%d\t%s\t%s\t%s\n", r.Region, r.DesiredCapacity, r.Min, r.Max, when(r.CooldownUntil), r.led, last)
 	}
 	if !why {
 		return table.Flush()
@@ -121,31 +109,4 @@ func printScale(w io.Writer, regions []regionScale, why bool) error {
 		printJournal(table, r.Region+"\t", r.Journal)
 	}
 	return table.Flush()
-}
-
-// printJournal prints a line for each action, the newest at the end.
-func printJournal(w io.Writer, begin string, journal state.Journal) {
-	for _, action := range slices.Concat(journal.Done, journal.Pending) {
-		fmt.Fprintf(w, "%s%s\t%s\t%s\t%s\n", begin, when(action.DecidedAt), action.What, action.Reason, outcome(action))
-	}
-}
-
-func outcome(action state.Action) string {
-	ended := !action.EndedAt.IsZero()
-	switch {
-	case ended && action.Error == "":
-		return "done at " + when(action.EndedAt)
-	case ended:
-		return fmt.Sprintf("given up at %s after %d tries: %s", when(action.EndedAt), action.Tries, action.Error)
-	case action.Error != "":
-		return fmt.Sprintf("pending, tried %d times: %s", action.Tries, action.Error)
-	}
-	return "pending"
-}
-
-func when(at time.Time) string {
-	if at.IsZero() {
-		return "-"
-	}
-	return at.UTC().Format("2006-01-02 15:04:05Z")
 }

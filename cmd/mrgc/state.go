@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -18,8 +17,9 @@ import (
 
 // stateOptions are those of every subcommand.
 type stateOptions struct {
-	state, output string
-	regions       []string
+	state   string
+	output  output
+	regions []string
 }
 
 func stateCommand() *cobra.Command {
@@ -29,7 +29,7 @@ func stateCommand() *cobra.Command {
 		Short: "Make and check the cluster's DynamoDB tables",
 		Args:  cobra.NoArgs,
 	}
-	cmd.PersistentFlags().StringVarP(&o.output, "output", "o", "table", "table, for people, or json, for programs")
+	o.output.flag(cmd, cmd.PersistentFlags())
 	cmd.PersistentFlags().StringSliceVar(&o.regions, "regions", schema.Regions(),
 		"AWS's names of the regions that have a replica; one alone makes none")
 	initialise := &cobra.Command{
@@ -58,8 +58,8 @@ offer fleet recipients needs its own, so run init with each of them in the addre
 
 // tables are the tables with the replicas that were asked for.
 func (o *stateOptions) tables(prefix string) ([]schema.Table, error) {
-	if o.output != "table" && o.output != "json" {
-		return nil, fmt.Errorf("--output %q: want table or json", o.output)
+	if err := o.output.check(); err != nil {
+		return nil, err
 	}
 	tables := schema.All(prefix)
 	for i := range tables {
@@ -102,7 +102,7 @@ func (o *stateOptions) init(ctx context.Context, w io.Writer) error {
 		reports = append(reports, report)
 		errs = append(errs, report.Err())
 	}
-	print := func() error {
+	return errors.Join(append(errs, o.output.print(w, reports, func(w io.Writer) error {
 		table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 		fmt.Fprintln(table, "TABLE\tDONE")
 		for _, report := range reports {
@@ -119,11 +119,7 @@ func (o *stateOptions) init(ctx context.Context, w io.Writer) error {
 			defer fmt.Fprintln(w, "without replicas and strong consistency between regions, which "+at.Endpoint+" is not asked for")
 		}
 		return table.Flush()
-	}
-	if o.output == "json" {
-		print = func() error { return printJSON(w, reports) }
-	}
-	return errors.Join(append(errs, print())...)
+	}))...)
 }
 
 func (o *stateOptions) schema(w io.Writer) error {
@@ -131,9 +127,10 @@ func (o *stateOptions) schema(w io.Writer) error {
 	if err != nil {
 		return err
 	}
-	if o.output == "json" {
-		return printJSON(w, tables)
-	}
+	return o.output.print(w, tables, func(w io.Writer) error { return printSchema(w, tables) })
+}
+
+func printSchema(w io.Writer, tables []schema.Table) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "TABLE\tKEY\tCONSISTENCY\tEXPIRES BY\tHOLDS")
 	for _, t := range tables {
@@ -147,10 +144,4 @@ func (o *stateOptions) schema(w io.Writer) error {
 		fmt.Fprintf(table, "%s\t%s\t%s\t%s\t%s\n", t.Name, key, strings.ToLower(string(t.Consistency)), expires, t.Purpose)
 	}
 	return table.Flush()
-}
-
-func printJSON(w io.Writer, of any) error {
-	encoder := json.NewEncoder(w)
-	encoder.SetIndent("", "  ")
-	return encoder.Encode(of)
 }

@@ -2,7 +2,6 @@ package main
 
 import (
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -212,30 +211,25 @@ expires, changed or not: an hour later nobody would be served.`,
 }
 
 func tenantsListCommand() *cobra.Command {
-	var output, signed, verify string
+	var signed, verify string
+	var o output
 	cmd := &cobra.Command{
 		Use:   "list",
 		Short: "Show the list, or what is signed",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := o.check(); err != nil {
+				return err
+			}
 			l, err := readList(cmd, signed, verify)
 			if err != nil {
 				return err
 			}
-			switch output {
-			case "json":
-				enc := json.NewEncoder(cmd.OutOrStdout())
-				enc.SetIndent("", "  ")
-				return enc.Encode(l)
-			case "table":
-				return writeTenants(cmd.OutOrStdout(), l, time.Now())
-			default:
-				return fmt.Errorf("--output %s: want table or json", output)
-			}
+			return o.print(cmd.OutOrStdout(), l, func(w io.Writer) error { return writeTenants(w, l, time.Now()) })
 		},
 	}
 	f := cmd.Flags()
-	f.StringVarP(&output, "output", "o", "table", "table or json")
+	o.flag(cmd, f)
 	f.StringVar(&signed, "signed", "", "show what is in this signed file, if it is genuine")
 	f.StringVar(&verify, "verify-key", "", "PEM file of the key that verifies it")
 	cmd.MarkFlagsRequiredTogether("signed", "verify-key")
