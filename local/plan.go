@@ -357,8 +357,9 @@ func (p *plan) endpoints() []string {
 }
 
 // env is what .mrgc/env holds, and its first three lines what a person pastes
-// for an OpenAI client. The last but one four are for programs with a client of
-// their own: whom it talks to, and what it trusts; the last is for `mrgc canary`.
+// for an OpenAI client. The four before the last two are for programs with a client
+// of their own: whom it talks to, and what it trusts; the last two are for `mrgc
+// canary` and `mrgc drain`.
 func (p *plan) env(apiKey string) []string {
 	lines := []string{
 		"export OPENAI_BASE_URL=http://" + p.connect + "/v1",
@@ -384,6 +385,7 @@ func (p *plan) env(apiKey string) []string {
 		"export MRGC_RELEASES="+shellQuote(p.releases),
 		"export MRGC_DEVELOPMENT_ROOT="+shellQuote(p.nsmRoot),
 		"export MRGC_CONFIG="+shellQuote(p.config),
+		"export MRGC_STORE="+shellQuote("sqlite:"+p.store),
 	)
 }
 

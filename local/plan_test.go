@@ -270,6 +270,7 @@ var _ = Describe("A plan", func() {
 			"export MRGC_RELEASES='/state/releases.json'",
 			"export MRGC_DEVELOPMENT_ROOT='/state/development-root.pem'",
 			"export MRGC_CONFIG='/state/mrgc.yaml'",
+			"export MRGC_STORE='sqlite:" + p.store + "'",
 		}))
 		Expect(p.envFile()).To(Equal(filepath.Join("/state", "env")))
 	})

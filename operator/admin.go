@@ -1,5 +1,5 @@
-// Package operator is what `mrgc status`, `mrgc explain` and `mrgc replay` show:
-// it asks routers' admins over plain HTTP, which are on loopback (or at the end
+// Package operator is what `mrgc status`, `mrgc models`, `mrgc explain` and `mrgc
+// replay` show: it asks routers' admins over plain HTTP, which are on loopback (or at the end
 // of a tunnel), puts together what they say, and prints it for people. It
 // changes nothing anywhere.
 package operator

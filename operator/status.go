@@ -47,18 +47,20 @@ type PeerStatus struct {
 // InstanceStatus is one instance: what the store says of it, and its score as a
 // router of its own region has it, else any.
 type InstanceStatus struct {
-	ID              string   `json:"id"`
-	Region          string   `json:"region"`
-	Zone            string   `json:"zone,omitempty"`
-	Models          []string `json:"models"`
-	Ready           bool     `json:"ready"`
-	Draining        bool     `json:"draining"`
-	EnclaveHealthy  bool     `json:"enclave_healthy"`
-	EngineHealthy   bool     `json:"engine_healthy"`
-	Reason          string   `json:"reason,omitempty"`
-	HeartbeatAgeSec float64  `json:"heartbeat_age_seconds"`
-	Weight          uint32   `json:"weight"` // that Envoy was sent; 0: it is not among the endpoints
-	Score           *Score   `json:"score,omitempty"`
+	ID     string   `json:"id"`
+	Region string   `json:"region"`
+	Zone   string   `json:"zone,omitempty"`
+	Models []string `json:"models"`
+	// Versions are those of the models that are known, by name.
+	Versions        map[string]string `json:"versions,omitempty"`
+	Ready           bool              `json:"ready"`
+	Draining        bool              `json:"draining"`
+	EnclaveHealthy  bool              `json:"enclave_healthy"`
+	EngineHealthy   bool              `json:"engine_healthy"`
+	Reason          string            `json:"reason,omitempty"`
+	HeartbeatAgeSec float64           `json:"heartbeat_age_seconds"`
+	Weight          uint32            `json:"weight"` // that Envoy was sent; 0: it is not among the endpoints
+	Score           *Score            `json:"score,omitempty"`
 }
 
 // Score is an instance's score and what it is made of.

@@ -44,24 +44,25 @@ type fleetPage struct {
 }
 
 type instanceEntry struct {
-	ID              string       `json:"id"`
-	Region          fleet.Region `json:"region"`
-	Zone            string       `json:"zone,omitempty"`
-	Address         string       `json:"address"`
-	Models          []string     `json:"models"`
-	Keys            []string     `json:"keys"`
-	Ready           bool         `json:"ready"` // takes new requests
-	Draining        bool         `json:"draining"`
-	EnclaveHealthy  bool         `json:"enclave_healthy"`
-	EngineHealthy   bool         `json:"engine_healthy"`
-	Reason          string       `json:"reason,omitempty"`
-	HeartbeatAgeSec float64      `json:"heartbeat_age_seconds"` // when the store was read
-	Running         int          `json:"running"`
-	Queued          int          `json:"queued"`
-	Slots           int          `json:"slots"`
-	LatencySec      float64      `json:"latency_seconds"`
-	Score           uint32       `json:"score"`            // now, from 0 to 100
-	Weight          uint32       `json:"weight,omitempty"` // that Envoy was sent; none: the instance is not among the endpoints
+	ID              string            `json:"id"`
+	Region          fleet.Region      `json:"region"`
+	Zone            string            `json:"zone,omitempty"`
+	Address         string            `json:"address"`
+	Models          []string          `json:"models"`
+	Versions        map[string]string `json:"versions,omitempty"` // of the models that are known, by name
+	Keys            []string          `json:"keys"`
+	Ready           bool              `json:"ready"` // takes new requests
+	Draining        bool              `json:"draining"`
+	EnclaveHealthy  bool              `json:"enclave_healthy"`
+	EngineHealthy   bool              `json:"engine_healthy"`
+	Reason          string            `json:"reason,omitempty"`
+	HeartbeatAgeSec float64           `json:"heartbeat_age_seconds"` // when the store was read
+	Running         int               `json:"running"`
+	Queued          int               `json:"queued"`
+	Slots           int               `json:"slots"`
+	LatencySec      float64           `json:"latency_seconds"`
+	Score           uint32            `json:"score"`            // now, from 0 to 100
+	Weight          uint32            `json:"weight,omitempty"` // that Envoy was sent; none: the instance is not among the endpoints
 }
 
 func (s *Server) fleetPage() fleetPage {
@@ -86,7 +87,7 @@ func (s *Server) fleetPage() fleetPage {
 	}
 	for _, in := range snapshot.Instances {
 		page.Instances = append(page.Instances, instanceEntry{
-			ID: in.ID, Region: in.Region, Zone: in.Zone, Address: in.Address, Models: in.Models, Keys: in.KeyIDs,
+			ID: in.ID, Region: in.Region, Zone: in.Zone, Address: in.Address, Models: in.Models, Versions: in.Versions, Keys: in.KeyIDs,
 			Ready: ready[in.ID], Draining: in.Draining,
 			EnclaveHealthy: in.Health.Enclave, EngineHealthy: in.Health.Engine, Reason: in.Health.Reason,
 			HeartbeatAgeSec: snapshot.At.Sub(in.HeartbeatAt).Seconds(),

@@ -20,7 +20,7 @@ var _ = Describe("Help", func() {
 			Expect(got.stdout).To(ContainSubstring(text))
 		}
 	},
-		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "status", "explain", "replay", "config", "tenants", "canary", "failover", "scale", "state", "parts", "completion", "router", "controller", "engine"),
+		Entry(nil, "", "Use:", "Operate:", "Roles", "up", "connect", "status", "models", "explain", "replay", "drain", "config", "tenants", "canary", "failover", "scale", "state", "parts", "completion", "router", "controller", "engine"),
 		Entry(nil, "up", "--regions", "--instances", "--routers", "--engine ", "--model ", "--engine-url", "--model-name", "--port",
 			"--policy", "--sim-profile", "h100-llama-8b or a100-llama-8b", "--sim-slots", "--sim-kv-blocks", "--sim-slow", "--sim-fail", "--state-dir", "--tools-dir", "--ask"),
 		Entry(nil, "connect", "--listen", "--endpoint", "--ca", "--releases", "--min-version", "--require-mode", "--allow-region",
@@ -28,6 +28,8 @@ var _ = Describe("Help", func() {
 		Entry(nil, "verify-receipt", "FILE", "--releases ", "--releases-key", "--min-version", "--require-mode", "--trust-development-root",
 			"--request", "--response", "enclave-verified", "host-asserted"),
 		Entry(nil, "status", "--admin", "MRGC_ADMIN_", "--output", "--watch"),
+		Entry(nil, "models", "--admin", "--output"),
+		Entry(nil, "drain", "drain INSTANCE", "--store", "MRGC_STORE", "--end", "--force", "--wait"),
 		Entry(nil, "explain", "explain REQUEST_ID", "Mrgc-Request-Id", "--admin", "--output"),
 		Entry(nil, "replay", "replay [TRACE]", "--policy", "--from-admin", "--last", "--output"),
 		Entry(nil, "config", "check"),

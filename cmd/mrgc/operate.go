@@ -92,6 +92,31 @@ func showStatus(ctx context.Context, w io.Writer, a *ask, admins *operator.Admin
 	}
 }
 
+func modelsCommand() *cobra.Command {
+	var a ask
+	cmd := &cobra.Command{
+		Use:   "models",
+		Short: "Show which models and versions instances serve, and how many are ready",
+		Long: `Models asks the routers' admins, as status does, and adds up their instances: by model,
+version and region, how many take requests. Which versions requests are divided
+between, and how, is in mrgc canary status.`,
+		Example: `  source .mrgc/env && mrgc models`,
+		Args:    cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			admins, err := a.routers()
+			if err != nil {
+				return err
+			}
+			status := admins.Ask(cmd.Context())
+			models := status.Models()
+			return errors.Join(
+				a.output.print(cmd.OutOrStdout(), models, func(w io.Writer) error { return operator.PrintModels(w, models) }), status.Answered())
+		},
+	}
+	a.flags(cmd)
+	return cmd
+}
+
 func explainCommand() *cobra.Command {
 	var a ask
 	cmd := &cobra.Command{

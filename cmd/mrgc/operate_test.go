@@ -58,8 +58,8 @@ func admin() string {
 	show("/config", m{"version": "c0ffee", "age_seconds": 60.0, "refused": "mrgc.yaml:3: no"})
 	show("/scores", m{"region": "use1", "instances": []m{{"instance": "use1-0", "score": 87, "terms": m{"queue": 37.5, "latency": 30, "health": 20}, "in_flight": 1, "report": "fresh", "report_age_seconds": 0.04}}})
 	show("/fleet", m{"instances": []m{
-		{"id": "use1-0", "region": "use1", "ready": true, "enclave_healthy": true, "engine_healthy": true, "score": 87, "weight": 85},
-		{"id": "use1-1", "region": "use1", "draining": true, "enclave_healthy": true, "engine_healthy": true, "score": 90},
+		{"id": "use1-0", "region": "use1", "models": []string{"smol"}, "versions": m{"smol": "2"}, "ready": true, "enclave_healthy": true, "engine_healthy": true, "score": 87, "weight": 85},
+		{"id": "use1-1", "region": "use1", "models": []string{"smol", "other"}, "versions": m{"smol": "2"}, "draining": true, "enclave_healthy": true, "engine_healthy": true, "score": 90},
 	}})
 	show("/envoys", m{"envoys": []m{
 		{"node": "envoy-0", "region": "use1", "connected_seconds": 60, "types": []m{{"type": "Cluster", "state": "SYNCED", "acked_age_seconds": 5.0}, {"type": "Listener", "state": "REJECTED", "nack": "no\x1b[2J good", "nack_age_seconds": 3.0}}},
@@ -109,6 +109,22 @@ var _ = Describe("mrgc explain", func() {
 	It("asks the routers of the environment", func() {
 		GinkgoT().Setenv("MRGC_ADMIN_USE1", admin())
 		Expect(mrgc("explain", decided().Request.ID).stdout).To(ContainSubstring("picked use1-0"))
+	})
+})
+
+var _ = Describe("mrgc models", func() {
+	It("adds up the instances of each version, in order", func() {
+		got := mrgc("models", "--admin", admin())
+		Expect(got.err).NotTo(HaveOccurred())
+		Expect(got.stdout).To(MatchRegexp(`MODEL +VERSION .*\nother +- +use1 +0 of 1 +1\nsmol +2 +use1 +1 of 2 +1\n`))
+		got = mrgc("models", "--admin", admin(), "-o", "json")
+		Expect(got.err).NotTo(HaveOccurred())
+		Expect(got.stdout).To(MatchJSON(`[{"model":"other","region":"use1","ready":0,"draining":1,"instances":1},
+			{"model":"smol","version":"2","region":"use1","ready":1,"draining":1,"instances":2}]`))
+	})
+
+	It("fails when no router answers", func() {
+		Expect(mrgc("models", "--admin", "http://127.0.0.1:1").err).To(MatchError(ContainSubstring("no router answers")))
 	})
 })
 
