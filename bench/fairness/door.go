@@ -16,6 +16,7 @@ import (
 // door is a router's picker.
 type door struct {
 	picker    *extproc.Picker
+	log       *rig.Log
 	addresses []string
 	keys      []string
 }
@@ -27,32 +28,37 @@ func newDoor(w *world) (*door, error) {
 		in := &fleet.Instance{
 			ID: rig.InstanceID(i), Region: rig.Region, Address: fmt.Sprintf("10.0.0.%d:8080", i),
 			Models: []string{rig.Model}, KeyIDs: []string{rig.KeyID(i)},
-			Health: fleet.Health{Enclave: true, Engine: true}, Load: fleet.Load{Slots: slots}, HeartbeatAt: w.time(),
+			Health: fleet.Health{Enclave: true, Engine: true}, Load: fleet.Load{Slots: slots}, HeartbeatAt: w.Time(),
 		}
 		instances = append(instances, in)
 		d.addresses = append(d.addresses, in.Address)
 		d.keys = append(d.keys, in.KeyIDs...)
 	}
-	snapshot := fleet.NewSnapshot(w.time(), instances)
+	snapshot := fleet.NewSnapshot(w.Time(), instances)
 	weights := map[string]int{}
 	for _, l := range w.loads {
 		weights[l.tenant] = l.weight
 	}
 	var err error
 	d.picker, err = extproc.New(extproc.Config{
-		Region: rig.Region, View: func() *fleet.Snapshot { return snapshot }, Settings: extproc.Settings{StaleAfter: time.Hour}, Now: w.time,
+		Region: rig.Region, View: func() *fleet.Snapshot { return snapshot }, Settings: extproc.Settings{StaleAfter: time.Hour}, Now: w.Time,
 		Admit: func(name string, _ []byte, _ time.Time) (*tenant.Tenant, error) {
 			return &tenant.Tenant{Name: name, Limits: tenant.Limits{Weight: weights[name]}}, nil
 		},
 		Report: func(in *fleet.Instance) routing.Report {
 			p := &w.parents[slices.Index(d.addresses, in.Address)]
-			report := p.report
-			report.Since = w.now - p.at
+			report := p.Report
+			report.Since = w.Now() - p.At
 			return report
 		},
 	})
+	if err == nil {
+		d.log = rig.OpenLog(d.picker)
+	}
 	return d, err
 }
+
+func (d *door) close() { d.log.Close() }
 
 // ask gives the engine that a request is to go to, or when to ask again.
 func (d *door) ask(id, tenant string) (engine int, retryAfter time.Duration, err error) {
@@ -69,4 +75,4 @@ func (d *door) ask(id, tenant string) (engine int, retryAfter time.Duration, err
 }
 
 // ended tells the picker that a request has.
-func (d *door) ended(id string) error { return rig.EndRequest(d.picker, id) }
+func (d *door) ended(id string) error { return d.log.End(id) }

@@ -1,13 +1,13 @@
 package main
 
 import (
-	"container/heap"
 	"fmt"
 	"math/rand/v2"
 	"slices"
 	"time"
 
 	"github.com/mrgc/mrgc/bench/rig"
+	"github.com/mrgc/mrgc/bench/virtual"
 	"github.com/mrgc/mrgc/engine/sim/batching"
 	"github.com/mrgc/mrgc/extproc"
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -20,12 +20,10 @@ const (
 	engines    = 3  // of each region
 	slots      = 32 // of each engine
 	promptSize = 512
-	outputSize = 256                    // at most, as declared; any length up to that is as likely
-	nearEvery  = 100 * time.Millisecond // reports, as busy parents make them
-	farEvery   = time.Second            // as routers take them from other regions
-	logDelay   = 60 * time.Millisecond  // Envoy gathers log entries for 100 ms
-	clients    = 20                     // of each region
-	refresh    = 5 * time.Second        // of a client's recipients
+	outputSize = 256             // at most, as declared; any length up to that is as likely
+	farEvery   = time.Second     // as routers take reports from other regions
+	clients    = 20              // of each region
+	refresh    = 5 * time.Second // of a client's recipients
 )
 
 var regions = []fleet.Region{"use1", "use2", "usw2"}
@@ -50,6 +48,7 @@ type region struct {
 	rate   float64 // requests per second
 	spills bool    // when it has no room
 	picker *extproc.Picker
+	log    *rig.Log
 	far    map[string]heard // reports of other regions' instances, by id
 	ask    [clients]struct {
 		recipients []string
@@ -71,10 +70,9 @@ type heard struct {
 // instance is an engine and its parent.
 type instance struct {
 	*fleet.Instance
+	virtual.Parent
 	region int
 	engine *batching.Machine
-	meter  routing.Meter
-	now    heard
 }
 
 // request is one, wherever it is served.
@@ -88,60 +86,54 @@ type request struct {
 // world is three regions in virtual time: one seed gives the same figures on any
 // machine.
 type world struct {
+	*virtual.World[*request]
 	regions   []*region
 	instances []*instance
-	running   map[batching.ID]*request // by answer, of all engines: see key
 	random    *rand.Rand
-	now       time.Duration
-	events    events
 	warmUp    time.Duration
 	answers   int // that have ended since it was warm
-
-	sent, scheduled int // requests and events so far
+	sent      int // requests so far
 }
 
 // play has requests meet the engines for a while.
 func play(rates []float64, spills bool, seed uint64, warmUp, length time.Duration) (*world, error) {
 	w := &world{
-		running: map[batching.ID]*request{}, warmUp: warmUp,
+		warmUp: warmUp,
 		random: rand.New(rand.NewPCG(seed, 1)), //nolint:gosec // a simulation is no secret
 	}
 	profile := batching.A100()
 	profile.MaxSequences = slots
+	machines, err := virtual.Engines(profile, len(rates)*engines)
+	if err != nil {
+		return nil, err
+	}
+	w.World = virtual.New(machines, w.token)
 	var all []*fleet.Instance
-	for i := range len(rates) * engines {
-		m, err := batching.New(profile)
-		if err != nil {
-			return nil, err
-		}
+	for i, m := range machines {
 		in := &instance{region: i / engines, engine: m, Instance: &fleet.Instance{
 			ID: fmt.Sprintf("%s-%d", regions[i/engines], i%engines), Region: regions[i/engines], Zone: fmt.Sprint(i % engines),
 			Address: fmt.Sprintf("10.0.0.%d:8080", i), Models: []string{rig.Model}, KeyIDs: []string{rig.KeyID(i)},
-			Health: fleet.Health{Enclave: true, Engine: true}, Load: fleet.Load{Slots: slots}, HeartbeatAt: w.time(),
+			Health: fleet.Health{Enclave: true, Engine: true}, Load: fleet.Load{Slots: slots}, HeartbeatAt: w.Time(),
 		}}
 		w.instances, all = append(w.instances, in), append(all, in.Instance)
 	}
-	snapshot := fleet.NewSnapshot(w.time(), all)
+	snapshot := fleet.NewSnapshot(w.Time(), all)
 	for at, rate := range rates {
 		r := &region{at: at, rate: rate, spills: spills, far: map[string]heard{}}
 		w.regions = append(w.regions, r)
-		var err error
 		if r.picker, err = w.newPicker(r, snapshot); err != nil {
 			return nil, err
 		}
+		r.log = rig.OpenLog(r.picker)
+		defer r.log.Close()
 		if rate > 0 {
-			w.at(0, func() error { return w.arrive(r) })
+			w.At(0, func() error { return w.arrive(r) })
 		}
-		w.at(w.jitter(farEvery), func() error { return w.listen(r) })
+		w.At(w.jitter(farEvery), func() error { return w.listen(r) })
 	}
-	w.at(0, w.tick)
-	w.at(time.Second, w.count)
-	for w.now < length {
-		if err := w.next(); err != nil {
-			return nil, err
-		}
-	}
-	return w, nil
+	w.At(0, w.tick)
+	w.At(time.Second, w.count)
+	return w, w.Until(length)
 }
 
 func (w *world) jitter(d time.Duration) time.Duration {
@@ -167,7 +159,7 @@ func (w *world) newPicker(r *region, snapshot *fleet.Snapshot) (*extproc.Picker,
 	way := r.way()
 	return extproc.New(extproc.Config{
 		Region: regions[r.at], Settings: extproc.Settings{StaleAfter: time.Hour},
-		View: func() *fleet.Snapshot { return snapshot }, Now: w.time,
+		View: func() *fleet.Snapshot { return snapshot }, Now: w.Time,
 		Way: func(_, _ string) routing.Way { return way },
 		Admit: func(name string, _ []byte, _ time.Time) (*tenant.Tenant, error) {
 			return &tenant.Tenant{Name: name}, nil
@@ -177,11 +169,11 @@ func (w *world) newPicker(r *region, snapshot *fleet.Snapshot) (*extproc.Picker,
 			for _, own := range w.instances {
 				if own.Instance == in {
 					if late = apart(r.at, own.region); own.region == r.at {
-						h = own.now
+						h = heard{own.Report, own.At}
 					}
 				}
 			}
-			h.report.Since = w.now - h.at + late
+			h.report.Since = w.Now() - h.at + late
 			return h.report
 		},
 	})
@@ -189,9 +181,9 @@ func (w *world) newPicker(r *region, snapshot *fleet.Snapshot) (*extproc.Picker,
 
 // arrive sends a region's next request, and the one after it.
 func (w *world) arrive(r *region) error {
-	w.at(w.now+time.Duration(w.random.ExpFloat64()/r.rate*float64(time.Second)), func() error { return w.arrive(r) })
+	w.At(w.Now()+time.Duration(w.random.ExpFloat64()/r.rate*float64(time.Second)), func() error { return w.arrive(r) })
 	w.sent++
-	q := &request{from: r.at, asked: w.now, id: fmt.Sprintf("%032x", w.sent)}
+	q := &request{from: r.at, asked: w.Now(), id: fmt.Sprintf("%032x", w.sent)}
 	address, _, err := rig.AskPicker(r.picker, rig.Sealed{
 		ID: q.id, Tenant: "acme", Size: size.Round(promptSize, outputSize).String(), Recipients: w.recipients(r),
 	})
@@ -205,7 +197,7 @@ func (w *world) arrive(r *region) error {
 	if w.instances[q.to].region != r.at {
 		r.second.away++
 	}
-	w.at(w.now+apart(r.at, w.instances[q.to].region)/2, func() error { return w.reach(q) })
+	w.At(w.Now()+apart(r.at, w.instances[q.to].region)/2, func() error { return w.reach(q) })
 	return nil
 }
 
@@ -213,8 +205,8 @@ func (w *world) arrive(r *region) error {
 // keys route offered them last.
 func (w *world) recipients(r *region) []string {
 	c := &r.ask[w.random.IntN(clients)]
-	if w.now >= c.until {
-		c.recipients, c.until = nil, w.now+refresh
+	if w.Now() >= c.until {
+		c.recipients, c.until = nil, w.Now()+refresh
 		way := r.way()
 		offer := routing.Offer{Model: rig.Model, N: 3, Regions: way.Regions, Detours: way.Detours, Seed: w.random.Uint64()}
 		for _, in := range routing.Candidates(offer, r.picker.Candidates()) {
@@ -226,38 +218,17 @@ func (w *world) recipients(r *region) []string {
 
 // reach has a request arrive at its instance.
 func (w *world) reach(q *request) error {
-	in := w.instances[q.to]
-	q.prompt = in.meter.Begin(promptSize, w.time())
-	id, err := in.engine.Add(w.now, batching.Request{
+	q.prompt = w.instances[q.to].Meter.Begin(promptSize, w.Time())
+	return w.Send(q.to, batching.Request{
 		Prompt: make([]batching.Token, promptSize), Output: make([]batching.Token, 1+w.random.IntN(outputSize)), Salt: q.id, // nothing is cached
-	})
-	w.running[w.key(q.to, id)] = q
-	return err
+	}, q)
 }
 
-// next does what comes next, on an engine or elsewhere.
-func (w *world) next() error {
-	at, engine := w.events[0].at, -1 // there is always a tick to come
-	for i, in := range w.instances {
-		if t, ok := in.engine.Next(); ok && t < at {
-			at, engine = t, i
-		}
-	}
-	w.now = at
-	if engine < 0 {
-		return heap.Pop(&w.events).(event).run()
-	}
-	for _, e := range w.instances[engine].engine.Advance(at) {
-		w.token(w.running[w.key(engine, e.ID)], e)
-	}
-	return nil
-}
-
-func (w *world) token(q *request, e batching.Event) {
-	in, r := w.instances[q.to], w.regions[q.from]
+func (w *world) token(q *request, engine int, e batching.Event) {
+	in, r := w.instances[engine], w.regions[q.from]
 	back := apart(q.from, in.region) / 2
 	if e.Index == 0 {
-		in.meter.First(q.prompt, w.time())
+		in.Meter.First(q.prompt, w.Time())
 		if q.asked >= w.warmUp {
 			r.firsts = append(r.firsts, (e.At + back - q.asked).Seconds())
 			if in.region != q.from {
@@ -268,24 +239,19 @@ func (w *world) token(q *request, e batching.Event) {
 	if !e.Last {
 		return
 	}
-	if w.now >= w.warmUp {
+	if w.Now() >= w.warmUp {
 		w.answers++
 	}
-	in.meter.End(q.prompt, w.time())
-	delete(w.running, w.key(q.to, e.ID))
-	w.at(w.now+back+logDelay, func() error { return rig.EndRequest(r.picker, q.id) })
+	in.Meter.End(q.prompt, w.Time())
+	w.At(w.Now()+back+virtual.LogDelay, func() error { return r.log.End(q.id) })
 }
 
 // tick has every parent report its load, over and over.
 func (w *world) tick() error {
 	for _, in := range w.instances {
-		s := in.engine.Stats()
-		in.now = heard{at: w.now, report: routing.Report{
-			Age: routing.AgeFresh, Load: fleet.Load{Running: s.Running, Queued: s.Waiting, Slots: slots},
-			UnreadTokens: in.meter.Unread(), ReadTokensPerSecond: in.meter.ReadTokensPerSecond(), RequestDuration: in.meter.Duration(),
-		}}
+		in.Tell(in.engine.Stats(), slots, w.Now())
 	}
-	w.at(w.now+nearEvery, w.tick)
+	w.At(w.Now()+virtual.ReportEvery, w.tick)
 	return nil
 }
 
@@ -294,55 +260,22 @@ func (w *world) tick() error {
 func (w *world) listen(r *region) error {
 	for _, in := range w.instances {
 		if in.region != r.at {
-			report, way := in.now.report, apart(r.at, in.region)/2
-			w.at(w.now+way, func() error { r.far[in.ID] = heard{report, w.now}; return nil })
+			report, way := in.Report, apart(r.at, in.region)/2
+			w.At(w.Now()+way, func() error { r.far[in.ID] = heard{report, w.Now()}; return nil })
 		}
 	}
-	w.at(w.now+farEvery, func() error { return w.listen(r) })
+	w.At(w.Now()+farEvery, func() error { return w.listen(r) })
 	return nil
 }
 
 // count notes how many requests went away in the last second.
 func (w *world) count() error {
 	for _, r := range w.regions {
-		if w.now > w.warmUp && r.second.all > 0 {
+		if w.Now() > w.warmUp && r.second.all > 0 {
 			r.shares = append(r.shares, float64(r.second.away)/float64(r.second.all))
 		}
 		r.second.all, r.second.away = 0, 0
 	}
-	w.at(w.now+time.Second, w.count)
+	w.At(w.Now()+time.Second, w.count)
 	return nil
-}
-
-func (w *world) time() time.Time { return time.Unix(1_800_000_000, 0).Add(w.now) }
-
-// key tells answers of different engines apart.
-func (w *world) key(engine int, id batching.ID) batching.ID {
-	return id*batching.ID(len(w.instances)) + batching.ID(engine) //nolint:gosec // a handful
-}
-
-func (w *world) at(t time.Duration, run func() error) {
-	w.scheduled++
-	heap.Push(&w.events, event{t, w.scheduled, run})
-}
-
-// event is what happens elsewhere than in an engine.
-type event struct {
-	at  time.Duration
-	seq int // decides between events of the same moment
-	run func() error
-}
-
-type events []event
-
-func (e events) Len() int { return len(e) }
-func (e events) Less(i, j int) bool {
-	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
-}
-func (e events) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e *events) Push(v any)   { *e = append(*e, v.(event)) }
-func (e *events) Pop() any {
-	last := (*e)[len(*e)-1]
-	*e = (*e)[:len(*e)-1]
-	return last
 }

@@ -51,17 +51,56 @@ func AskPicker(picker *extproc.Picker, r Sealed) (address string, retryAfter tim
 	return address, 0, nil
 }
 
-// EndRequest tells a picker by Envoy's log that a request has ended.
-func EndRequest(picker *extproc.Picker, id string) error {
-	return picker.StreamAccessLogs(&entry{message: &accesslogv3.StreamAccessLogsMessage{
-		LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{
-			LogEntry: []*accesslogdatav3.HTTPAccessLogEntry{{
-				CommonProperties: &accesslogdatav3.AccessLogCommon{AccessLogType: accesslogdatav3.AccessLogType_DownstreamEnd},
-				Request:          &accesslogdatav3.HTTPRequestProperties{RequestId: id},
-			}},
-		}},
-	}})
+// Log is Envoy's access log at a picker, without the wire.
+type Log struct {
+	grpc.ServerStream
+	entries chan *accesslogv3.StreamAccessLogsMessage
+	read    chan struct{} // one for each time that the picker has done with what it was told
+	ended   chan error
 }
+
+// OpenLog opens one, which is to be closed.
+func OpenLog(picker *extproc.Picker) *Log {
+	l := &Log{entries: make(chan *accesslogv3.StreamAccessLogsMessage), read: make(chan struct{}), ended: make(chan error, 1)}
+	go func() { l.ended <- picker.StreamAccessLogs(l) }()
+	<-l.read
+	return l
+}
+
+// End says that a request has ended, and waits until the picker knows.
+func (l *Log) End(id string) error {
+	entry := &accesslogdatav3.HTTPAccessLogEntry{
+		CommonProperties: &accesslogdatav3.AccessLogCommon{AccessLogType: accesslogdatav3.AccessLogType_DownstreamEnd},
+		Request:          &accesslogdatav3.HTTPRequestProperties{RequestId: id},
+	}
+	l.entries <- &accesslogv3.StreamAccessLogsMessage{LogEntries: &accesslogv3.StreamAccessLogsMessage_HttpLogs{
+		HttpLogs: &accesslogv3.StreamAccessLogsMessage_HTTPAccessLogEntries{LogEntry: []*accesslogdatav3.HTTPAccessLogEntry{entry}},
+	}}
+	select {
+	case <-l.read:
+		return nil
+	case err := <-l.ended:
+		return fmt.Errorf("the picker has closed Envoy's log: %w", err)
+	}
+}
+
+// Close closes it in good order.
+func (l *Log) Close() {
+	close(l.entries)
+	<-l.ended
+}
+
+// Recv is the picker's.
+func (l *Log) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
+	l.read <- struct{}{}
+	if message, open := <-l.entries; open {
+		return message, nil
+	}
+	return nil, io.EOF
+}
+
+// SendAndClose is the picker's.
+func (l *Log) SendAndClose(*accesslogv3.StreamAccessLogsResponse) error { return nil }
 
 func header(name, value string) *corev3.HeaderValue {
 	return &corev3.HeaderValue{Key: name, RawValue: []byte(value)}
@@ -89,20 +128,3 @@ func (q *question) Send(answer *extprocv3.ProcessingResponse) error {
 	q.answer = answer
 	return nil
 }
-
-// entry is a stream of one message of Envoy's log.
-type entry struct {
-	grpc.ServerStream
-	message *accesslogv3.StreamAccessLogsMessage // nil once it was read
-}
-
-func (e *entry) Recv() (*accesslogv3.StreamAccessLogsMessage, error) {
-	message := e.message
-	if message == nil {
-		return nil, io.EOF
-	}
-	e.message = nil
-	return message, nil
-}
-
-func (e *entry) SendAndClose(*accesslogv3.StreamAccessLogsResponse) error { return nil }

@@ -1,10 +1,9 @@
 package main
 
 import (
-	"container/heap"
-	"math"
 	"time"
 
+	"github.com/mrgc/mrgc/bench/virtual"
 	"github.com/mrgc/mrgc/engine/sim/batching"
 )
 
@@ -12,12 +11,6 @@ import (
 // network or clock: minutes of traffic take a second, and the same seed gives the
 // same figures on any machine. What is missing is what the real thing is measured
 // for: Envoy, a busy machine, other people's code.
-
-// Delays of the real thing.
-const (
-	virtualLogDelay    = 60 * time.Millisecond  // until a picker learns of a request's end: Envoy gathers log entries for 100 ms
-	virtualReportEvery = 100 * time.Millisecond // as busy parents do
-)
 
 // balancer is what is simulated before the engines. It is told of the requests
 // by their index in the traffic.
@@ -41,42 +34,30 @@ type virtualRun struct {
 
 // simulation is one traffic's.
 type simulation struct {
-	requests []request
-	balancer balancer
-	engines  []*batching.Machine
-	owners   map[answerOf]int
-	events   virtualEvents
-	left     int // requests that have not ended
-	run      virtualRun
-
-	scheduled int // events so far
-}
-
-type answerOf struct {
-	engine int
-	id     batching.ID
+	*virtual.World[int] // answers are those of requests by their index
+	requests            []request
+	balancer            balancer
+	engines             []*batching.Machine
+	left                int // requests that have not ended
+	run                 virtualRun
 }
 
 // simulate sends requests to so many engines, of which the last is half as fast.
 func simulate(requests []request, engines int, b balancer) (virtualRun, error) {
-	s := simulation{requests: requests, balancer: b, owners: map[answerOf]int{}, left: len(requests)}
+	s := simulation{requests: requests, balancer: b, left: len(requests)}
 	s.run.firsts = make([]float64, len(requests))
-	for i := range engines {
-		m, err := batching.New(profile())
-		if err != nil {
-			return s.run, err
-		}
-		if i == engines-1 {
-			m.Slow(slowFactor)
-		}
-		s.engines = append(s.engines, m)
+	var err error
+	if s.engines, err = virtual.Engines(profile(), engines); err != nil {
+		return s.run, err
 	}
+	s.engines[engines-1].Slow(slowFactor)
+	s.World = virtual.New(s.engines, s.token)
 	for i := range requests {
-		s.at(requests[i].at, func(now time.Duration) error { return s.send(now, i) })
+		s.At(requests[i].at, func() error { return s.send(i) })
 	}
-	s.at(0, s.tick)
+	s.At(0, s.tick)
 	for s.left > 0 {
-		if err := s.next(); err != nil {
+		if err := s.Next(); err != nil {
 			return s.run, err
 		}
 	}
@@ -88,57 +69,32 @@ func simulate(requests []request, engines int, b balancer) (virtualRun, error) {
 	return s.run, nil
 }
 
-// next does what comes next, on an engine or elsewhere.
-func (s *simulation) next() error {
-	at, engine := time.Duration(math.MaxInt64), -1
-	if len(s.events) > 0 {
-		at = s.events[0].at
+func (s *simulation) token(i, _ int, e batching.Event) {
+	if e.Index == 0 {
+		s.run.firsts[i] = (e.At - s.requests[i].at).Seconds() * 1e3
+		s.balancer.begun(e.At, i)
 	}
-	for i, m := range s.engines {
-		if t, ok := m.Next(); ok && t < at {
-			at, engine = t, i
-		}
+	if e.Last {
+		s.left--
+		s.balancer.ended(e.At, i)
+		s.At(e.At+virtual.LogDelay, func() error { s.balancer.logged(s.Now(), i); return nil })
 	}
-	if engine < 0 {
-		e := heap.Pop(&s.events).(virtualEvent)
-		return e.run(e.at)
-	}
-	for _, e := range s.engines[engine].Advance(at) {
-		i := s.owners[answerOf{engine, e.ID}]
-		if e.Index == 0 {
-			s.run.firsts[i] = (e.At - s.requests[i].at).Seconds() * 1e3
-			s.balancer.begun(e.At, i)
-		}
-		if e.Last {
-			s.left--
-			s.balancer.ended(e.At, i)
-			s.at(e.At+virtualLogDelay, func(now time.Duration) error { s.balancer.logged(now, i); return nil })
-		}
-	}
-	return nil
 }
 
-func (s *simulation) send(now time.Duration, i int) error {
+func (s *simulation) send(i int) error {
 	r := &s.requests[i]
 	prompt := r.tokens()
-	engine := s.balancer.pick(now, r, prompt)
-	id, err := s.engines[engine].Add(now, batching.Request{Prompt: prompt, Output: make([]batching.Token, r.outputTokens)})
-	s.owners[answerOf{engine, id}] = i
-	return err
+	engine := s.balancer.pick(s.Now(), r, prompt)
+	return s.Send(engine, batching.Request{Prompt: prompt, Output: make([]batching.Token, r.outputTokens)}, i)
 }
 
 // tick has every parent report its load, over and over.
-func (s *simulation) tick(now time.Duration) error {
+func (s *simulation) tick() error {
 	for i, m := range s.engines {
-		s.balancer.report(now, i, m.Stats())
+		s.balancer.report(s.Now(), i, m.Stats())
 	}
-	s.at(now+virtualReportEvery, s.tick)
+	s.At(s.Now()+virtual.ReportEvery, s.tick)
 	return nil
-}
-
-func (s *simulation) at(t time.Duration, run func(now time.Duration) error) {
-	s.scheduled++
-	heap.Push(&s.events, virtualEvent{t, s.scheduled, run})
 }
 
 // tokens are a prompt's, of the same length and with the same prefixes in common
@@ -155,24 +111,4 @@ func (r *request) tokens() []batching.Token {
 		tokens = append(tokens, end)
 	}
 	return append(tokens, answer)
-}
-
-type virtualEvent struct {
-	at  time.Duration
-	seq int // decides between events of the same moment
-	run func(now time.Duration) error
-}
-
-type virtualEvents []virtualEvent
-
-func (e virtualEvents) Len() int { return len(e) }
-func (e virtualEvents) Less(i, j int) bool {
-	return e[i].at < e[j].at || e[i].at == e[j].at && e[i].seq < e[j].seq
-}
-func (e virtualEvents) Swap(i, j int) { e[i], e[j] = e[j], e[i] }
-func (e *virtualEvents) Push(v any)   { *e = append(*e, v.(virtualEvent)) }
-func (e *virtualEvents) Pop() any {
-	last := (*e)[len(*e)-1]
-	*e = (*e)[:len(*e)-1]
-	return last
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/bench/rig"
+	"github.com/mrgc/mrgc/bench/virtual"
 	"github.com/mrgc/mrgc/engine/sim/batching"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
@@ -27,9 +28,8 @@ type virtualPicker struct {
 }
 
 type virtualParent struct {
-	meter    routing.Meter
-	reported time.Duration
-	sent     []*virtualRequest // since the report before the last
+	virtual.Parent
+	sent []*virtualRequest // since the report before the last
 }
 
 type virtualRequest struct {
@@ -85,7 +85,7 @@ func (p *virtualPicker) pick(now time.Duration, r *request, _ []batching.Token) 
 
 	sent := &virtualRequest{engine: engine, tokens: routing.UncachedTokens(declared.Prompt, d.Gate == routing.GateHome), at: now}
 	parent, c := &p.parents[engine], &p.candidates[engine]
-	sent.prompt = parent.meter.Begin(sent.tokens, virtualTime(now))
+	sent.prompt = parent.Meter.Begin(sent.tokens, virtual.Time(now))
 	parent.sent = append(parent.sent, sent)
 	p.requests[r.index] = sent
 	c.InFlight++
@@ -97,9 +97,9 @@ func (p *virtualPicker) pick(now time.Duration, r *request, _ []batching.Token) 
 func (p *virtualPicker) look(now time.Duration) {
 	for i := range p.candidates {
 		c, parent := &p.candidates[i], &p.parents[i]
-		c.Report.Since, c.SentTokens = now-parent.reported, 0
+		c.Report.Since, c.SentTokens = now-parent.At, 0
 		for _, sent := range parent.sent {
-			if sent.at >= parent.reported-virtualTransit {
+			if sent.at >= parent.At-virtualTransit {
 				c.SentTokens += sent.tokens
 			}
 		}
@@ -128,12 +128,12 @@ func (p *virtualPicker) recipients(now time.Duration, conversation int) []string
 
 func (p *virtualPicker) begun(now time.Duration, request int) {
 	sent := p.requests[request]
-	p.parents[sent.engine].meter.First(sent.prompt, virtualTime(now))
+	p.parents[sent.engine].Meter.First(sent.prompt, virtual.Time(now))
 }
 
 func (p *virtualPicker) ended(now time.Duration, request int) {
 	sent := p.requests[request]
-	p.parents[sent.engine].meter.End(sent.prompt, virtualTime(now))
+	p.parents[sent.engine].Meter.End(sent.prompt, virtual.Time(now))
 }
 
 func (p *virtualPicker) logged(_ time.Duration, request int) {
@@ -145,12 +145,7 @@ func (p *virtualPicker) logged(_ time.Duration, request int) {
 
 func (p *virtualPicker) report(now time.Duration, engine int, s batching.Stats) {
 	parent := &p.parents[engine]
-	parent.sent = slices.DeleteFunc(parent.sent, func(r *virtualRequest) bool { return r.at < parent.reported })
-	parent.reported = now
-	p.candidates[engine].Report = routing.Report{
-		Age: routing.AgeFresh, Load: fleet.Load{Running: s.Running, Queued: s.Waiting, Slots: profile().MaxSequences},
-		UnreadTokens: parent.meter.Unread(), ReadTokensPerSecond: parent.meter.ReadTokensPerSecond(), RequestDuration: parent.meter.Duration(),
-	}
+	parent.sent = slices.DeleteFunc(parent.sent, func(r *virtualRequest) bool { return r.at < parent.At })
+	parent.Tell(s, profile().MaxSequences, now)
+	p.candidates[engine].Report = parent.Report
 }
-
-func virtualTime(now time.Duration) time.Time { return time.Unix(0, 0).Add(now) }
