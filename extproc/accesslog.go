@@ -18,6 +18,9 @@ import (
 // StreamAccessLogs learns from Envoy's access log where requests have moved,
 // which have ended, and how.
 func (p *Picker) StreamAccessLogs(stream grpc.ClientStreamingServer[accesslogv3.StreamAccessLogsMessage, accesslogv3.StreamAccessLogsResponse]) error {
+	// Where Envoy had its log before, if anywhere, entries may have got lost: of requests
+	// that were picked here while the log still went to a router that hangs.
+	p.inFlight.Doubt(p.now())
 	for {
 		message, err := stream.Recv()
 		if errors.Is(err, io.EOF) {

@@ -468,6 +468,18 @@ var _ = Describe("Requests in flight", func() {
 		Expect(h.picker.InFlight("use1-0")).To(BeZero())
 	})
 
+	It("may have ended unheard where Envoy had its log before it came here", func(ctx SpecContext) {
+		h := start()
+		h.ask(ctx, sealed("lost").with("mrgc-recipients", kidA))
+		h.log(ctx)
+		h.advance(time.Millisecond)
+		h.ask(ctx, sealed("later").with("mrgc-recipients", kidA))
+		h.advance(extproc.DoubtedFor - 2*time.Millisecond)
+		Expect(h.picker.InFlight("use1-0")).To(Equal(2))
+		h.advance(time.Millisecond)
+		Expect(h.picker.InFlight("use1-0")).To(Equal(1))
+	})
+
 	It("are not those whose pick Envoy never heard of", func() {
 		picker, err := extproc.New(config(usual))
 		Expect(err).NotTo(HaveOccurred())

@@ -399,10 +399,11 @@ var _ = Describe("Two routers through the real Envoy", func() {
 		before := a.picks()
 		Eventually(a.picks).WithTimeout(20 * time.Second).Should(BeNumerically(">", before+enough))
 		finish()
-		// The picks of the other one are all seen to end. Of those before, what the log
-		// had in the connection that was given up is lost.
-		Eventually(func() int { return b.work()[0] }).WithTimeout(5 * time.Second).Should(BeZero())
-		Eventually(func() int { return a.work()[0] }).WithTimeout(5 * time.Second).Should(BeNumerically("<=", a.picks()/4))
+		// What the log had in the connection that was given up is lost, of either one's
+		// picks: both doubt what they had in flight when it broke off, or came.
+		for _, r := range []*running{a.running, b} {
+			Eventually(func() int { return r.work()[0] }).WithTimeout(20 * time.Second).Should(BeZero())
+		}
 	})
 
 	It("with an Envoy each see the same in flight, until one is gone", SpecTimeout(60*time.Second), func(ctx SpecContext) {
