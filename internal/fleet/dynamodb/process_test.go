@@ -3,10 +3,14 @@ package dynamodb_test
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"os"
 	"os/exec"
 	"strconv"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -117,13 +121,15 @@ var _ = Describe("A running store whose DynamoDB is killed", func() {
 })
 
 // outage kills a DynamoDB Local under a store that is watched, starts it again
-// on the same port, lets the caller put things right, and expects the watch to
+// at the same address, lets the caller put things right, and expects the watch to
 // go on by itself.
 func outage(ctx context.Context, local dynamodblocal.Config, recoverWith func(dynamodb.Config, fleet.Store)) {
 	GinkgoHelper()
 	server := startLocal(ctx, local)
 	log := gbytes.NewBuffer()
-	cfg := config(server.Endpoint(), "gpu_instances")
+	address, leadTo := door()
+	leadTo(server.Port)
+	cfg := config("http://"+address, "gpu_instances")
 	cfg.Logger = slog.New(slog.NewTextHandler(log, nil))
 	ensureTable(ctx, cfg)
 	store := open(ctx, cfg)
@@ -134,13 +140,48 @@ func outage(ctx context.Context, local dynamodblocal.Config, recoverWith func(dy
 	server.Kill()
 	Expect(store.Heartbeat(ctx, fleet.Heartbeat{ID: "a"})).To(MatchError(ContainSubstring("cannot be reached")))
 	Eventually(log, "10s").Should(gbytes.Say("fleet store cannot be read.*table=gpu_instances.*\n"))
+	select {
+	case <-snapshots: // read before, and not taken yet
+	default:
+	}
 	Consistently(log, "1s").ShouldNot(gbytes.Say("."))
 	Expect(snapshots).NotTo(Receive())
 
-	local.Port = server.Port
-	startLocal(ctx, local)
+	leadTo(startLocal(ctx, local).Port)
 	recoverWith(cfg, store)
 	Eventually(snapshots, "15s").Should(Receive(HaveField("Instances", ConsistOf(HaveField("ID", "a")))))
 	Eventually(log, "10s").Should(gbytes.Say("can be read again.*\n"))
 	Expect(log).NotTo(gbytes.Say("."))
+}
+
+// door is an address behind which another server can be put, on another port: one that
+// was killed may not get its own again, which anybody may have taken meanwhile, were it
+// by the connections that look for it.
+func door() (address string, leadTo func(port int)) {
+	GinkgoHelper()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	Expect(err).NotTo(HaveOccurred())
+	var port atomic.Int64
+	var passing sync.WaitGroup
+	passing.Go(func() {
+		for {
+			in, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port.Load()))
+			if err != nil {
+				_ = in.Close()
+				continue
+			}
+			for _, way := range [][2]net.Conn{{in, out}, {out, in}} {
+				passing.Go(func() {
+					_, _ = io.Copy(way[0], way[1])
+					_, _ = in.Close(), out.Close()
+				})
+			}
+		}
+	})
+	DeferCleanup(func() { _ = listener.Close(); passing.Wait() })
+	return listener.Addr().String(), func(to int) { port.Store(int64(to)) }
 }
