@@ -25,6 +25,15 @@ func main() {
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
+	root := rootCommand()
+	root.SetArgs(args)
+	root.SetOut(stdout)
+	root.SetErr(stderr)
+	return root.ExecuteContext(ctx)
+}
+
+// rootCommand is mrgc with all its commands.
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:   "mrgc",
 		Short: "Confidential LLM inference over several regions",
@@ -33,9 +42,6 @@ a prompt. Start with "mrgc up": it runs a whole cluster on this machine.`,
 		SilenceUsage:  true, // an error in what was asked for is not an error in how
 		SilenceErrors: true,
 	}
-	root.SetArgs(args)
-	root.SetOut(stdout)
-	root.SetErr(stderr)
 	root.AddGroup(
 		&cobra.Group{ID: "use", Title: "Use:"},
 		&cobra.Group{ID: "operate", Title: "Operate:"},
@@ -51,7 +57,7 @@ a prompt. Start with "mrgc up": it runs a whole cluster on this machine.`,
 			root.AddCommand(command)
 		}
 	}
-	return root.ExecuteContext(ctx)
+	return root
 }
 
 // logger is what a role writes: one line of text per event, to standard error.
