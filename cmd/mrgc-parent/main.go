@@ -20,6 +20,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/audit"
+	"github.com/mrgc/mrgc/internal/audit/cloudwatchlogs"
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/open"
@@ -56,6 +57,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	dynamoDBRelay := flags.String("dynamodb-relay", "", "where the enclave's connections to a fleet's table arrive: vsock://:5004; default: it is of no fleet")
 	dynamoDBHost := flags.String("dynamodb-host", "", "the region's DynamoDB, where they are connected to and nowhere else: dynamodb.us-east-1.amazonaws.com:443")
 	auditPath := flags.String("audit", "", "file for the data keys that KMS releases to the enclave; appended to, with hashes that chain it (mrgc audit verify)")
+	auditCopy := flags.String("audit-cloudwatch", "", "CloudWatch log group to which it is copied as it grows: GROUP[?region=REGION&endpoint=URL]")
 	guard := flags.String("guard", "127.0.0.1:8081", "the engine's guard")
 	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
 	store := flags.String("store", "", "fleet store: "+open.Forms)
@@ -115,6 +117,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			return err
 		}
 		defer func() { err = errors.Join(err, records.Close()) }()
+		stopCopying, err := cloudwatchlogs.Start(ctx, *auditCopy, self.ID().Instance, *auditPath, logger)
+		if err != nil {
+			return err
+		}
+		defer stopCopying()
+	} else if *auditCopy != "" {
+		return errors.New("-audit-cloudwatch without -audit: there is nothing to copy")
 	}
 	kms, err := openKMS(ctx, *kmsRelay, *kmsHost)
 	if err != nil {

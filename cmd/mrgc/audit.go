@@ -10,6 +10,8 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/internal/audit"
+	"github.com/mrgc/mrgc/internal/audit/cloudwatchlogs"
+	"github.com/mrgc/mrgc/internal/awsclient"
 )
 
 func auditCommand() *cobra.Command {
@@ -21,7 +23,7 @@ releases, release changes, refused attestation. Each record carries the hash of
 the one before.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(auditVerifyCommand(), auditShowCommand())
+	cmd.AddCommand(auditVerifyCommand(), auditShowCommand(), auditFetchCommand())
 	return cmd
 }
 
@@ -74,6 +76,27 @@ func auditShowCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&event, "event", "", "only those of this name: "+audit.KeyReleased+", "+audit.EnclaveRelease+", "+audit.DocumentRefused+", …")
 	return cmd
+}
+
+func auditFetchCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "fetch GROUP[?region=REGION&endpoint=URL] STREAM",
+		Short: "Print the copy of an audit log that CloudWatch Logs has",
+		Long: `Fetch prints the records that mrgc router --audit-cloudwatch or mrgc-parent
+-audit-cloudwatch has copied, as they are in the file, for the other commands to
+read. A stream is called by its writer (an instance, or router/HOST) and the
+beginning of its first record's hash: aws logs describe-log-streams lists them.`,
+		Example: `  mrgc audit fetch 'mrgc-audit?region=us-east-1' use1-0/5f0c2a7be1d94c3a > copy.log
+  mrgc audit verify copy.log`,
+		Args: cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			at, err := awsclient.ParseAddress(args[0])
+			if err != nil {
+				return fmt.Errorf("log group %q: %w", args[0], err)
+			}
+			return cloudwatchlogs.Fetch(cmd.Context(), at.Settings, at.Name, args[1], cmd.OutOrStdout())
+		},
+	}
 }
 
 func walkAudit(path string, heads []string, visit func(audit.Record)) (audit.Summary, error) {

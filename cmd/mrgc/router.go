@@ -17,6 +17,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/audit"
+	"github.com/mrgc/mrgc/internal/audit/cloudwatchlogs"
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/open"
@@ -36,7 +37,8 @@ type routerOptions struct {
 	peers                     []string
 	tenants, tenantsKey       string
 	releases, releasesKey     string
-	developmentRoot, audit    string
+	developmentRoot           string
+	audit, auditCopy          string
 }
 
 func routerCommand() *cobra.Command {
@@ -65,6 +67,7 @@ func routerCommand() *cobra.Command {
 	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies it")
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to verify enclaves by, in place of AWS's")
 	f.StringVar(&o.audit, "audit", "", "file for what an auditor asks about: release changes, refused attestation; appended to, with hashes that chain it")
+	f.StringVar(&o.auditCopy, "audit-cloudwatch", "", "CloudWatch log group to which it is copied as it grows, GROUP[?region=REGION&endpoint=URL],\nin a stream with this machine's name")
 	cmd.MarkFlagsRequiredTogether("releases", "releases-key")
 	required(cmd, "store", "identity", "tenant-cert", "tenant-key", "tenants", "tenants-key")
 	return cmd
@@ -98,7 +101,7 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	settings.Store, settings.Identity, settings.Logger, settings.XDS.Logger = store, self, log, log
 	settings.Tenants = tenants.Keeper()
 	settings.Rollback = rollBack(o.config, settings.Region, log)
-	inspection, err := o.inspection(log)
+	inspection, err := o.inspection(ctx, log)
 	if err != nil {
 		return err
 	}
@@ -135,8 +138,11 @@ type inspection struct {
 	close  func() error
 }
 
-func (o *routerOptions) inspection(log *slog.Logger) (inspection, error) {
+func (o *routerOptions) inspection(ctx context.Context, log *slog.Logger) (inspection, error) {
 	none := inspection{run: func(context.Context) {}, close: func() error { return nil }}
+	if o.auditCopy != "" && o.audit == "" {
+		return none, errors.New("--audit-cloudwatch without --audit: there is nothing to copy")
+	}
 	if o.releases == "" {
 		if o.audit != "" {
 			return none, errors.New("--audit without --releases: there would be nothing to write")
@@ -162,7 +168,18 @@ func (o *routerOptions) inspection(log *slog.Logger) (inspection, error) {
 	if err != nil {
 		return none, err
 	}
-	found.close = records.Close
+	host, err := os.Hostname()
+	if err != nil {
+		return none, err
+	}
+	stopCopying, err := cloudwatchlogs.Start(ctx, o.auditCopy, "router/"+host, o.audit, log)
+	if err != nil {
+		return none, fmt.Errorf("--audit-cloudwatch: %w", errors.Join(err, records.Close()))
+	}
+	found.close = func() error {
+		stopCopying()
+		return records.Close()
+	}
 	found.config.Record = func(events ...audit.Event) {
 		if err := records.Append(time.Now(), events...); err != nil {
 			log.Error("AUDIT LOG FAILS", "error", err)

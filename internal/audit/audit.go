@@ -249,22 +249,17 @@ func Walk(r io.Reader, visit func(Record), noted ...Head) (Summary, error) {
 		}
 		want[h.Sequence] = h.Hash
 	}
-	lines := bufio.NewReaderSize(r, maxLineBytes)
+	chain := NewReader(r, s.Head)
 	for {
-		line, err := lines.ReadSlice('\n')
-		if errors.Is(err, io.EOF) && len(line) == 0 {
+		record, _, err := chain.Next()
+		if errors.Is(err, io.EOF) {
 			break
 		}
-		if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, bufio.ErrBufferFull) {
+		if err != nil {
 			return s, err
 		}
-		if err != nil {
-			return s, fmt.Errorf("record %d is not a whole line of at most %d bytes", s.Head.Sequence+1, maxLineBytes)
-		}
-		record, err := s.follow(line[:len(line)-1])
-		if err != nil {
-			return s, fmt.Errorf("record %d: %w", s.Head.Sequence+1, err)
-		}
+		s.Head = chain.Head()
+		s.Events[record.Event]++
 		if hash, ok := want[record.Sequence]; ok && hash != s.Head.Hash {
 			return s, fmt.Errorf("record %d has hash %s, and %s was noted: this is another chain", record.Sequence, s.Head.Hash, hash)
 		}
@@ -278,26 +273,75 @@ func Walk(r io.Reader, visit func(Record), noted ...Head) (Summary, error) {
 	return s, nil
 }
 
-// follow takes one record on.
-func (s *Summary) follow(line []byte) (Record, error) {
+// Reader reads a chain record by record.
+type Reader struct {
+	lines *bufio.Reader
+	head  Head
+}
+
+// NewReader reads what follows a head; of a whole chain that is the zero [Head].
+func NewReader(r io.Reader, after Head) *Reader {
+	if after == (Head{}) {
+		after = start()
+	}
+	return &Reader{lines: bufio.NewReaderSize(r, maxLineBytes), head: after}
+}
+
+// Head is how far it has read.
+func (r *Reader) Head() Head { return r.head }
+
+// Next gives a record as soon as it is known to be the next of the chain, and its
+// line, without the newline, which is valid until the next call. The error is
+// [io.EOF] at the end, and wraps [io.ErrUnexpectedEOF] where half a line is.
+func (r *Reader) Next() (Record, []byte, error) {
+	line, err := r.lines.ReadSlice('\n')
+	switch {
+	case errors.Is(err, io.EOF) && len(line) == 0:
+		return Record{}, nil, io.EOF
+	case errors.Is(err, io.EOF):
+		return Record{}, nil, fmt.Errorf("record %d is not a whole line: %w", r.head.Sequence+1, io.ErrUnexpectedEOF)
+	case errors.Is(err, bufio.ErrBufferFull):
+		return Record{}, nil, fmt.Errorf("record %d is not a line of at most %d bytes", r.head.Sequence+1, maxLineBytes)
+	case err != nil:
+		return Record{}, nil, err
+	}
+	line = line[:len(line)-1]
+	record, err := parse(line)
+	switch {
+	case err != nil:
+	case record.Sequence != r.head.Sequence+1:
+		err = fmt.Errorf("has number %d", record.Sequence)
+	case record.Previous != r.head.Hash:
+		err = errors.New("does not follow the record before: that one was changed, or others are missing")
+	}
+	if err != nil {
+		return record, line, fmt.Errorf("record %d: %w", r.head.Sequence+1, err)
+	}
+	r.head = Head{Sequence: record.Sequence, Hash: hashOf(line)}
+	return record, line, nil
+}
+
+// HeadOf gives the head of a chain that ends with a line. It is the line's own
+// word: where in a chain it is, only the chain says.
+func HeadOf(line []byte) (Head, error) {
+	record, err := parse(line)
+	if err != nil {
+		return Head{}, fmt.Errorf("audit record: %w", err)
+	}
+	return Head{Sequence: record.Sequence, Hash: hashOf(line)}, nil
+}
+
+func parse(line []byte) (record Record, err error) {
 	dec := json.NewDecoder(bytes.NewReader(line))
 	dec.DisallowUnknownFields()
-	var record Record
 	if err := dec.Decode(&record); err != nil {
-		return record, err
+		return record, errors.New(err.Error()) // the decoder's io.EOF is not the chain's
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
 		return record, errors.New("data after it")
 	}
-	switch {
-	case record.Sequence != s.Head.Sequence+1:
-		return record, fmt.Errorf("has number %d", record.Sequence)
-	case record.Previous != s.Head.Hash:
-		return record, errors.New("does not follow the record before: that one was changed, or others are missing")
-	case record.Event == "" || len(record.About) > maxAbout:
+	if record.Event == "" || len(record.About) > maxAbout {
 		return record, errors.New("has no event, or says too much")
 	}
-	s.Head = Head{Sequence: record.Sequence, Hash: hashOf(line)}
-	s.Events[record.Event]++
 	return record, nil
 }
