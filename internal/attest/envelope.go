@@ -48,7 +48,7 @@ func parseEnvelope(raw []byte) (*envelope, error) {
 	if len(body) > 0 && body[0] == tagSign1 {
 		body = body[1:]
 	}
-	dec, err := strictDecMode()
+	dec, err := strictDecMode(cbor.IndefLengthForbidden)
 	if err != nil {
 		return nil, err
 	}
@@ -100,12 +100,13 @@ func (e *envelope) verifySignature(leaf *x509.Certificate) error {
 	return nil
 }
 
-// strictDecMode decodes CBOR without duplicate keys, indefinite lengths, tags,
-// unknown fields, case folding or trailing bytes.
-func strictDecMode() (cbor.DecMode, error) {
+// strictDecMode decodes CBOR without duplicate keys, tags, unknown fields, case
+// folding or trailing bytes, and without indefinite lengths, unless maps and arrays
+// may have them.
+func strictDecMode(indefinite cbor.IndefLengthMode) (cbor.DecMode, error) {
 	return cbor.DecOptions{
 		DupMapKey:         cbor.DupMapKeyEnforcedAPF,
-		IndefLength:       cbor.IndefLengthForbidden,
+		IndefLength:       indefinite,
 		TagsMd:            cbor.TagsForbidden,
 		ExtraReturnErrors: cbor.ExtraDecErrorUnknownField,
 		FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
@@ -123,14 +124,15 @@ type byteString []byte
 func (b *byteString) UnmarshalCBOR(data []byte) error {
 	const (
 		majorByteString = 2
+		indefinite      = 0x5f
 		null            = 0xf6
 	)
 	if len(data) == 1 && data[0] == null {
 		*b = nil
 		return nil
 	}
-	if len(data) == 0 || data[0]>>5 != majorByteString {
-		return errors.New("not a byte string")
+	if len(data) == 0 || data[0]>>5 != majorByteString || data[0] == indefinite {
+		return errors.New("not a byte string in one piece")
 	}
 	return cbor.Unmarshal(data, (*[]byte)(b))
 }

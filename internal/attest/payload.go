@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"math"
 	"time"
+
+	"github.com/fxamacker/cbor/v2"
 )
 
 // Limits of the AWS attestation process, section 3.2.2.2.
@@ -26,6 +28,7 @@ type payload struct {
 	Digest      string                `cbor:"digest"`
 	Timestamp   uint64                `cbor:"timestamp"` // milliseconds since 1970
 	PCRs        map[uint64]byteString `cbor:"pcrs"`
+	HostPCRs    map[uint64]byteString `cbor:"nitrotpm_pcrs"`
 	Certificate byteString            `cbor:"certificate"`
 	CABundle    []byteString          `cbor:"cabundle"` // root first
 	PublicKey   byteString            `cbor:"public_key"`
@@ -33,8 +36,30 @@ type payload struct {
 	Nonce       byteString            `cbor:"nonce"`
 }
 
-func parsePayload(raw []byte) (*payload, error) {
-	dec, err := strictDecMode()
+// moduleKind is whose registers a module signs: an enclave's, by the Nitro Security
+// Module, or an instance's, by its NitroTPM. The documents differ in the name of one
+// field, and neither may be taken for the other.
+type moduleKind int
+
+const (
+	ofEnclave moduleKind = iota
+	ofHost
+)
+
+// registers are those of a kind; others must not be there.
+func (p *payload) registers(kind moduleKind) (is, others map[uint64]byteString) {
+	if kind == ofHost {
+		return p.HostPCRs, p.PCRs
+	}
+	return p.PCRs, p.HostPCRs
+}
+
+func parsePayload(raw []byte, kind moduleKind) (*payload, error) {
+	indefinite := cbor.IndefLengthForbidden
+	if kind == ofHost {
+		indefinite = cbor.IndefLengthAllowed // NitroTPM signs its map like that
+	}
+	dec, err := strictDecMode(indefinite)
 	if err != nil {
 		return nil, err
 	}
@@ -42,13 +67,13 @@ func parsePayload(raw []byte) (*payload, error) {
 	if err := dec.Unmarshal(raw, &p); err != nil {
 		return nil, err
 	}
-	if err := p.validate(); err != nil {
+	if err := p.validate(kind); err != nil {
 		return nil, err
 	}
 	return &p, nil
 }
 
-func (p *payload) validate() error {
+func (p *payload) validate(kind moduleKind) error {
 	if p.ModuleID == "" {
 		return errors.New("no module_id")
 	}
@@ -58,10 +83,16 @@ func (p *payload) validate() error {
 	if p.Timestamp == 0 || p.Timestamp > math.MaxInt64 {
 		return fmt.Errorf("timestamp %d is out of range", p.Timestamp)
 	}
-	if len(p.PCRs) == 0 {
+	pcrs, others := p.registers(kind)
+	switch {
+	case others != nil && kind == ofHost:
+		return errors.New("it has an enclave's pcrs, not an instance's")
+	case others != nil:
+		return errors.New("it has an instance's nitrotpm_pcrs, not an enclave's")
+	case len(pcrs) == 0:
 		return errors.New("no pcrs")
 	}
-	for i, v := range p.PCRs {
+	for i, v := range pcrs {
 		if i >= maxPCRs {
 			return fmt.Errorf("PCR%d: the index is above %d", i, maxPCRs-1)
 		}
@@ -89,9 +120,10 @@ func (p *payload) validate() error {
 }
 
 // document copies what a caller may read; the rest serves verification only.
-func (p *payload) document() *Document {
-	pcrs := make(PCRs, len(p.PCRs))
-	for i, v := range p.PCRs {
+func (p *payload) document(kind moduleKind) *Document {
+	registers, _ := p.registers(kind)
+	pcrs := make(PCRs, len(registers))
+	for i, v := range registers {
 		pcrs[int(i)] = HexBytes(v) // validate bounds i
 	}
 	return &Document{

@@ -10,7 +10,7 @@ import (
 // pcrSize is the size of a platform configuration register in bytes (SHA-384).
 const pcrSize = sha512.Size384
 
-// PCRs are platform configuration registers by index, 48 bytes each. On Nitro:
+// PCRs are platform configuration registers by index, 48 bytes each. Of an enclave:
 //
 //	0  the enclave image: kernel, command line and ramdisks
 //	1  kernel, command line and boot ramdisk
@@ -19,6 +19,29 @@ const pcrSize = sha512.Size384
 //	4  the id of the parent instance
 //	8  the certificate that signed the image
 type PCRs map[int]HexBytes
+
+// validate checks registers that somebody pins.
+func (pinned PCRs) validate() error {
+	for i, v := range pinned {
+		if i < 0 || i >= maxPCRs {
+			return fmt.Errorf("PCR%d: the index is not 0 to %d", i, maxPCRs-1)
+		}
+		if len(v) != pcrSize {
+			return fmt.Errorf("PCR%d has %d bytes, not %d", i, len(v), pcrSize)
+		}
+	}
+	return nil
+}
+
+// matches says whether every register that is pinned has its value.
+func (pinned PCRs) matches(pcrs PCRs) bool {
+	for i, v := range pinned {
+		if !bytes.Equal(v, pcrs[i]) {
+			return false
+		}
+	}
+	return true
+}
 
 // HexBytes are bytes that people see, and JSON holds, in lower-case hex.
 type HexBytes []byte

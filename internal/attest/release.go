@@ -28,26 +28,11 @@ func (r Release) validate() error {
 	if r.Name == "" {
 		return errors.New("name is missing")
 	}
-	for i, v := range r.PCRs {
-		if i < 0 || i >= maxPCRs {
-			return fmt.Errorf("PCR%d: the index is not 0 to %d", i, maxPCRs-1)
-		}
-		if len(v) != pcrSize {
-			return fmt.Errorf("PCR%d has %d bytes, not %d", i, len(v), pcrSize)
-		}
+	if err := r.PCRs.validate(); err != nil {
+		return err
 	}
 	// Without these a release would match other images, too.
 	return checkImage(r.PCRs)
-}
-
-// matches says whether every register that the release pins has its value.
-func (r Release) matches(pcrs PCRs) bool {
-	for i, v := range r.PCRs {
-		if !bytes.Equal(v, pcrs[i]) {
-			return false
-		}
-	}
-	return true
 }
 
 // ParseReleases reads a JSON array of releases, strictly: unknown or repeated
@@ -62,17 +47,9 @@ func ParseReleases(data []byte) ([]Release, error) {
 }
 
 func parseReleases(data []byte) ([]Release, error) {
-	if err := checkKeys(json.NewDecoder(bytes.NewReader(data)), 0); err != nil {
-		return nil, err
-	}
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
 	var releases []Release
-	if err := dec.Decode(&releases); err != nil {
+	if err := decodeStrictly(data, &releases); err != nil {
 		return nil, err
-	}
-	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
-		return nil, errors.New("data after the array")
 	}
 	if len(releases) == 0 {
 		return nil, errors.New("no release")
@@ -83,6 +60,22 @@ func parseReleases(data []byte) ([]Release, error) {
 		}
 	}
 	return releases, nil
+}
+
+// decodeStrictly reads one JSON array without unknown or repeated fields.
+func decodeStrictly(data []byte, into any) error {
+	if err := checkKeys(json.NewDecoder(bytes.NewReader(data)), 0); err != nil {
+		return err
+	}
+	dec := json.NewDecoder(bytes.NewReader(data))
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(into); err != nil {
+		return err
+	}
+	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
+		return errors.New("data after the array")
+	}
+	return nil
 }
 
 // plainKey is what a key in a file of releases looks like: a lower-case word or

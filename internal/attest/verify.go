@@ -2,6 +2,7 @@ package attest
 
 import (
 	"crypto/subtle"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"time"
@@ -25,29 +26,8 @@ func verify(raw []byte, p Policy, want Expected, now time.Time) (*Document, erro
 	if err := p.validate(); err != nil {
 		return nil, fmt.Errorf("policy: %w", err)
 	}
-	msg, err := parseEnvelope(raw)
+	doc, err := authentic(raw, ofEnclave, p.Roots, p.MaxAge, now)
 	if err != nil {
-		return nil, err
-	}
-	pl, err := parsePayload(msg.Payload)
-	if err != nil {
-		return nil, fmt.Errorf("payload: %w", err)
-	}
-	chain, err := parseChain(pl.CABundle, pl.Certificate)
-	if err != nil {
-		return nil, err
-	}
-	// The signature comes before the chain because it is one verification, not
-	// four: what was tampered with is refused at a quarter of the price.
-	if err := msg.verifySignature(chain.leaf()); err != nil {
-		return nil, err
-	}
-	doc := pl.document()
-	doc.Region = chain.region()
-	if err := chain.verify(p.Roots, doc.Timestamp, now); err != nil {
-		return nil, err
-	}
-	if err := checkFresh(doc.Timestamp, now, p.MaxAge); err != nil {
 		return nil, err
 	}
 	if err := checkImage(doc.PCRs); err != nil {
@@ -60,6 +40,34 @@ func verify(raw []byte, p Policy, want Expected, now time.Time) (*Document, erro
 		return nil, err
 	}
 	return doc, nil
+}
+
+// authentic is what a document says that was signed under one of the roots, just
+// now, by a module of the kind.
+func authentic(raw []byte, kind moduleKind, roots []*x509.Certificate, maxAge time.Duration, now time.Time) (*Document, error) {
+	msg, err := parseEnvelope(raw)
+	if err != nil {
+		return nil, err
+	}
+	pl, err := parsePayload(msg.Payload, kind)
+	if err != nil {
+		return nil, fmt.Errorf("payload: %w", err)
+	}
+	chain, err := parseChain(pl.CABundle, pl.Certificate)
+	if err != nil {
+		return nil, err
+	}
+	// The signature comes before the chain because it is one verification, not
+	// four: what was tampered with is refused at a quarter of the price.
+	if err := msg.verifySignature(chain.leaf()); err != nil {
+		return nil, err
+	}
+	doc := pl.document(kind)
+	doc.Region = chain.region()
+	if err := chain.verify(roots, doc.Timestamp, now); err != nil {
+		return nil, err
+	}
+	return doc, checkFresh(doc.Timestamp, now, maxAge)
 }
 
 func (p Policy) validate() error {
@@ -82,7 +90,7 @@ func (p Policy) match(pcrs PCRs) (Release, error) {
 	var best, tooOld Release
 	for _, r := range p.Releases {
 		switch {
-		case !r.matches(pcrs):
+		case !r.PCRs.matches(pcrs):
 		case r.Version < p.MinVersion:
 			tooOld = r
 		case r.Version > best.Version:
