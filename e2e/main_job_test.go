@@ -72,6 +72,20 @@ var _ = Describe("make up", Ordered, func() {
 		Expect(strings.TrimSpace(string(output))).NotTo(BeEmpty())
 	})
 
+	It("sends nothing to an engine before its host has vouched for the guard", func() {
+		for name := range c.pids() {
+			if !strings.HasPrefix(name, "enclave-") {
+				continue
+			}
+			log, err := os.ReadFile(filepath.Join(c.stateDir, "logs", name+".log"))
+			Expect(err).NotTo(HaveOccurred())
+			Expect(string(log)).NotTo(ContainSubstring("NOT TRUSTED"), name)
+			if name == "enclave-use1-0" {
+				Expect(string(log)).To(ContainSubstring("the engine's host is trusted"), name)
+			}
+		}
+	})
+
 	It("tells whoever does not seal how to", func(ctx SpecContext) {
 		for region, url := range c.envoys() {
 			status, body := c.chat(ctx, &http.Client{Transport: &http.Transport{TLSClientConfig: c.tls()}}, url, "plain text")
@@ -85,7 +99,7 @@ var _ = Describe("make up", Ordered, func() {
 		for _, name := range []string{"MRGC_ADMIN_USE1", "MRGC_ADMIN_USE2", "MRGC_ADMIN_USW2"} {
 			for page, want := range map[string]string{"/envoys": `"synced": true`, "/fleet": `"use2-1"`, "/weights": `"weight"`, "/metrics": "mrgc_in_flight{"} {
 				// Weights change while there is load, and an acknowledgement may be on its way.
-				Eventually(ctx, func() string { return get(ctx, c.env()[name]+page) }, "10s").Should(ContainSubstring(want), name+page)
+				Eventually(ctx, func() string { return get(ctx, c.env()[name]+page) }, "30s").Should(ContainSubstring(want), name+page)
 			}
 		}
 	})

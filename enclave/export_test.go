@@ -70,3 +70,10 @@ func WantedEpochs(now time.Time, length time.Duration) (wanted []Epoch) {
 	}
 	return wanted
 }
+
+// ForgetFailure has a host be asked again at once.
+func ForgetFailure(h *EngineHost) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.last = time.Time{}
+}

@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -22,7 +23,7 @@ type Role int
 // The roles. Everything that is not listed is forbidden.
 const (
 	RoleNone    Role = iota // nothing
-	RoleEnclave             // POST /v1/chat/completions and /v1/completions, GET /v1/models and /health
+	RoleEnclave             // POST /v1/chat/completions and /v1/completions, GET /v1/models and /health, POST of api.PathHostAttestation
 	RoleParent              // GET /health and /metrics, which carry no content
 )
 
@@ -47,7 +48,7 @@ func (r Role) may(method, target string) bool {
 		return r == RoleEnclave || r == RoleParent
 	case "GET /metrics":
 		return r == RoleParent
-	case "GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions":
+	case "GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions", "POST " + api.PathHostAttestation:
 		return r == RoleEnclave
 	default:
 		return false
@@ -74,6 +75,9 @@ type GuardConfig struct {
 	// ShutdownGrace is how long answers under way may take to finish when
 	// Serve ends; 0 means 5 s.
 	ShutdownGrace time.Duration
+	// AttestHost has the host vouch for the key of the guard's certificate, with a
+	// nonce, and returns the document. nil: the host is not attested.
+	AttestHost func(ctx context.Context, nonce []byte) ([]byte, error)
 	// Logger gets role, path, status and duration of each request at level
 	// debug, never a header or a body. nil means silence.
 	Logger *slog.Logger
@@ -90,6 +94,7 @@ type Guard struct {
 	base     string // scheme and host of the upstream URL
 	upstream *http.Transport
 	log      *slog.Logger
+	host     sync.Mutex // one attestation at a time
 }
 
 // NewGuard checks the configuration. It does not look whether the engine is
@@ -179,6 +184,10 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	path := r.RequestURI // one of the list, from here on
+	if path == api.PathHostAttestation {
+		g.attestHost(w, r)
+		return
+	}
 	outcome := "cut"
 	defer func() { // also when the response is aborted by a panic
 		g.log.Debug("request", "role", role, "path", path, "outcome", outcome, "took", time.Since(began))

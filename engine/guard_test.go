@@ -62,6 +62,11 @@ func shortDir() string {
 
 // newGuarded guards a fake engine on a Unix socket; nil stands for none.
 func newGuarded(upstream http.HandlerFunc, maxBody int64) *guarded {
+	return newGuardedBy(upstream, engine.GuardConfig{MaxBodyBytes: maxBody})
+}
+
+// newGuardedBy has a guard of a configuration, which it completes.
+func newGuardedBy(upstream http.HandlerFunc, config engine.GuardConfig) *guarded {
 	DeferCleanup(func(before []gleak.Goroutine) {
 		Eventually(gleak.Goroutines).WithTimeout(5 * time.Second).ShouldNot(gleak.HaveLeaked(before))
 	}, gleak.Goroutines())
@@ -77,10 +82,9 @@ func newGuarded(upstream http.HandlerFunc, maxBody int64) *guarded {
 		DeferCleanup(server.Close)
 	}
 	g := &guarded{ca: newAuthority(), logs: &logs{}}
-	guard, err := engine.NewGuard(engine.GuardConfig{
-		Upstream: "unix:" + socket, TLS: g.ca.server(), Role: roleByURI, MaxBodyBytes: maxBody, ShutdownGrace: 100 * time.Millisecond,
-		Logger: slog.New(slog.NewTextHandler(g.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),
-	})
+	config.Upstream, config.TLS, config.Role, config.ShutdownGrace = "unix:"+socket, g.ca.server(), roleByURI, 100*time.Millisecond
+	config.Logger = slog.New(slog.NewTextHandler(g.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	guard, err := engine.NewGuard(config)
 	Expect(err).NotTo(HaveOccurred())
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	Expect(err).NotTo(HaveOccurred())

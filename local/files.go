@@ -60,6 +60,10 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 	if err != nil {
 		return "", err
 	}
+	hosts, err := hostImages()
+	if err != nil {
+		return "", err
+	}
 	keyPolicy, err := p.keyPolicy(measured)
 	if err != nil {
 		return "", err
@@ -83,6 +87,7 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 		p.caFile:   ca.RootPEM(),
 		p.nsmRoot:  root.PEM(),
 		p.releases: releases,
+		p.hosts:    hosts,
 
 		p.manifest:           manifest,
 		p.releasing + ".key": releasing.private,

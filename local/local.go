@@ -200,6 +200,9 @@ func (c *cluster) serveStandIns(ctx context.Context, group *errgroup.Group, ca *
 			return fmt.Errorf("software NSM: %w", err)
 		}
 		group.Go(func() error { return module.Serve(ctx, listener) })
+		if err := serveTPM(ctx, group, root, in); err != nil {
+			return err
+		}
 	}
 	return nil
 }

@@ -49,6 +49,7 @@ type instance struct {
 	parent, guard, metrics string // addresses
 	vsock                  string // Unix socket that stands for the enclave's vsock
 	nsm                    string // Unix socket of its software NSM
+	tpm                    string // and of its software NitroTPM
 	engine                 string // engine's socket or URL
 }
 
@@ -71,6 +72,7 @@ type plan struct {
 	signing   string // the key that signs it: .key, and .pub that verifies
 	caFile    string
 	nsmRoot   string
+	hosts     string // images of hosts on which engines may run
 	releases  string
 	manifest  string // the same, signed
 	releasing string // the key that signs it: .key, and .pub that verifies
@@ -100,6 +102,7 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		caFile:   filepath.Join(o.StateDir, "ca.pem"),
 		nsmRoot:  filepath.Join(o.StateDir, "development-root.pem"),
 		releases: filepath.Join(o.StateDir, "releases.json"),
+		hosts:    filepath.Join(o.StateDir, "engine-hosts.json"),
 
 		manifest:  filepath.Join(o.StateDir, "releases.signed.json"),
 		releasing: filepath.Join(o.StateDir, "releases-signing"),
@@ -161,6 +164,7 @@ func (p *plan) instance(r region, i int) (instance, error) {
 		id: id, region: r.name, aws: r.aws, zone: fmt.Sprintf("%s-az%d", r.name, i%3+1),
 		vsock: filepath.Join(p.runDir, id+".vsock"),
 		nsm:   filepath.Join(p.runDir, id+".nsm"),
+		tpm:   filepath.Join(p.runDir, id+".tpm"),
 
 		models: p.options.ModelName,
 	}
@@ -283,6 +287,7 @@ func (p *plan) engine(i int, e engine) process {
 func (p *plan) guard(in instance, token string) process {
 	return process{name: "guard-" + in.id, rank: rankGuard, env: []string{token}, args: []string{
 		p.bin("mrgc"), "engine", "guard", "--listen", in.guard, "--upstream", in.engine, "--identity", "unix:" + p.caSocket,
+		"--nitro-tpm-attest", p.bin("mrgc") + " engine software-nitro-tpm-attest --socket " + in.tpm,
 	}}
 }
 
@@ -290,6 +295,7 @@ func (p *plan) enclave(in instance, token string) process {
 	return process{name: "enclave-" + in.id, rank: rankEnclave, env: []string{token}, args: append([]string{
 		p.bin("mrgc-enclave"), "-listen", in.requests(), "-engine", in.engineRelay(), "-nsm", "unix:" + in.nsm,
 		"-identity", "unix:" + p.caSocket, "-tenants-key", p.signing + ".pub", "-model", p.options.ModelName, "-mode", "process",
+		"-engine-hosts", p.hosts, "-engine-host-root", p.nsmRoot,
 		"-kms", in.kmsRelay(), "-kms-region", in.aws, "-kms-roots", p.caFile,
 	}, p.enclaveFleet(in)...)}
 }

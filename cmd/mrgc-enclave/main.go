@@ -5,7 +5,9 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"flag"
 	"fmt"
@@ -19,12 +21,14 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/enclave"
+	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/fleetkey"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/kms"
 	"github.com/mrgc/mrgc/internal/lockdown"
 	"github.com/mrgc/mrgc/internal/nsm"
+	"github.com/mrgc/mrgc/internal/seal"
 	"github.com/mrgc/mrgc/internal/tenant"
 	"github.com/mrgc/mrgc/internal/vsock"
 )
@@ -61,6 +65,8 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	fleetKMS := flags.String("fleet-kms-key", "", "ARN of the KMS key of its seeds, whose policy is mrgc keys policy --fleet's")
 	fleetTable := flags.String("fleet-table", "", "ARN of its DynamoDB table, in this region")
 	dynamoDBAt := flags.String("dynamodb", "", "what to dial for DynamoDB: the parent's byte relay, vsock://3:5004")
+	engineHosts := flags.String("engine-hosts", "", "file, part of the measured image, of the measured host images on which alone the engine may run (as mrgc's docs/enclave.md says); needed for -mode nitro+attested-host; default: any")
+	engineHostRoots := flags.String("engine-host-root", "", "PEM file, part of the measured image, of the root of their attestation in place of Amazon's: for development")
 	model := flags.String("model", "", "model that the engine serves")
 	mode := flags.String("mode", "", "what protects the plaintext: process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc")
 	bodyBytes := flags.Int64("request-body-bytes", 8<<20, "largest sealed request: mrgc.yaml's limits.request_body_bytes")
@@ -92,9 +98,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
+	transport, err := engineTransport(self, *engine, *mode, *engineHosts, *engineHostRoots, logger)
+	if err != nil {
+		return err
+	}
 	service, err := enclave.New(ctx, enclave.Config{
 		Model: *model, Region: self.ID().Region, Mode: *mode,
-		NSM: security, Tenants: tenants, Engine: engineTransport(self, *engine), KMS: keys, Fleet: fleetKeys, Logger: logger,
+		NSM: security, Tenants: tenants, Engine: transport, KMS: keys, Fleet: fleetKeys, Logger: logger,
 		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent, CleanWithin: cleanWithin,
 	})
 	if err != nil {
@@ -184,14 +194,61 @@ func ofFleet(name, kmsKey, table, address, rootsPath string) (*enclave.Fleet, er
 }
 
 // engineTransport reaches the guard of this instance through the parent's byte
-// relay, under TLS that ends in the guard.
-func engineTransport(self *identity.Source, address string) http.RoundTripper {
+// relay, under TLS that ends in the guard; with host images, in one on a host of
+// those.
+func engineTransport(self *identity.Source, address, mode, hostsPath, rootPath string, log *slog.Logger) (http.RoundTripper, error) {
 	guard := identity.ID{Region: self.ID().Region, Instance: self.ID().Instance, Role: identity.RoleGuard}
 	dial := func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, address) }
+	isGuard := func(id identity.ID) bool { return id == guard }
+	var further []func(tls.ConnectionState) error
+	switch attested := mode == seal.ModeNitroAttestedHost || mode == seal.ModeNitroAttestedHostCC; {
+	case hostsPath != "":
+		policy, err := hostPolicy(hostsPath, rootPath)
+		if err != nil {
+			return nil, err
+		}
+		unchecked := self.DialTLS(dial, isGuard)
+		host, err := enclave.NewEngineHost(policy, func(ctx context.Context) (net.Conn, error) { return unchecked(ctx, "", "") }, log)
+		if err != nil {
+			return nil, err
+		}
+		further = append(further, host.VerifyConnection)
+	case attested:
+		return nil, fmt.Errorf("-mode %s without -engine-hosts: nothing would vouch for the host", mode)
+	}
 	return &http.Transport{
-		DialTLSContext:      self.DialTLS(dial, func(id identity.ID) bool { return id == guard }),
+		DialTLSContext:      self.DialTLS(dial, isGuard, further...),
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     30 * time.Second, // below the guard's own
 		DisableCompression:  true,
+	}, nil
+}
+
+// hostPolicy is which hosts the engine may run on.
+func hostPolicy(hostsPath, rootPath string) (policy attest.HostPolicy, err error) {
+	content, err := os.ReadFile(hostsPath)
+	if err != nil {
+		return policy, fmt.Errorf("-engine-hosts: %w", err)
 	}
+	if policy.Hosts, err = attest.ParseHosts(content); err != nil {
+		return policy, fmt.Errorf("-engine-hosts %s: %w", hostsPath, err)
+	}
+	policy.Roots = []*x509.Certificate{attest.AWSRoot()}
+	if rootPath == "" {
+		return policy, nil
+	}
+	content, err = os.ReadFile(rootPath)
+	if err != nil {
+		return policy, fmt.Errorf("-engine-host-root: %w", err)
+	}
+	block, _ := pem.Decode(content)
+	if block == nil {
+		return policy, fmt.Errorf("-engine-host-root %s: no certificate in PEM", rootPath)
+	}
+	root, err := x509.ParseCertificate(block.Bytes)
+	if err != nil {
+		return policy, fmt.Errorf("-engine-host-root %s: %w", rootPath, err)
+	}
+	policy.Roots = []*x509.Certificate{root}
+	return policy, nil
 }

@@ -1,14 +1,17 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"net"
 	"net/http"
 	"os"
+	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/mrgc/mrgc/engine"
+	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/lockdown"
 )
@@ -21,7 +24,7 @@ func engineCommand() *cobra.Command {
 socket, and the guard, which is the only way to it.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(engineServeCommand(), engineGuardCommand())
+	cmd.AddCommand(engineServeCommand(), engineGuardCommand(), softwareTPMCommand())
 	return cmd
 }
 
@@ -64,7 +67,7 @@ func engineServeCommand() *cobra.Command {
 }
 
 func engineGuardCommand() *cobra.Command {
-	var listen, upstream, identityAt string
+	var listen, upstream, identityAt, nitroTPM string
 	cmd := &cobra.Command{
 		Use:   "guard",
 		Short: "Guard an engine: mutual TLS, and an allow-list of paths by caller",
@@ -78,9 +81,15 @@ func engineGuardCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			var attestHost func(context.Context, []byte) ([]byte, error)
+			if command := strings.Fields(nitroTPM); len(command) > 0 {
+				attestHost = func(ctx context.Context, nonce []byte) ([]byte, error) {
+					return engine.NitroTPM(ctx, command, attest.VouchedKey(self.PublicKey()), nonce)
+				}
+			}
 			guard, err := engine.NewGuard(engine.GuardConfig{
-				Upstream: upstream,
-				TLS:      self.ServerTLS(func(id identity.ID) bool { return roleAt(self.ID(), id) != engine.RoleNone }),
+				Upstream: upstream, AttestHost: attestHost,
+				TLS: self.ServerTLS(func(id identity.ID) bool { return roleAt(self.ID(), id) != engine.RoleNone }),
 				Role: func(r *http.Request) engine.Role {
 					peer, _ := identity.Peer(r.TLS)
 					return roleAt(self.ID(), peer)
@@ -102,6 +111,7 @@ func engineGuardCommand() *cobra.Command {
 	f.StringVar(&listen, "listen", "127.0.0.1:8081", "where parent and enclave connect, by mutual TLS")
 	f.StringVar(&upstream, "upstream", "", "engine: unix:PATH or http://host:port")
 	f.StringVar(&identityAt, "identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	f.StringVar(&nitroTPM, "nitro-tpm-attest", "", "AWS's tool of this name, by which the host vouches for the guard to enclaves that want it\n(-engine-hosts); on an attestable AMI: /usr/bin/nitro-tpm-attest (default: it does not)")
 	required(cmd, "upstream", "identity")
 	return cmd
 }

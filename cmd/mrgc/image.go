@@ -27,7 +27,7 @@ func imageCommand() *cobra.Command {
 }
 
 func imageBuildCommand() *cobra.Command {
-	var kernel, modules, initPath, enclave, tenantsKey, roots, out string
+	var kernel, modules, initPath, enclave, tenantsKey, roots, engineHosts, out string
 	var config image.Config
 	var entry attest.Release
 	cmd := &cobra.Command{
@@ -49,6 +49,11 @@ that mrgc releases sign takes: the same parts give the same bytes, anywhere.`,
 			} {
 				if *part.into, err = os.ReadFile(part.path); err != nil {
 					return fmt.Errorf("--%s: %w", part.flag, err)
+				}
+			}
+			if engineHosts != "" {
+				if config.EngineHosts, err = os.ReadFile(engineHosts); err != nil {
+					return fmt.Errorf("--engine-hosts: %w", err)
 				}
 			}
 			if config.Modules, err = readModules(modules); err != nil {
@@ -79,6 +84,7 @@ that mrgc releases sign takes: the same parts give the same bytes, anywhere.`,
 	f.StringVar(&config.Model, "model", "", "model that the enclave serves")
 	f.StringVar(&tenantsKey, "tenants-key", "", "PEM file of the key that verifies lists of tenants")
 	f.StringVar(&roots, "identity-roots", "", "PEM file of the roots of the cluster's identities")
+	f.StringVar(&engineHosts, "engine-hosts", "", "JSON file of the measured host images on which alone the engine may run, which makes the mode nitro+attested-host (default: any)")
 	f.StringVar(&config.KMSRegion, "kms-region", "", "AWS region of the KMS that releases tenants' data keys (default: none is asked)")
 	f.StringVar(&config.Fleet.Name, "fleet", "", "fleet of enclaves to hold keys together with, for recipients of type fleet (default: none)")
 	f.StringVar(&config.Fleet.KMSKey, "fleet-kms-key", "", "ARN of the KMS key of its seeds (mrgc keys policy --fleet)")

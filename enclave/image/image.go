@@ -24,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 
+	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/eif"
 	"github.com/mrgc/mrgc/internal/seal"
@@ -61,6 +62,7 @@ type Config struct {
 	Model         string
 	TenantsKey    []byte // PEM
 	IdentityRoots []byte // PEM
+	EngineHosts   []byte // JSON of [attest.ParseHosts]: where alone the engine may run; nil: anywhere
 	KMSRegion     string // of AWS; empty: KMS is not asked
 	Fleet         Fleet  // without a name: of none
 	ParentCID     uint32 // default: [NitroParentCID]
@@ -87,13 +89,17 @@ func Build(c Config) (eif.Image, error) {
 	if err != nil {
 		return eif.Image{}, fmt.Errorf("enclave image: %w", err)
 	}
-	application, err := eif.Ramdisk(
-		eif.File{Path: "mrgc-enclave", Mode: 0o755, Content: c.Enclave},
-		eif.File{Path: "etc/mrgc/arguments", Mode: 0o644, Content: []byte(strings.Join(c.arguments(), "\n") + "\n")},
-		eif.File{Path: "etc/mrgc/parent-cid", Mode: 0o644, Content: fmt.Appendln(nil, c.parentCID())},
-		eif.File{Path: "etc/mrgc/tenants.pub", Mode: 0o644, Content: c.TenantsKey},
-		eif.File{Path: "etc/mrgc/identity-roots", Mode: 0o644, Content: c.IdentityRoots},
-	)
+	files := []eif.File{
+		{Path: "mrgc-enclave", Mode: 0o755, Content: c.Enclave},
+		{Path: "etc/mrgc/arguments", Mode: 0o644, Content: []byte(strings.Join(c.arguments(), "\n") + "\n")},
+		{Path: "etc/mrgc/parent-cid", Mode: 0o644, Content: fmt.Appendln(nil, c.parentCID())},
+		{Path: "etc/mrgc/tenants.pub", Mode: 0o644, Content: c.TenantsKey},
+		{Path: "etc/mrgc/identity-roots", Mode: 0o644, Content: c.IdentityRoots},
+	}
+	if c.EngineHosts != nil {
+		files = append(files, eif.File{Path: "etc/mrgc/engine-hosts.json", Mode: 0o644, Content: c.EngineHosts})
+	}
+	application, err := eif.Ramdisk(files...)
 	if err != nil {
 		return eif.Image{}, fmt.Errorf("enclave image: %w", err)
 	}
@@ -117,7 +123,10 @@ func (c Config) arguments() []string {
 	args := []string{
 		"-listen", "vsock://:" + strconv.Itoa(portRequests), "-engine", parent(portEngine), "-nsm", "device:/dev/nsm",
 		"-identity", parent(portIdentity), "-identity-roots", "/etc/mrgc/identity-roots",
-		"-tenants-key", "/etc/mrgc/tenants.pub", "-model", c.Model, "-mode", seal.ModeNitro,
+		"-tenants-key", "/etc/mrgc/tenants.pub", "-model", c.Model, "-mode", c.mode(),
+	}
+	if c.EngineHosts != nil {
+		args = append(args, "-engine-hosts", "/etc/mrgc/engine-hosts.json")
 	}
 	if c.KMSRegion != "" {
 		args = append(args, "-kms", parent(portKMS), "-kms-region", c.KMSRegion)
@@ -126,6 +135,15 @@ func (c Config) arguments() []string {
 		args = append(args, "-fleet", c.Fleet.Name, "-fleet-kms-key", c.Fleet.KMSKey, "-fleet-table", c.Fleet.Table, "-dynamodb", parent(portDynamoDB))
 	}
 	return args
+}
+
+// mode is what the enclave says of itself: with a host that is measured, nobody can
+// read what the engine sees.
+func (c Config) mode() string {
+	if c.EngineHosts != nil {
+		return seal.ModeNitroAttestedHost
+	}
+	return seal.ModeNitro
 }
 
 // metadata are in the form of AWS's tools (aws-nitro-enclaves-image-format,
@@ -162,6 +180,11 @@ func (c Config) check() error {
 	}
 	if c.Model == "" {
 		return errors.New("no model")
+	}
+	if c.EngineHosts != nil {
+		if _, err := attest.ParseHosts(c.EngineHosts); err != nil {
+			return err
+		}
 	}
 	if _, err := dsse.ParseVerificationKeys(c.TenantsKey); err != nil {
 		return fmt.Errorf("key that verifies tenants: %w", err)

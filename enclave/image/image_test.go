@@ -2,6 +2,7 @@ package image_test
 
 import (
 	"crypto/ed25519"
+	"encoding/json"
 	"encoding/pem"
 	"os"
 	"os/exec"
@@ -14,6 +15,7 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/enclave/image"
+	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/dsse"
 	"github.com/mrgc/mrgc/internal/eif"
 	"github.com/mrgc/mrgc/standin/devca"
@@ -58,6 +60,13 @@ func config(initProgram, enclave []byte) image.Config {
 	}
 }
 
+func engineHosts(name string) []byte {
+	GinkgoHelper()
+	text, err := json.Marshal([]attest.Host{{Name: name, PCRs: attest.PCRs{4: attest.ExtendedPCR([]byte(name)), 12: make([]byte, 48)}}})
+	Expect(err).NotTo(HaveOccurred())
+	return text
+}
+
 func tenantsKey() []byte {
 	GinkgoHelper()
 	_, key, err := ed25519.GenerateKey(nil)
@@ -99,6 +108,7 @@ var _ = Describe("The enclave's image", Ordered, func() {
 		Entry("the model", func(c *image.Config) { c.Model = "other" }),
 		Entry("who says who the tenants are", func(c *image.Config) { c.TenantsKey = tenantsKey() }),
 		Entry("who says who the guard is", func(c *image.Config) { c.IdentityRoots = config(program, program).IdentityRoots }),
+		Entry("on which hosts the engine may run", func(c *image.Config) { c.EngineHosts = engineHosts("a") }),
 		Entry("which KMS is asked", func(c *image.Config) { c.KMSRegion = "us-east-1" }),
 		Entry("whose fleet it is of", func(c *image.Config) {
 			c.KMSRegion, c.Fleet = "us-east-1", image.Fleet{Name: "prod", KMSKey: "arn:key", Table: "arn:table"}
@@ -117,6 +127,15 @@ var _ = Describe("The enclave's image", Ordered, func() {
 		Expect(string(built.Metadata)).To(ContainSubstring(`"ImageName":"n"`))
 	})
 
+	It("says that the host is attested when it sees to that", func() {
+		c := config(program, program)
+		c.EngineHosts = engineHosts("a")
+		built, err := image.Build(c)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(string(built.Ramdisks[1])).To(And(
+			ContainSubstring("-mode\nnitro+attested-host\n-engine-hosts\n/etc/mrgc/engine-hosts.json\n"), ContainSubstring(string(c.EngineHosts))))
+	})
+
 	DescribeTable("is not built", func(reason string, change func(*image.Config)) {
 		c := config(program, program)
 		change(&c)
@@ -124,6 +143,7 @@ var _ = Describe("The enclave's image", Ordered, func() {
 		Expect(err).To(MatchError(ContainSubstring(reason)))
 	},
 		Entry("without a kernel", "no kernel", func(c *image.Config) { c.Kernel = nil }),
+		Entry("with hosts of any kind", "PCR4 is missing", func(c *image.Config) { c.EngineHosts = []byte(`[{"name":"a","pcrs":{}}]`) }),
 		Entry("without a model", "no model", func(c *image.Config) { c.Model = "" }),
 		Entry("of a fleet whose key anybody could name", "a fleet needs", func(c *image.Config) {
 			c.KMSRegion, c.Fleet = "us-east-1", image.Fleet{Name: "prod", Table: "arn:table"}

@@ -56,6 +56,14 @@ type AWSCredentialsHeld struct {
 	AccessKeyID string `json:"access_key_id"` // empty: none yet
 }
 
+// PathHostAttestation is where an engine's guard has its host's NitroTPM vouch for
+// the key of the guard's certificate: POST of a nonce of [HostNonceBytes], answered
+// with the attestation document.
+const (
+	PathHostAttestation = "/host-attestation"
+	HostNonceBytes      = 32
+)
+
 // PathKeyReleases is where an enclave says which data keys it has had KMS release,
 // for its parent's audit log. The query says what the parent has: all up to the
 // sequence number "after" of the enclave that "enclave" names.

@@ -2,6 +2,7 @@ package attest
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -42,6 +43,14 @@ func (h Host) validate() error {
 		return errors.New("neither PCR12 nor PCR7 is there, without which the image's command line can be another")
 	}
 	return nil
+}
+
+// VouchedKey is the user data by which an instance's NitroTPM vouches for the key of
+// an engine's guard, which is given as its SubjectPublicKeyInfo in DER (RFC 5280,
+// section 4.1): the guard's process has made it, so who holds it runs there.
+func VouchedKey(publicKey []byte) []byte {
+	sum := sha256.Sum256(append([]byte("mrgc engine guard 1\n"), publicKey...))
+	return sum[:]
 }
 
 // HostPolicy is which instances a verifier trusts.

@@ -11,7 +11,7 @@ import (
 // a source of keys would be a different thing to trust.
 var allowedImports = []string{
 	"bytes", "embed", "encoding/hex", "encoding/json", "encoding/pem", "errors", "fmt", "io", "math", "regexp", "slices", "strings", "time",
-	"crypto/ecdsa", "crypto/elliptic", "crypto/sha512", "crypto/subtle", "crypto/x509",
+	"crypto/ecdsa", "crypto/elliptic", "crypto/sha256", "crypto/sha512", "crypto/subtle", "crypto/x509",
 	"github.com/fxamacker/cbor/v2", "github.com/veraison/go-cose",
 }
 

@@ -114,6 +114,9 @@ func (s *Source) certificate() *tls.Certificate {
 	return s.cert
 }
 
+// PublicKey is the key of the current certificate, as its SubjectPublicKeyInfo in DER.
+func (s *Source) PublicKey() []byte { return s.certificate().Leaf.RawSubjectPublicKeyInfo }
+
 // ServerTLS admits clients whose identity satisfies allow.
 func (s *Source) ServerTLS(allow func(ID) bool) *tls.Config {
 	return &tls.Config{
@@ -146,10 +149,21 @@ func (s *Source) ClientTLS(expect func(ID) bool) *tls.Config {
 }
 
 // DialTLS makes of dial, which connects to something that has no host and port,
-// the function that an [http.Transport] of HTTP/1.1 takes as DialTLSContext.
-func (s *Source) DialTLS(dial func(context.Context) (net.Conn, error), expect func(ID) bool) func(ctx context.Context, network, addr string) (net.Conn, error) {
+// the function that an [http.Transport] of HTTP/1.1 takes as DialTLSContext. Further
+// checks are asked once the server is who it should be.
+func (s *Source) DialTLS(dial func(context.Context) (net.Conn, error), expect func(ID) bool, further ...func(tls.ConnectionState) error) func(ctx context.Context, network, addr string) (net.Conn, error) {
 	config := s.ClientTLS(expect)
 	config.NextProtos = []string{"http/1.1"}
+	verify := config.VerifyConnection
+	config.VerifyConnection = func(cs tls.ConnectionState) error {
+		err := verify(cs)
+		for _, check := range further {
+			if err == nil {
+				err = check(cs)
+			}
+		}
+		return err
+	}
 	return func(ctx context.Context, _, _ string) (net.Conn, error) {
 		raw, err := dial(ctx)
 		if err != nil {

@@ -2,6 +2,7 @@ package softnsm
 
 import (
 	"crypto/rand"
+	"crypto/sha512"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/hex"
@@ -51,10 +52,14 @@ func newSigner(c Config) (*signer, error) {
 	if id == "" {
 		id = "unknown"
 	}
+	kind := "-enc"
+	if c.Host != nil {
+		kind = "-tpm"
+	}
 	suffix := "." + c.Region + ".aws.nitro-enclaves"
 	s := &signer{
 		now:      c.Now,
-		moduleID: id + "-enc" + randomHex(),
+		moduleID: id + kind + randomHex(),
 		region:   c.Region,
 		bundle:   [][]byte{c.Root.cert.Raw},
 		instance: c.Root.authority,
@@ -101,7 +106,8 @@ type payload struct {
 	ModuleID    string                  `cbor:"module_id"`
 	Digest      string                  `cbor:"digest"`
 	Timestamp   uint64                  `cbor:"timestamp"` // milliseconds since 1970
-	PCRs        map[int]attest.HexBytes `cbor:"pcrs"`
+	PCRs        map[int]attest.HexBytes `cbor:"pcrs,omitempty"`
+	HostPCRs    map[int]attest.HexBytes `cbor:"nitrotpm_pcrs,omitempty"` // of an instance's NitroTPM
 	Certificate []byte                  `cbor:"certificate"`
 	CABundle    [][]byte                `cbor:"cabundle"`
 	PublicKey   []byte                  `cbor:"public_key"`
@@ -111,30 +117,32 @@ type payload struct {
 
 // bankSize is how many registers a document shows; those without a value are
 // zero, as on AWS.
-const bankSize = 16
+const (
+	bankSize     = 16
+	hostBankSize = 24 // of a TPM
+)
 
-func (s *signer) document(pcrs attest.PCRs, r nsm.Request) ([]byte, error) {
+// bank fills up what has a value.
+func bank(pcrs attest.PCRs, size int) attest.PCRs {
+	all := make(attest.PCRs, size)
+	for i := range size {
+		all[i] = make([]byte, sha512.Size384)
+		copy(all[i], pcrs[i])
+	}
+	return all
+}
+
+// document signs what a request wants in it, and the registers of content.
+func (s *signer) document(content payload, r nsm.Request) ([]byte, error) {
 	now := s.now()
 	leaf, err := s.currentLeaf(now)
 	if err != nil {
 		return nil, err
 	}
-	bank := make(attest.PCRs, bankSize)
-	for i := range bankSize {
-		bank[i] = make([]byte, len(pcrs[0]))
-		copy(bank[i], pcrs[i])
-	}
-	content, err := cbor.Marshal(payload{
-		ModuleID:    s.moduleID,
-		Digest:      "SHA384",
-		Timestamp:   uint64(now.UnixMilli()),
-		PCRs:        bank,
-		Certificate: leaf.cert.Raw,
-		CABundle:    s.bundle,
-		PublicKey:   r.PublicKey,
-		UserData:    r.UserData,
-		Nonce:       r.Nonce,
-	})
+	content.ModuleID, content.Digest, content.Timestamp = s.moduleID, "SHA384", uint64(now.UnixMilli())
+	content.Certificate, content.CABundle = leaf.cert.Raw, s.bundle
+	content.PublicKey, content.UserData, content.Nonce = r.PublicKey, r.UserData, r.Nonce
+	encoded, err := cbor.Marshal(content)
 	if err != nil {
 		return nil, fmt.Errorf("encode document: %w", err)
 	}
@@ -143,7 +151,7 @@ func (s *signer) document(pcrs attest.PCRs, r nsm.Request) ([]byte, error) {
 		return nil, fmt.Errorf("sign document: %w", err)
 	}
 	headers := cose.Headers{Protected: cose.ProtectedHeader{cose.HeaderLabelAlgorithm: cose.AlgorithmES384}}
-	signed, err := cose.Sign1Untagged(rand.Reader, key, headers, content, nil)
+	signed, err := cose.Sign1Untagged(rand.Reader, key, headers, encoded, nil)
 	if err != nil {
 		return nil, fmt.Errorf("sign document: %w", err)
 	}

@@ -60,6 +60,9 @@ type Config struct {
 	InstanceID string
 	// Role is the parent instance's role: PCR3. Empty: PCR3 is zero.
 	Role string
+	// Host has the module stand for the instance's NitroTPM instead: its documents
+	// show these registers, which nothing has measured, to whoever asks.
+	Host attest.PCRs
 	// Now is the clock. nil: time.Now.
 	Now func() time.Time
 	// Logger is told about requests that fail. nil: nobody is.
@@ -72,6 +75,7 @@ type Module struct {
 	measurer measurer
 	signer   *signer
 	parent   attest.PCRs // PCR3 and PCR4
+	host     attest.PCRs // nil: it is an enclave's
 	log      *slog.Logger
 }
 
@@ -94,7 +98,7 @@ func New(c Config) (*Module, error) {
 	if c.InstanceID != "" {
 		parent[4] = attest.ExtendedPCR([]byte(c.InstanceID))
 	}
-	return &Module{signer: s, parent: parent, log: c.Logger}, nil
+	return &Module{signer: s, parent: parent, host: c.Host, log: c.Logger}, nil
 }
 
 // Serve answers requests on a Unix listener, one for each connection, until ctx
@@ -156,6 +160,9 @@ func (m *Module) attest(conn net.Conn, message []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	if m.host != nil {
+		return m.Document(request)
+	}
 	pcrs, err := m.measurer.peer(conn)
 	if err != nil {
 		return nil, err
@@ -163,5 +170,13 @@ func (m *Module) attest(conn net.Conn, message []byte) ([]byte, error) {
 	for i, v := range m.parent {
 		pcrs[i] = v
 	}
-	return m.signer.document(pcrs, request)
+	return m.signer.document(payload{PCRs: bank(pcrs, bankSize)}, request)
+}
+
+// Document makes one as an instance's NitroTPM, of a module that stands for it.
+func (m *Module) Document(request nsm.Request) ([]byte, error) {
+	if m.host == nil {
+		return nil, errors.New("software NSM: documents of enclaves are for those that connect, whom it measures")
+	}
+	return m.signer.document(payload{HostPCRs: bank(m.host, hostBankSize)}, request)
 }
