@@ -27,6 +27,10 @@ type Receipt struct {
 	VerifiedAt  time.Time `json:"verified_at"` // when the attestation was verified: documents age within minutes
 }
 
+// SaltID names the salt of a receipt's request: answers with the same one may
+// have been made from one cache, those with different ones were not.
+type SaltID = seal.SaltID
+
 // ErrNoReceipt is an answer without the receipt that the policy requires.
 var ErrNoReceipt = errors.New("the answer has no receipt")
 

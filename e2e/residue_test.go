@@ -92,6 +92,7 @@ var _ = Describe("A request", func() {
 		for _, line := range []string{
 			`release +1 \(local build\) +attested`, `request +` + strings.TrimSuffix(filepath.Base(files[0]), ".json") + ` +enclave-verified`,
 			`output tokens +4 +host-asserted`, `last wash +none .* +host-asserted`,
+			`cache salt +[0-9a-f]{32} +enclave-verified`, `cache kept apart by +none +host-asserted`,
 		} {
 			Expect(printed).To(MatchRegexp(`(?m)^` + line + `$`))
 		}

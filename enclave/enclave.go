@@ -5,7 +5,9 @@
 // (served as /recipients); as one of a [Fleet] it holds keys together with others,
 // too. A request that arrives is opened, checked and recorded
 // against replay; its JSON is written anew and sent to the engine's guard over
-// the enclave's own mutual TLS; the answer is sealed chunk by chunk as it comes.
+// the enclave's own mutual TLS, with a salt that keeps its prompt from being found
+// in the engine's cache by anybody else; the answer is sealed chunk by chunk as it
+// comes.
 //
 // What surrounds the enclave is hostile to it: limits hold before any work is
 // done, everything that cannot be opened gets one and the same answer, and
@@ -69,6 +71,7 @@ type Enclave struct {
 	replays *seal.ReplaySet
 	slots   chan struct{}
 
+	salts    saltSecret
 	releases keyReleases // of data keys, by KMS
 	fleet    *fleetKeys  // nil: of no fleet
 	host     hostSays
@@ -115,6 +118,10 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 		replays: seal.NewReplaySet(config.ReplayCapacity),
 		slots:   make(chan struct{}, config.ConcurrentRequests),
 		cleaner: newCleaner(&config),
+	}
+	var err error
+	if e.salts, err = newSaltSecret(config.Rand); err != nil {
+		return nil, err
 	}
 	if config.Fleet != nil {
 		e.fleet = newFleetKeys(e)

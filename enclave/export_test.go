@@ -77,3 +77,11 @@ func ForgetFailure(h *EngineHost) {
 	defer h.mu.Unlock()
 	h.last = time.Time{}
 }
+
+// Salt is what an enclave with that secret derives: the salt as engines get it,
+// and its id.
+func Salt(secret [32]byte, tenant string, cacheSecret, own []byte) (text string, id seal.SaltID) {
+	s := saltSecret(secret)
+	salted := s.of(tenant, cacheSecret, own)
+	return salted.text(), salted.id()
+}

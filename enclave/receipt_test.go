@@ -37,10 +37,12 @@ var _ = Describe("A receipt", func() {
 		Expect(a.err).NotTo(HaveOccurred())
 		receipt, err := keys[0].VerifyReceipt(a.end.Receipt)
 		Expect(err).NotTo(HaveOccurred())
+		Expect(receipt.Enclave.SaltID).NotTo(BeZero())
 		Expect(receipt).To(Equal(seal.Receipt{
 			Enclave: seal.EnclaveVerified{
 				ClaimsSHA256: keys[0].ClaimsDigest(), RequestID: sealed.Headers.RequestID, Operation: seal.OpChatCompletions, Model: model,
 				RequestSHA256: sha256.Sum256([]byte(chat)), Status: 200, ResponseSHA256: sha256.Sum256([]byte(said)), EndedAt: r.clock.Now(),
+				SaltID: receipt.Enclave.SaltID,
 			},
 			Host: seal.HostAsserted{ModelVersion: "v3", PromptTokens: 3, OutputTokens: 4, LastWash: wash},
 		}))

@@ -24,7 +24,7 @@ const maxDepth = 64
 // that reach beyond one request (slots, caches, adapters, files).
 var commonFields = []string{
 	"model", "stream", "stream_options", "max_tokens", "temperature", "top_p", "top_k", "min_p", "n", "stop", "seed",
-	"presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "user",
+	"presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "user", "cache_salt",
 }
 
 var fieldsOf = map[seal.Operation]map[string]bool{
@@ -33,9 +33,9 @@ var fieldsOf = map[seal.Operation]map[string]bool{
 	seal.OpCompletions: fieldSet("prompt", "suffix", "echo", "best_of", "logprobs"),
 }
 
-// unforwarded are the accepted fields that identify people or ask for storage.
-// The engine has no use for them.
-var unforwarded = []string{"user", "metadata", "store", "safety_identifier"}
+// unforwarded are the accepted fields that identify people or ask for storage,
+// for which the engine has no use, and the salt, which the enclave makes itself.
+var unforwarded = []string{"user", "metadata", "store", "safety_identifier", "cache_salt"}
 
 func fieldSet(more ...string) map[string]bool {
 	set := make(map[string]bool, len(commonFields)+len(more))
@@ -51,6 +51,7 @@ type engineRequest struct {
 	stream     bool
 	usageAsked bool         // by the enclave alone: the tenant does not expect the event that reports it
 	size       size.Buckets // what its Mrgc-Size header must say
+	ownSalt    []byte       // the tenant's own cache_salt; nil: none
 }
 
 // checkSize compares what the client declared to those who route the request
@@ -106,6 +107,9 @@ func checkRequest(op seal.Operation, model string, body []byte) (engineRequest, 
 	request := engineRequest{stream: stream, size: size.Of(fields)}
 	request.usageAsked = stream && askForUsage(fields)
 	var err error
+	if request.ownSalt, err = ownSalt(fields); err != nil {
+		return bad("%v", err)
+	}
 	if request.body, err = rewrite(fields); err != nil {
 		return bad("the request cannot be written as JSON")
 	}

@@ -217,7 +217,9 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 		return result{outcome: api.OutcomeRejected}, refuse(answer, refused)
 	}
 	request, refused := checkRequest(opened.Operation, opened.Model, opened.Payload.Body)
-	opened.Payload.Wipe() // what goes on is in request
+	salted := e.salts.of(opened.Tenant, opened.Payload.CacheSecret, request.ownSalt)
+	clear(request.ownSalt)
+	opened.Payload.Wipe() // what goes on is in request and salted
 	if refused == nil {
 		refused = request.checkSize(opened.Size)
 	}
@@ -225,7 +227,10 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 		clear(request.body)
 		return result{outcome: api.OutcomeRejected}, refuse(answer, refused)
 	}
-	resp, err := e.askEngine(ctx, opened.Operation, request.body)
+	resp, err := e.askEngine(ctx, opened.Operation, request.body, &salted)
+	if !errors.Is(err, errNotRun) {
+		answer.receipt.Enclave.SaltID = salted.id()
+	}
 	if err != nil {
 		if ctx.Err() != nil {
 			return done, ctx.Err()
@@ -238,6 +243,7 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 		return done, refuse(answer, errEngineUnreachable())
 	}
 	defer resp.Body.Close()
+	answer.receipt.Host.Cache = cacheSaid(resp.Header.Get(api.HeaderCache))
 	done.outcome = outcomeOf(resp.StatusCode)
 	if !framed(resp) {
 		done.outcome = api.OutcomeFailed
@@ -289,7 +295,7 @@ func (e *Enclave) admit(opened *seal.Opened) *api.Error {
 
 // askEngine sends a request to the engine and waits for the head of its answer.
 // body is wiped when it returns: the engine has it then, or never will.
-func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body []byte) (*http.Response, error) {
+func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body []byte, salted *salt) (*http.Response, error) {
 	secret := &secretBody{bytes: body}
 	defer secret.wipe()
 	var connected atomic.Bool
@@ -301,6 +307,7 @@ func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body 
 	}
 	req.ContentLength, req.GetBody = int64(len(body)), secret.open
 	req.Header.Set("Content-Type", "application/json")
+	req.Header.Set(api.HeaderCacheSalt, salted.text())
 	resp, err := e.config.Engine.RoundTrip(req)
 	switch {
 	case err != nil && connected.Load():

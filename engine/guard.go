@@ -1,8 +1,10 @@
 package engine
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -15,6 +17,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/engineload"
 )
 
 // Role is what a caller of the guard may do.
@@ -69,6 +72,11 @@ type GuardConfig struct {
 	// Role says who sent a request, from the verified certificate in its TLS
 	// state.
 	Role func(*http.Request) Role
+	// Cache is how tenants are kept apart in the engine's prefix cache, one of
+	// [Caches]; empty means none: then the engine must reuse no prompts.
+	Cache string
+	// Slots is how many the engine has, for the cache of that name.
+	Slots int
 	// MaxBodyBytes is the most that a request's body may have; 0 means
 	// DefaultMaxBodyBytes.
 	MaxBodyBytes int64
@@ -86,11 +94,14 @@ type GuardConfig struct {
 // Guard passes the requests that a caller's role allows to an engine, and its
 // answers back, as they come. Content-Type, Content-Length, Accept and (on the
 // way back) Retry-After are the only headers that go through, in either
-// direction; trailers, interim responses and upgrades do not. An answer that
+// direction; trailers, interim responses and upgrades do not. It adds to a
+// completion what keeps its prompt from being found in the engine's cache by
+// others, and says on the answer how ([api.HeaderCache]). An answer that
 // the engine did not finish ends in a broken stream, never in one that looks
 // complete. It is safe for concurrent use.
 type Guard struct {
 	cfg      GuardConfig
+	cache    cache
 	base     string // scheme and host of the upstream URL
 	upstream *http.Transport
 	log      *slog.Logger
@@ -112,7 +123,12 @@ func NewGuard(cfg GuardConfig) (*Guard, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	cfg.Cache = cmp.Or(cfg.Cache, api.CacheNone)
 	g := &Guard{cfg: cfg, log: cfg.Logger}
+	var err error
+	if g.cache, err = newCache(cfg.Cache, cfg.Slots, g.countSlots); err != nil {
+		return nil, err
+	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	g.upstream = &http.Transport{
 		DialContext:        dialer.DialContext,
@@ -197,14 +213,24 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.tooLarge().Write(w)
 		return
 	}
-	resp, err := g.ask(w, r, path)
+	body, err := g.enter(w, r)
+	if err != nil {
+		outcome = g.notEntered(w, r, err)
+		return
+	}
+	end := endRefused
+	defer func() { body.leave(end) }()
+	resp, err := g.ask(r, path, body)
 	if err == nil && path == "/health" && resp.StatusCode == http.StatusNotFound {
 		// Health is not part of OpenAI's API; an engine that lists its models is
 		// there.
 		_ = resp.Body.Close()
-		resp, err = g.ask(w, r, "/v1/models")
+		resp, err = g.ask(r, "/v1/models", body)
 	}
 	if err != nil {
+		if !notDialled(err) {
+			end = endVanished
+		}
 		if r.Context().Err() != nil {
 			outcome = "caller gone"
 			panic(http.ErrAbortHandler)
@@ -218,25 +244,78 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode == http.StatusOK {
+		end = endBegun
+	}
+	switch r.Method {
+	case http.MethodPost:
+		w.Header().Set(api.HeaderCache, g.cfg.Cache)
+	default:
+		g.addQueue(path, resp)
+	}
 	if err := pass(w, resp); err != nil {
 		panic(http.ErrAbortHandler) // a whole-looking end would be a lie
 	}
 	outcome = "complete"
 }
 
+// enter prepares a request for the engine; one without a body needs nothing.
+func (g *Guard) enter(w http.ResponseWriter, r *http.Request) (*entry, error) {
+	if r.Method != http.MethodPost {
+		return &entry{leave: func(ending) {}}, nil
+	}
+	return g.cache.enter(r.Context(), r.Header.Get(api.HeaderCacheSalt), http.MaxBytesReader(w, r.Body, g.cfg.MaxBodyBytes), r.ContentLength)
+}
+
+// notEntered answers a request that did not get as far as the engine, and gives
+// the outcome.
+func (g *Guard) notEntered(w http.ResponseWriter, r *http.Request, err error) (outcome string) {
+	var tooLarge *http.MaxBytesError
+	var e *api.Error
+	switch {
+	case errors.As(err, &tooLarge):
+		e = g.tooLarge()
+	case errors.Is(err, errSalt), errors.Is(err, errBody):
+		e = api.Errorf(http.StatusBadRequest, "invalid_request", "%v", err)
+	case errors.Is(err, errSlots):
+		g.log.Error("no request is passed on", "error", err)
+		fallthrough
+	case notDialled(err):
+		e = errUnavailable()
+		w.Header().Set(api.HeaderNotRun, "1")
+	default: // the caller's body ended early, or the caller has gone while it waited
+		panic(http.ErrAbortHandler)
+	}
+	e.Write(w)
+	return e.Code
+}
+
+// addQueue adds who waits here to the engine's own metrics, which do not have them.
+func (g *Guard) addQueue(path string, resp *http.Response) {
+	if path != "/metrics" || resp.StatusCode != http.StatusOK || g.cfg.Cache != api.CacheSlots {
+		return
+	}
+	resp.Header.Del("Content-Length")
+	waiting := fmt.Sprintf("\n# TYPE %[1]s gauge\n%[1]s %[2]d\n", engineload.GuardWaiting, g.cache.queued())
+	resp.Body = struct {
+		io.Reader
+		io.Closer
+	}{io.MultiReader(resp.Body, strings.NewReader(waiting)), resp.Body}
+}
+
 // ask sends the request to the engine, with what of it may go there. The
 // engine's request ends with the caller's.
-func (g *Guard) ask(w http.ResponseWriter, r *http.Request, path string) (*http.Response, error) {
+func (g *Guard) ask(r *http.Request, path string, entered *entry) (*http.Response, error) {
 	var body io.Reader
-	if r.Method == http.MethodPost {
-		body = http.MaxBytesReader(w, r.Body, g.cfg.MaxBodyBytes)
+	if entered.body != nil {
+		body = entered.body
 	}
 	out, err := http.NewRequestWithContext(r.Context(), r.Method, g.base+path, body)
 	if err != nil {
 		return nil, err
 	}
 	if body != nil {
-		out.ContentLength = r.ContentLength
+		out.ContentLength = entered.length
 	}
 	copyHeaders(out.Header, r.Header, "Content-Type", "Accept")
 	out.Header.Set("User-Agent", "") // else net/http names itself
@@ -263,13 +342,43 @@ func (g *Guard) failure(err error) *api.Error {
 	if errors.As(err, &tooLarge) {
 		return g.tooLarge()
 	}
-	var network *net.OpError
-	if errors.As(err, &network) && network.Op == "dial" {
-		e := api.Errorf(http.StatusServiceUnavailable, codeUnavailable, "the engine is not running or is still starting: try again")
-		e.RetryAfter = time.Second
-		return e
+	if notDialled(err) {
+		return errUnavailable()
 	}
 	return api.Errorf(http.StatusBadGateway, "engine_failed", "the engine broke off before it answered")
+}
+
+func errUnavailable() *api.Error {
+	e := api.Errorf(http.StatusServiceUnavailable, codeUnavailable, "the engine is not running or is still starting: try again")
+	e.RetryAfter = time.Second
+	return e
+}
+
+// countSlots asks llama.cpp.
+func (g *Guard) countSlots(ctx context.Context) (int, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, g.base+"/props", nil)
+	if err != nil {
+		return 0, err
+	}
+	resp, err := g.upstream.RoundTrip(req)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	var props struct {
+		Slots int `json:"total_slots"`
+	}
+	const most = 4 << 20 // the chat template is in it, too
+	if err := json.NewDecoder(io.LimitReader(resp.Body, most)).Decode(&props); err != nil || resp.StatusCode != http.StatusOK {
+		return 0, fmt.Errorf("%w: it does not say how many, and is no llama.cpp", errSlots)
+	}
+	return props.Slots, nil
+}
+
+// notDialled says that the engine could not be asked at all.
+func notDialled(err error) bool {
+	var network *net.OpError
+	return errors.As(err, &network) && network.Op == "dial"
 }
 
 func (g *Guard) tooLarge() *api.Error {

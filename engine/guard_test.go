@@ -3,6 +3,7 @@ package engine_test
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"fmt"
@@ -82,7 +83,8 @@ func newGuardedBy(upstream http.HandlerFunc, config engine.GuardConfig) *guarded
 		DeferCleanup(server.Close)
 	}
 	g := &guarded{ca: newAuthority(), logs: &logs{}}
-	config.Upstream, config.TLS, config.Role, config.ShutdownGrace = "unix:"+socket, g.ca.server(), roleByURI, 100*time.Millisecond
+	config.Upstream = cmp.Or(config.Upstream, "unix:"+socket)
+	config.TLS, config.Role, config.ShutdownGrace = g.ca.server(), roleByURI, 100*time.Millisecond
 	config.Logger = slog.New(slog.NewTextHandler(g.logs, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	guard, err := engine.NewGuard(config)
 	Expect(err).NotTo(HaveOccurred())
@@ -233,13 +235,13 @@ var _ = Describe("Guard: what goes through", func() {
 			w.Header().Set(http.TrailerPrefix+"X-Late", "x")
 		}, 0)
 		resp, err := g.do(ctx, enclaveID, major, "POST", chat, strings.NewReader("hello"),
-			"Content-Type", "application/json", "Accept", "text/event-stream", "Authorization", "Bearer x", "Cookie", "x", "X-Forwarded-For", "x", "Te", "trailers", "Mrgc-Tenant", "x", "Accept-Encoding", "gzip")
+			"Content-Type", "application/json", "Accept", "text/event-stream", "Authorization", "Bearer x", "Cookie", "x", "X-Forwarded-For", "x", "Te", "trailers", "Mrgc-Tenant", "x", api.HeaderCacheSalt, "x", "Accept-Encoding", "gzip")
 		Expect(err).NotTo(HaveOccurred())
 		Expect(resp).To(HaveHTTPStatus(http.StatusTeapot))
 		Expect(io.ReadAll(resp.Body)).To(BeEquivalentTo("hello"))
 		Expect(<-seen).To(Equal(http.Header{"Content-Type": {"application/json"}, "Accept": {"text/event-stream"}, "Content-Length": {"5"}, "Connection": {"close"}}))
 		resp.Header.Del("Date")
-		Expect(resp.Header).To(Equal(http.Header{"Content-Type": {"text/plain"}, "Retry-After": {"3"}}))
+		Expect(resp.Header).To(Equal(http.Header{"Content-Type": {"text/plain"}, "Retry-After": {"3"}, api.HeaderCache: {"none"}}))
 		Expect(resp.Trailer).To(BeEmpty())
 	}, both(""))
 

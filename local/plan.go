@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"github.com/mrgc/mrgc/envoy"
+	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 )
@@ -288,7 +289,24 @@ func (p *plan) guard(in instance, token string) process {
 	return process{name: "guard-" + in.id, rank: rankGuard, env: []string{token}, args: []string{
 		p.bin("mrgc"), "engine", "guard", "--listen", in.guard, "--upstream", in.engine, "--identity", "unix:" + p.caSocket,
 		"--nitro-tpm-attest", p.bin("mrgc") + " engine software-nitro-tpm-attest --socket " + in.tpm,
+		"--cache", p.cache(),
 	}}
+}
+
+// cache is how an engine's prefix cache keeps tenants apart. Slots have one guard:
+// a llama.cpp that several instances share keeps no prompts, nor may an engine
+// that is not known here.
+func (p *plan) cache() string {
+	switch {
+	case p.options.EngineURL != "":
+		return api.CacheNone
+	case p.options.Engine == EngineSim:
+		return api.CacheSalt
+	case p.options.sharesEngine() && len(p.instances()) > 1:
+		return api.CacheNone
+	default:
+		return api.CacheSlots
+	}
 }
 
 func (p *plan) enclave(in instance, token string) process {

@@ -56,7 +56,7 @@ var _ = Describe("Help", func() {
 		Entry(nil, "engine", "serve", "guard"),
 		Entry(nil, "engine serve", "--kind", "--socket", "--model-name", "--model ", "--python-path", "--slots", "--context-tokens",
 			"--threads", "--first-token", "--per-token", "--profile", "--kv-blocks", "--speed", "--slowness", "--fail-share", "--listen"),
-		Entry(nil, "engine guard", "--listen", "--upstream", "--identity"),
+		Entry(nil, "engine guard", "--listen", "--upstream", "--identity", "--cache", "--slots"),
 	)
 })
 
@@ -74,7 +74,7 @@ var _ = Describe("A command", func() {
 		Entry("engine serve: a name", "engine serve --socket x", `required flag(s) "model-name" not set`),
 		Entry("engine serve: somewhere to listen", "engine serve --model-name x", "at least one of the flags in the group [socket listen] is required"),
 		Entry("engine serve: one place to listen", "engine serve --model-name x --socket x --listen x", "none of the others can be"),
-		Entry("engine guard: an engine and an identity", "engine guard", `required flag(s) "identity", "upstream" not set`),
+		Entry("engine guard: an engine, its cache, and an identity", "engine guard", `required flag(s) "cache", "identity", "upstream" not set`),
 		Entry("tenants add: a name", "tenants add", "accepts 1 arg(s), received 0"),
 		Entry("tenants sign: a key", "tenants sign", `required flag(s) "key" not set`),
 		Entry("tenants list: a key for what is signed", "tenants list --signed x", "they must all be set"),

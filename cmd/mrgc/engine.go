@@ -67,7 +67,8 @@ func engineServeCommand() *cobra.Command {
 }
 
 func engineGuardCommand() *cobra.Command {
-	var listen, upstream, identityAt, nitroTPM string
+	var listen, upstream, identityAt, nitroTPM, cache string
+	var slots int
 	cmd := &cobra.Command{
 		Use:   "guard",
 		Short: "Guard an engine: mutual TLS, and an allow-list of paths by caller",
@@ -88,7 +89,7 @@ func engineGuardCommand() *cobra.Command {
 				}
 			}
 			guard, err := engine.NewGuard(engine.GuardConfig{
-				Upstream: upstream, AttestHost: attestHost,
+				Upstream: upstream, Cache: cache, Slots: slots, AttestHost: attestHost,
 				TLS: self.ServerTLS(func(id identity.ID) bool { return roleAt(self.ID(), id) != engine.RoleNone }),
 				Role: func(r *http.Request) engine.Role {
 					peer, _ := identity.Peer(r.TLS)
@@ -112,7 +113,11 @@ func engineGuardCommand() *cobra.Command {
 	f.StringVar(&upstream, "upstream", "", "engine: unix:PATH or http://host:port")
 	f.StringVar(&identityAt, "identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
 	f.StringVar(&nitroTPM, "nitro-tpm-attest", "", "AWS's tool of this name, by which the host vouches for the guard to enclaves that want it\n(-engine-hosts); on an attestable AMI: /usr/bin/nitro-tpm-attest (default: it does not)")
-	required(cmd, "upstream", "identity")
+	f.StringVar(&cache, "cache", "", `how tenants are kept apart in the engine's prefix cache: salt (vLLM, simulator: each prompt is found under its
+tenant's salt only), slots (llama.cpp: each slot is reused under one salt only), or none (an engine that reuses no
+prompts: one that does shows tenants each other's prompts by its timing)`)
+	f.IntVar(&slots, "slots", 4, "slots of that engine, for --cache slots")
+	required(cmd, "upstream", "identity", "cache")
 	return cmd
 }
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
@@ -92,10 +93,6 @@ func writeStatement(w io.Writer, s client.Statement) error {
 	if h.LastWash.ID != "" {
 		wash = h.LastWash.ID + ", ended " + h.LastWash.EndedAt.Format(time.RFC3339)
 	}
-	version := h.ModelVersion
-	if version == "" {
-		version = "not told"
-	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	for _, row := range [][3]string{
 		{"release", fmt.Sprintf("%d (%s)", s.Release.Version, s.Release.Name), "attested"},
@@ -109,7 +106,9 @@ func writeStatement(w io.Writer, s client.Statement) error {
 		{"status", fmt.Sprint(e.Status), enclave},
 		{"response sha256", hex.EncodeToString(e.ResponseSHA256[:]), enclave},
 		{"ended", e.EndedAt.Format(time.RFC3339), enclave},
-		{"model version", version, host},
+		{"cache salt", saltID(e.SaltID), enclave},
+		{"cache kept apart by", orNotTold(h.Cache), host},
+		{"model version", orNotTold(h.ModelVersion), host},
 		{"prompt tokens", fmt.Sprint(h.PromptTokens), host},
 		{"output tokens", fmt.Sprint(h.OutputTokens), host},
 		{"last wash", wash, host},
@@ -118,6 +117,16 @@ func writeStatement(w io.Writer, s client.Statement) error {
 	}
 	return table.Flush()
 }
+
+// saltID names the salt; two answers with the same one may share a cache.
+func saltID(id client.SaltID) string {
+	if id == (client.SaltID{}) {
+		return "none: the engine was not asked"
+	}
+	return id.String()
+}
+
+func orNotTold(what string) string { return cmp.Or(what, "not told") }
 
 // keepReceipts writes each receipt into a directory, as REQUEST_ID.json, readable
 // by its owner alone.

@@ -205,7 +205,7 @@ func (h *host) startParts(authority *devca.Authority, path string) {
 	guard := freeAddress()
 	h.address = freeAddress()
 	start(exec.Command(bin("mrgc"), "engine", "serve", "--kind", "sim", "--socket", h.path("engine.sock"), "--model-name", model))
-	start(exec.Command(bin("mrgc"), "engine", "guard", "--listen", guard, "--upstream", "unix:"+h.path("engine.sock"), "--identity", "unix:"+h.path("ca.sock")),
+	start(exec.Command(bin("mrgc"), "engine", "guard", "--listen", guard, "--upstream", "unix:"+h.path("engine.sock"), "--cache", "salt", "--identity", "unix:"+h.path("ca.sock")),
 		h.grant("MRGC_IDENTITY_TOKEN", identity.RoleGuard, h.authority))
 	start(exec.Command(bin("mrgc-parent"), "-config", h.path("mrgc.yaml"), "-zone", "use1-az1", "-listen", h.address, "-enclave", "unix:"+h.path("vm")+":5000",
 		"-engine-relay", "unix:"+h.path("vm_5001"), "-identity-relay", "unix:"+h.path("vm_5003"), "-enclave-authority", "unix:"+path,

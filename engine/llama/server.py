@@ -39,7 +39,7 @@ p.use_jinja = True  # templates, tools and JSON mode
 # No memory of past prompts: neither in host memory, where the default keeps
 # 8 GiB of them, nor, as llama.cpp knows no salt, as a prefix to be reused for
 # somebody else's request. The latter is a default that a request's cache_prompt
-# overrules: whoever sends requests on behalf of tenants has to take it out.
+# overrules: the guard sets it, and takes care whose prompt the slot holds.
 p.cache_ram_mib = 0
 p.cache_prompt = False
 p.verbosity = 1  # errors

@@ -25,11 +25,16 @@ type Metrics struct {
 // fraction.
 const kvCache = "vllm:kv_cache_usage_perc"
 
+// GuardWaiting is the gauge of an engine's guard, beside the engine's own: requests
+// that wait for a slot before the engine has heard of them.
+const GuardWaiting = "mrgc_guard_requests_waiting"
+
 // Read reads how busy an engine is from its metrics in Prometheus' text
 // format. It knows llama.cpp's names (llamacpp:requests_processing and
 // _deferred) and vLLM's (vllm:num_requests_running and _waiting, and
 // kv_cache_usage_perc). vLLM has a series for each of its engines: requests are
-// added up, and of the caches, which are alike, the mean is taken.
+// added up, and of the caches, which are alike, the mean is taken. Who waits in
+// the engine's guard is queued, too.
 func Read(metrics io.Reader) (Metrics, error) {
 	parser := expfmt.NewTextParser(model.LegacyValidation)
 	families, err := parser.TextToMetricFamilies(metrics)
@@ -52,6 +57,11 @@ func Read(metrics io.Reader) (Metrics, error) {
 		if load.Queued, err = sum(queued); err != nil {
 			return Metrics{}, err
 		}
+		waiting, err := sum(families[GuardWaiting])
+		if err != nil {
+			return Metrics{}, err
+		}
+		load.Queued += waiting
 		if load.KVCacheUse, err = share(families[kvCache]); err != nil {
 			return Metrics{}, err
 		}

@@ -3,6 +3,7 @@ package seal
 import (
 	"bytes"
 	"crypto/ed25519"
+	"encoding/hex"
 	"fmt"
 	"time"
 
@@ -30,7 +31,16 @@ type EnclaveVerified struct {
 	Status         int      // of the answer, as in its Head
 	ResponseSHA256 [32]byte // of all of the answer's data
 	EndedAt        time.Time
+	// SaltID is of the salt under which the engine was asked, and under which alone
+	// it may find the prompt again; zero: it was not asked.
+	SaltID SaltID
 }
+
+// SaltID tells cache salts apart, and nothing else of them (docs/protocol.md).
+type SaltID [16]byte
+
+// String is the id in hex.
+func (s SaltID) String() string { return hex.EncodeToString(s[:]) }
 
 // HostAsserted is what the enclave was told: by the engine that the host runs, or
 // by the parent.
@@ -39,6 +49,9 @@ type HostAsserted struct {
 	PromptTokens int
 	OutputTokens int
 	LastWash     Wash // the last full wash before the request came; zero: none that the enclave was told of
+	// Cache is what the guard made of the salt: "salt", "slots" or "none"; empty:
+	// it did not say, or the engine was not asked.
+	Cache string
 }
 
 // Wash names a full wash of an instance.
@@ -46,6 +59,14 @@ type Wash struct {
 	ID      string // empty: none
 	EndedAt time.Time
 }
+
+// Versions of a receipt. The second has a salt id, and may have the guard's word
+// on the cache; a receipt without is of the first, so that each has one spelling
+// and what was kept from before there were salts still verifies.
+const (
+	receiptPlain  = 1
+	receiptSalted = 2
+)
 
 // receiptMap is the wire form of the signed payload, with small integer keys.
 type receiptMap struct {
@@ -63,6 +84,7 @@ type enclavePart struct {
 	Status         uint16    `cbor:"6,keyasint"`
 	ResponseSHA256 []byte    `cbor:"7,keyasint"`
 	EndedAt        uint64    `cbor:"8,keyasint"`
+	SaltID         []byte    `cbor:"9,keyasint,omitempty"`
 }
 
 type hostPart struct {
@@ -71,6 +93,7 @@ type hostPart struct {
 	OutputTokens uint32 `cbor:"3,keyasint"`
 	WashID       string `cbor:"4,keyasint,omitempty"`
 	WashEndedAt  uint64 `cbor:"5,keyasint,omitempty"`
+	Cache        string `cbor:"6,keyasint,omitempty"`
 }
 
 // receiptHead is all of a receipt before its payload's length: tag 18, an array
@@ -187,8 +210,12 @@ func (m *receiptMap) check() error {
 		return err
 	}
 	switch {
-	case m.Version != 1:
+	case m.Version != receiptPlain && m.Version != receiptSalted:
 		return malformed("receipt has version %d", m.Version)
+	case m.Version == receiptPlain && (len(e.SaltID) != 0 || m.Host.Cache != ""):
+		return malformed("receipt of version %d has a salt", m.Version)
+	case m.Version == receiptSalted && (len(e.SaltID) != len(SaltID{}) || allZero(e.SaltID)):
+		return malformed("receipt of version %d has no salt id", m.Version)
 	case len(e.ClaimsSHA256) != 32 || len(e.RequestSHA256) != 32 || len(e.ResponseSHA256) != 32 || len(e.RequestID) != 16:
 		return malformed("receipt has a hash or an id of another length")
 	case !e.Operation.known():
@@ -203,8 +230,8 @@ func (m *receiptMap) check() error {
 
 func (h *hostPart) check() error {
 	switch {
-	case checkName("version", h.ModelVersion) != nil || checkName("wash", h.WashID) != nil:
-		return malformed("receipt's version or wash is no name")
+	case checkName("version", h.ModelVersion) != nil || checkName("wash", h.WashID) != nil || checkName("cache", h.Cache) != nil:
+		return malformed("receipt's version, wash or cache is no name")
 	case h.WashEndedAt > maxUnixSeconds:
 		return malformed("receipt has a time out of range")
 	case (h.WashID == "") != (h.WashEndedAt == 0):
@@ -225,7 +252,7 @@ func (h HostAsserted) wire() (hostPart, error) {
 	if h.PromptTokens < 0 || h.PromptTokens > maxTokens || h.OutputTokens < 0 || h.OutputTokens > maxTokens {
 		return hostPart{}, malformed("receipt has token counts out of range")
 	}
-	part := hostPart{ModelVersion: h.ModelVersion, PromptTokens: uint32(h.PromptTokens), OutputTokens: uint32(h.OutputTokens), WashID: h.LastWash.ID}
+	part := hostPart{ModelVersion: h.ModelVersion, PromptTokens: uint32(h.PromptTokens), OutputTokens: uint32(h.OutputTokens), WashID: h.LastWash.ID, Cache: h.Cache}
 	if h.LastWash.ID != "" {
 		var err error
 		if part.WashEndedAt, err = unixSeconds(h.LastWash.EndedAt); err != nil {
@@ -249,12 +276,15 @@ func (r Receipt) wire() (receiptMap, error) {
 		return receiptMap{}, fmt.Errorf("receipt: %w", err)
 	}
 	m := receiptMap{
-		Version: 1,
+		Version: receiptPlain,
 		Enclave: enclavePart{
 			ClaimsSHA256: e.ClaimsSHA256[:], RequestID: e.RequestID[:], Operation: e.Operation, Model: e.Model,
 			RequestSHA256: e.RequestSHA256[:], Status: uint16(e.Status), ResponseSHA256: e.ResponseSHA256[:], EndedAt: ended,
 		},
 		Host: host,
+	}
+	if e.SaltID != (SaltID{}) {
+		m.Version, m.Enclave.SaltID = receiptSalted, e.SaltID[:]
 	}
 	return m, m.check()
 }
@@ -267,7 +297,10 @@ func (m *receiptMap) receipt() Receipt {
 			RequestSHA256: [32]byte(e.RequestSHA256), Status: int(e.Status), ResponseSHA256: [32]byte(e.ResponseSHA256),
 			EndedAt: fromUnixSeconds(e.EndedAt),
 		},
-		Host: HostAsserted{ModelVersion: h.ModelVersion, PromptTokens: int(h.PromptTokens), OutputTokens: int(h.OutputTokens)},
+		Host: HostAsserted{ModelVersion: h.ModelVersion, PromptTokens: int(h.PromptTokens), OutputTokens: int(h.OutputTokens), Cache: h.Cache},
+	}
+	if len(e.SaltID) > 0 {
+		r.Enclave.SaltID = SaltID(e.SaltID)
 	}
 	if h.WashID != "" {
 		r.Host.LastWash = Wash{ID: h.WashID, EndedAt: fromUnixSeconds(h.WashEndedAt)}

@@ -38,9 +38,10 @@ func testReceipt(r *seal.Recipient) seal.Receipt {
 		Enclave: seal.EnclaveVerified{
 			ClaimsSHA256: r.ClaimsDigest(), RequestID: seal.RequestID{7}, Operation: seal.OpCompletions, Model: r.Claims().Model,
 			RequestSHA256: sha256.Sum256([]byte("request")), Status: 200, ResponseSHA256: sha256.Sum256([]byte("response")), EndedAt: now(),
+			SaltID: seal.SaltID{1, 2, 3},
 		},
 		Host: seal.HostAsserted{
-			ModelVersion: "v3", PromptTokens: 12, OutputTokens: 34,
+			ModelVersion: "v3", PromptTokens: 12, OutputTokens: 34, Cache: "salt",
 			LastWash: seal.Wash{ID: "use1-0/2026-11-26T07:00:00.000000Z", EndedAt: now().Add(-time.Hour)},
 		},
 	}
@@ -68,12 +69,30 @@ var _ = Describe("A receipt", func() {
 			if rapid.Bool().Draw(t, "washed") {
 				want.Host.LastWash = seal.Wash{ID: name.Draw(t, "wash"), EndedAt: now()}
 			}
+			copy(want.Enclave.SaltID[:], rapid.SliceOfN(rapid.Byte(), 16, 16).Draw(t, "salt"))
+			want.Host.Cache = rapid.OneOf(rapid.Just(""), name).Draw(t, "cache")
+			if rapid.Bool().Draw(t, "no salt") || want.Enclave.SaltID == (seal.SaltID{}) {
+				want.Enclave.SaltID, want.Host.Cache = seal.SaltID{}, ""
+			}
 			raw, err := want.Sign(key)
 			Expect(err).NotTo(HaveOccurred())
 			got, err := recipient.VerifyReceipt(raw)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(got).To(Equal(want))
 		})
+	})
+
+	It("of the first version, from before there were salts, still says what was signed", func() {
+		recipient, key := signer()
+		want := testReceipt(recipient)
+		want.Enclave.SaltID, want.Host.Cache = seal.SaltID{}, ""
+		raw := mustSign(want, key)
+		var m map[int]any
+		Expect(cbor.Unmarshal(seal.ReceiptPayload(raw), &m)).To(Succeed())
+		Expect(m[1]).To(BeEquivalentTo(1))
+		Expect(m[2]).To(HaveLen(8))
+		Expect(m[3]).To(HaveLen(5))
+		Expect(recipient.VerifyReceipt(raw)).To(Equal(want))
 	})
 
 	It("is what others' COSE verifies", func() {
@@ -140,6 +159,8 @@ var _ = Describe("A receipt", func() {
 		Entry("a version with a space", func(r *seal.Receipt) { r.Host.ModelVersion = "v 3" }),
 		Entry("a negative count", func(r *seal.Receipt) { r.Host.PromptTokens = -1 }),
 		Entry("a wash without a time", func(r *seal.Receipt) { r.Host.LastWash.EndedAt = time.Time{} }),
+		Entry("a cache without a salt", func(r *seal.Receipt) { r.Enclave.SaltID = seal.SaltID{} }),
+		Entry("a cache with a space", func(r *seal.Receipt) { r.Host.Cache = "a b" }),
 	)
 
 	// What only a signer could send, and the strict reader must refuse all the same.
@@ -161,10 +182,17 @@ var _ = Describe("A receipt", func() {
 		_, err = recipient.VerifyReceipt(seal.SignReceiptPayload(mustEncode(m), key))
 		Expect(err).To(MatchError(seal.ErrMalformed))
 	},
-		Entry("another version", func(m map[int]any) { m[1] = 2 }),
+		Entry("another version", func(m map[int]any) { m[1] = 3 }),
+		Entry("the version without a salt", func(m map[int]any) { m[1] = 1 }),
+		Entry("the version without a salt, with a cache", func(m map[int]any) { m[1] = 1; delete(m[2].(map[int]any), 9) }),
+		Entry("no salt id", func(m map[int]any) { delete(m[2].(map[int]any), 9); delete(m[3].(map[int]any), 6) }),
+		Entry("an empty salt id", func(m map[int]any) { m[2].(map[int]any)[9] = []byte{} }),
+		Entry("a short salt id", func(m map[int]any) { m[2].(map[int]any)[9] = make([]byte, 15) }),
+		Entry("a salt id of zeros", func(m map[int]any) { m[2].(map[int]any)[9] = make([]byte, 16) }),
+		Entry("an empty cache", func(m map[int]any) { m[3].(map[int]any)[6] = "" }),
 		Entry("a field too many", func(m map[int]any) { m[4] = 1 }),
-		Entry("a field too many of the enclave's", func(m map[int]any) { m[2].(map[int]any)[9] = 1 }),
-		Entry("a field too many of the host's", func(m map[int]any) { m[3].(map[int]any)[6] = 1 }),
+		Entry("a field too many of the enclave's", func(m map[int]any) { m[2].(map[int]any)[10] = 1 }),
+		Entry("a field too many of the host's", func(m map[int]any) { m[3].(map[int]any)[7] = 1 }),
 		Entry("none of the host's", func(m map[int]any) { delete(m, 3) }),
 		Entry("no hash of the request", func(m map[int]any) { delete(m[2].(map[int]any), 5) }),
 		Entry("a short hash", func(m map[int]any) { m[2].(map[int]any)[7] = make([]byte, 31) }),

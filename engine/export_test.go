@@ -1,0 +1,39 @@
+package engine
+
+import "time"
+
+// Doubt is how long a slot is doubted.
+const Doubt = doubt
+
+// The endings of a request.
+const (
+	EndRefused  = endRefused
+	EndBegun    = endBegun
+	EndVanished = endVanished
+)
+
+// Ending is what has become of a request.
+type Ending = ending
+
+// SlotTable is the table of an engine's slots.
+type SlotTable struct{ table slotTable }
+
+// NewSlotTable is of n idle slots.
+func NewSlotTable(n int) *SlotTable { return &SlotTable{slotTable{slots: make([]slot, n)}} }
+
+// Grant is what a request may use.
+type Grant struct {
+	Slot       int
+	All, Reuse bool
+}
+
+// Take is slotTable.take.
+func (t *SlotTable) Take(salt string, all bool) (Grant, bool) {
+	g, ok := t.table.take(salt, all)
+	return Grant{g.slot, g.all, g.reuse}, ok
+}
+
+// Release is slotTable.release.
+func (t *SlotTable) Release(g Grant, salt string, end Ending, now time.Time) {
+	t.table.release(grant{g.Slot, g.All, g.Reuse}, salt, end, now)
+}

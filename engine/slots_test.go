@@ -1,0 +1,176 @@
+package engine_test
+
+import (
+	"slices"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+	"pgregory.net/rapid"
+
+	"github.com/mrgc/mrgc/engine"
+)
+
+// given is a request that has a grant.
+type given struct {
+	engine.Grant
+	salt string
+}
+
+// late is a request that was given up, and that the engine may get to yet.
+type late struct {
+	given
+	until time.Time
+}
+
+// slottedEngine is what an engine's slots hold: the salts whose prompts' tokens
+// are there.
+type slottedEngine [][]string
+
+// run has a request leave its tokens behind in a slot.
+func (e slottedEngine) run(g given, slot int) {
+	if g.Reuse && slot == g.Slot {
+		e[slot] = append(e[slot], g.salt)
+	} else {
+		e[slot] = []string{g.salt}
+	}
+}
+
+var _ = Describe("The slots of an engine without salts", func() {
+	It("are never reused for a prompt of another salt, whatever ends how and when", func() {
+		rapid.Check(GinkgoT(), func(t *rapid.T) {
+			n := rapid.IntRange(1, 4).Draw(t, "slots")
+			table, held := engine.NewSlotTable(n), make(slottedEngine, n)
+			now := time.Unix(0, 0)
+			var running []given
+			var delayed []late
+			check := func() {
+				for _, g := range running {
+					for _, salt := range held[g.Slot] {
+						if g.Reuse && salt != g.salt {
+							t.Fatalf("a request under %s reuses slot %d, which holds %q", g.salt, g.Slot, held[g.Slot])
+						}
+					}
+				}
+			}
+			t.Repeat(map[string]func(*rapid.T){
+				"": func(*rapid.T) { check() },
+				"take": func(t *rapid.T) {
+					salt := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "salt")
+					all := rapid.IntRange(0, 9).Draw(t, "choices") == 0
+					g, ok := table.Take(salt, all)
+					busy := len(running)
+					if slices.ContainsFunc(running, func(g given) bool { return g.All }) {
+						busy = n
+					}
+					if want := busy < n && !all || busy == 0; ok != want {
+						t.Fatalf("with %d of %d slots busy a request gets one: %v", busy, n, ok)
+					}
+					if !ok {
+						return
+					}
+					for _, other := range running {
+						if g.All || other.All || other.Slot == g.Slot {
+							t.Fatalf("%+v is given beside %+v", g, other)
+						}
+					}
+					running = append(running, given{g, salt})
+				},
+				"end": func(t *rapid.T) {
+					if len(running) == 0 {
+						t.Skip()
+					}
+					i := rapid.IntRange(0, len(running)-1).Draw(t, "which")
+					g := running[i]
+					end := rapid.SampledFrom([]engine.Ending{engine.EndBegun, engine.EndBegun, engine.EndRefused, engine.EndVanished}).Draw(t, "end")
+					switch end {
+					case engine.EndBegun:
+						held.run(g, g.Slot)
+						for slot := range n {
+							if g.All && rapid.Bool().Draw(t, "child") {
+								held.run(g, slot)
+							}
+						}
+					case engine.EndVanished:
+						delayed = append(delayed, late{g, now.Add(engine.Doubt)})
+					case engine.EndRefused:
+					}
+					table.Release(g.Grant, g.salt, end, now)
+					running = slices.Delete(running, i, i+1)
+				},
+				"late": func(t *rapid.T) {
+					if len(delayed) == 0 {
+						t.Skip()
+					}
+					i := rapid.IntRange(0, len(delayed)-1).Draw(t, "which")
+					d := delayed[i]
+					delayed = slices.Delete(delayed, i, i+1)
+					if now.Before(d.until) {
+						slot := d.Slot
+						if d.All {
+							slot = rapid.IntRange(0, n-1).Draw(t, "slot")
+						}
+						held.run(d.given, slot)
+					}
+				},
+				"wait": func(t *rapid.T) {
+					now = now.Add(time.Duration(rapid.IntRange(1, 90).Draw(t, "seconds")) * time.Second)
+				},
+			})
+		})
+	})
+
+	It("are reused under their own salt, the last used first, and else the least missed", func() {
+		now := time.Unix(0, 0)
+		table := engine.NewSlotTable(3)
+		ask := func(salt string) engine.Grant {
+			GinkgoHelper()
+			g, ok := table.Take(salt, false)
+			Expect(ok).To(BeTrue())
+			table.Release(g, salt, engine.EndBegun, now)
+			return g
+		}
+		Expect(ask("a")).To(Equal(engine.Grant{Slot: 0}))
+		Expect(ask("a")).To(Equal(engine.Grant{Slot: 0, Reuse: true}))
+		Expect(ask("b")).To(Equal(engine.Grant{Slot: 1}), "an empty one")
+		Expect(ask("c")).To(Equal(engine.Grant{Slot: 2}))
+		Expect(ask("a")).To(Equal(engine.Grant{Slot: 0, Reuse: true}))
+		Expect(ask("d")).To(Equal(engine.Grant{Slot: 1}), "the one that was used first")
+		Expect(ask("b")).To(Equal(engine.Grant{Slot: 2}))
+	})
+
+	It("hold nothing that may be reused after a request that failed, or had several choices", func() {
+		now := time.Unix(0, 0)
+		for _, end := range []engine.Ending{engine.EndRefused, engine.EndVanished, engine.EndBegun} {
+			all := end == engine.EndBegun
+			table := engine.NewSlotTable(1)
+			for range 2 {
+				g, _ := table.Take("a", false)
+				table.Release(g, "a", engine.EndBegun, now)
+			}
+			g, ok := table.Take("a", all)
+			Expect(ok).To(BeTrue())
+			Expect(g.Reuse).To(Equal(!all))
+			table.Release(g, "a", end, now)
+			g, _ = table.Take("a", false)
+			Expect(g.Reuse).To(BeFalse())
+		}
+	})
+
+	It("that a vanished request may get to yet are reused again when it no longer can", func() {
+		now := time.Unix(0, 0)
+		table := engine.NewSlotTable(1)
+		ask := func(end engine.Ending) bool {
+			g, _ := table.Take("a", false)
+			table.Release(g, "a", end, now)
+			return g.Reuse
+		}
+		ask(engine.EndVanished)
+		now = now.Add(engine.Doubt - 1)
+		ask(engine.EndBegun)
+		Expect(ask(engine.EndBegun)).To(BeFalse())
+		now = now.Add(1)
+		ask(engine.EndBegun)
+		Expect(ask(engine.EndBegun)).To(BeTrue())
+	})
+})
