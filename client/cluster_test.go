@@ -322,7 +322,7 @@ func (c *cluster) route(path string) route {
 		return func(w http.ResponseWriter, _ *http.Request) { writeRecipients(w, c.recipients()) }
 	case api.PathModels:
 		return func(w http.ResponseWriter, _ *http.Request) {
-			_, _ = io.WriteString(w, `{"object":"list","data":[{"id":"smol","object":"model","created":1,"owned_by":"mrgc"}]}`)
+			_, _ = io.WriteString(w, `{"object":"list","data":[{"id":"smol","object":"model","created":1,"owned_by":"mrgc","metadata":{"modes":["process"]}}]}`)
 		}
 	case api.PathSealed:
 		return c.serveSealed

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -28,8 +29,10 @@ type Policy struct {
 	Releases []Release
 	// MinVersion refuses releases below it.
 	MinVersion uint64
-	// Modes are the modes of isolation that are accepted; default: every mode
-	// with a Nitro Enclave.
+	// Modes are the modes of isolation that are accepted: "process", "nitro",
+	// "nitro+attested-host", "nitro+attested-host+gpu-cc" (docs/isolation.md says what
+	// each claims); default: every mode with a Nitro Enclave. What is in another mode
+	// is refused before anything is sealed to it.
 	Modes []string
 	// RecipientTypes are what requests may be sealed to, in whatever order: "enclave",
 	// a key of one enclave's own, and "fleet", a key that all enclaves of a region
@@ -58,6 +61,11 @@ func (p *Policy) check() error {
 	if len(p.Releases) == 0 {
 		return errors.New("client: no trusted releases: without measurements any program could pose as the enclave")
 	}
+	for _, mode := range p.Modes {
+		if !slices.Contains(seal.Modes(), mode) {
+			return fmt.Errorf("client: mode %q: want some of %s", mode, strings.Join(seal.Modes(), ", "))
+		}
+	}
 	for _, t := range p.RecipientTypes {
 		if t != seal.TypeEnclave.String() && t != seal.TypeFleet.String() {
 			return fmt.Errorf("client: recipients of type %q: want %s or %s", t, seal.TypeEnclave, seal.TypeFleet)
@@ -80,11 +88,17 @@ func (p *Policy) roots() []*x509.Certificate {
 	return []*x509.Certificate{attest.AWSRoot()}
 }
 
-func (p *Policy) acceptsMode(mode string) bool {
-	if len(p.Modes) > 0 {
-		return slices.Contains(p.Modes, mode)
+func (p *Policy) acceptsMode(mode string) bool { return slices.Contains(p.acceptedModes(), mode) }
+
+func (p *Policy) acceptedModes() []string {
+	switch {
+	case len(p.Modes) > 0:
+		return p.Modes
+	case p.DevelopmentRoot != nil:
+		return seal.Modes()
+	default:
+		return seal.Modes()[1:] // all but process
 	}
-	return mode != seal.ModeProcess || p.DevelopmentRoot != nil
 }
 
 // verify gives the recipient if its attestation satisfies the policy.
@@ -102,7 +116,7 @@ func (p *Policy) verify(offered api.Recipient, model string, now time.Time) (*se
 	case !claims.ValidAt(now):
 		return nil, errors.New("claims are not valid now")
 	case !p.acceptsMode(claims.Mode):
-		return nil, fmt.Errorf("mode %q is not accepted", claims.Mode)
+		return nil, fmt.Errorf("mode %q is not accepted, but %s", claims.Mode, strings.Join(p.acceptedModes(), ", "))
 	case p.RequireReceipt && claims.ReceiptKey == nil:
 		return nil, errors.New("it signs no receipts")
 	case len(p.Regions) > 0 && !slices.Contains(p.Regions, claims.Region):

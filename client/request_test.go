@@ -137,7 +137,7 @@ var _ = Describe("A client", func() {
 	It("lists the models", func(ctx SpecContext) {
 		resp, err := t.send(ctx, http.MethodGet, "/models", nil)
 		Expect(err).NotTo(HaveOccurred())
-		Expect(readAll(resp)).To(MatchJSON(`{"object":"list","data":[{"id":"smol","object":"model","created":1,"owned_by":"mrgc"}]}`))
+		Expect(readAll(resp)).To(MatchJSON(`{"object":"list","data":[{"id":"smol","object":"model","created":1,"owned_by":"mrgc","metadata":{"modes":["process"]}}]}`))
 	})
 
 	It("passes a sealed error on", func(ctx SpecContext) {
@@ -235,6 +235,8 @@ var _ = Describe("New", func() {
 		Entry("an endpoint with a query", func(c *client.Config) { c.Endpoints[0] += "?x=1" }, "https://host"),
 		Entry("an endpoint without a host", func(c *client.Config) { c.Endpoints[0] = "https:" }, "https://host"),
 		Entry("no releases", func(c *client.Config) { c.Policy.Releases = nil }, "no trusted releases"),
+		Entry("a mode that there is not", func(c *client.Config) { c.Policy.Modes = []string{seal.ModeNitro, "nitro+host"} },
+			`mode "nitro+host": want some of process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc`),
 		Entry("a request that lives too long", func(c *client.Config) { c.RequestLifetime = seal.MaxLifetime + 1 }, "lifetime"),
 		Entry("a request that does not live", func(c *client.Config) { c.RequestLifetime = -time.Second }, "lifetime"),
 		Entry("a negative size", func(c *client.Config) { c.RequestBodyBytes = -1 }, "-1 bytes"),

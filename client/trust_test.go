@@ -57,7 +57,7 @@ var _ = Describe("Trust", func() {
 		Entry("a development root, in production", func(p *client.Policy) {
 			p.DevelopmentRoot, p.Modes = nil, []string{seal.ModeProcess}
 		}, softnsm.RootName),
-		Entry("a mode that is not wanted", func(p *client.Policy) { p.Modes = []string{seal.ModeNitro} }, `mode "process" is not accepted`),
+		Entry("a mode that is not wanted", func(p *client.Policy) { p.Modes = []string{seal.ModeNitro, seal.ModeNitroAttestedHost} }, `mode "process" is not accepted, but nitro, nitro+attested-host`),
 		Entry("a region that is not allowed", func(p *client.Policy) { p.Regions = []string{"usw2", "use2"} }, `region "use1" is not accepted`),
 	)
 
@@ -68,6 +68,23 @@ var _ = Describe("Trust", func() {
 		Entry("that claims another region than its module's", func(c *enclave.Config) { c.Region = "use2" }, `certificate chain names region "us-east-1"`),
 		Entry("in a region that is not known", func(c *enclave.Config) { c.Region = "mars1" }, `region "mars1" is not known`),
 		Entry("that serves another model", func(c *enclave.Config) { c.Model = "large" }, `serves "large"`),
+	)
+
+	DescribeTable("in a mode is given to those alone that claim it", func(ctx SpecContext, demanded string) {
+		for _, claimed := range seal.Modes() {
+			c.replace(c.newEnclave(func(c *enclave.Config) { c.Mode = claimed }))
+			beside := c.startEdge()
+			config := c.config(beside)
+			config.Policy.Modes = []string{demanded}
+			resp := c.tenant(config).ask(ctx)
+			if claimed == demanded {
+				Expect(resp.StatusCode).To(Equal(http.StatusOK))
+				continue
+			}
+			beside.refuses(resp, `mode "`+claimed+`" is not accepted, but `+demanded)
+		}
+	},
+		Entry(nil, seal.ModeProcess), Entry(nil, seal.ModeNitro), Entry(nil, seal.ModeNitroAttestedHost), Entry(nil, seal.ModeNitroAttestedHostCC),
 	)
 
 	DescribeTable("is not given after", func(ctx SpecContext, age time.Duration, reason string) {

@@ -3,8 +3,10 @@ package e2e_test
 import (
 	"context"
 	"encoding/json"
+	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -44,6 +46,40 @@ func (f *forger) cachedOf(ctx context.Context, more map[string]any, change func(
 	Expect(completion.Usage.Details.Cached).NotTo(BeNil(), "the engine counts: %s", content)
 	return *completion.Usage.Details.Cached, took
 }
+
+var _ = Describe("The mode of isolation", func() {
+	It("is stated to tenants and to the operator, and what is in another than a tenant demands gets nothing of its", func(ctx SpecContext) {
+		engine := newToldEngine()
+		var asked atomic.Int64
+		engine.does(func(w http.ResponseWriter, _ *http.Request) {
+			asked.Add(1)
+			w.Header().Set("Content-Type", "application/json")
+			_, _ = io.WriteString(w, `{"object":"chat.completion","choices":[]}`)
+		})
+		c := startCluster("--regions", "use1", "--instances", "1", "--engine-url", engine.server.URL, "--model-name", "told", "--ask=false")
+		Expect(c.mrgc("status", "--admin", c.env()["MRGC_ADMIN_USE1"])).To(MatchRegexp(`use1-0 +process +ready`))
+
+		demanding := c.connect(ctx, "--require-mode", "nitro")
+		status, body := c.chat(ctx, http.DefaultClient, demanding, "for an enclave alone")
+		Expect(status).To(Equal(http.StatusBadGateway))
+		Expect(body).To(And(ContainSubstring("no_trusted_recipient"), ContainSubstring(`mode \"process\" is not accepted, but nitro`)))
+		Expect(asked.Load()).To(BeZero())
+
+		content := c.connect(ctx, "--require-mode", "process")
+		status, body = c.chat(ctx, http.DefaultClient, content, "for a process, too")
+		Expect(status).To(Equal(http.StatusOK), body)
+		Expect(asked.Load()).To(BeEquivalentTo(1))
+		req, err := http.NewRequestWithContext(ctx, http.MethodGet, content+"/v1/models", nil)
+		Expect(err).NotTo(HaveOccurred())
+		req.Header.Set("Authorization", "Bearer "+c.env()["OPENAI_API_KEY"])
+		resp, err := http.DefaultClient.Do(req)
+		Expect(err).NotTo(HaveOccurred())
+		defer resp.Body.Close()
+		models, err := io.ReadAll(resp.Body)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(string(models)).To(ContainSubstring(`"metadata":{"modes":["process"]}`))
+	}, NodeTimeout(time.Minute))
+})
 
 var _ = Describe("The engine's prefix cache", func() {
 	DescribeTable("serves a tenant what it has asked itself, and nothing of what others have", func(ctx SpecContext, arguments ...string) {

@@ -73,13 +73,13 @@ func (s Status) Print(w io.Writer) error {
 		t.row(cmp.Or(r.Region, "?"), r.Admin, state, fmt.Sprintf("%d of %d heard", heard, others), r.Config.String())
 	}
 	t.row()
-	t.row("REGION", "INSTANCE", "STATE", "SCORE", "= QUEUE/50", "+ LATENCY/30", "+ HEALTH/20", "IN FLIGHT", "REPORT", "HEARTBEAT", "ERRORS", "WEIGHT")
+	t.row("REGION", "INSTANCE", "MODE", "STATE", "SCORE", "= QUEUE/50", "+ LATENCY/30", "+ HEALTH/20", "IN FLIGHT", "REPORT", "HEARTBEAT", "ERRORS", "WEIGHT")
 	for _, in := range s.Instances {
-		cells := []string{in.Region, in.ID, in.state(), "-", "-", "-", "-", "-", "-", age(in.HeartbeatAgeSec), "-", fmt.Sprint(in.Weight)}
+		cells := []string{in.Region, in.ID, cmp.Or(in.Mode, "-"), in.state(), "-", "-", "-", "-", "-", "-", age(in.HeartbeatAgeSec), "-", fmt.Sprint(in.Weight)}
 		if sc := in.Score; sc != nil {
 			points := func(term float64) string { return fmt.Sprintf("%.0f", term) }
-			cells[4], cells[5], cells[6] = points(sc.Terms.Queue), points(sc.Terms.Latency), points(sc.Terms.Health)
-			cells[3], cells[7], cells[8], cells[10] = fmt.Sprint(sc.Score), fmt.Sprint(sc.InFlight), report(sc.Report, sc.ReportAgeSec), percent(sc.ErrorRate)
+			cells[5], cells[6], cells[7] = points(sc.Terms.Queue), points(sc.Terms.Latency), points(sc.Terms.Health)
+			cells[4], cells[8], cells[9], cells[11] = fmt.Sprint(sc.Score), fmt.Sprint(sc.InFlight), report(sc.Report, sc.ReportAgeSec), percent(sc.ErrorRate)
 		}
 		t.row(cells...)
 	}

@@ -58,6 +58,7 @@ type InstanceStatus struct {
 	EnclaveHealthy  bool              `json:"enclave_healthy"`
 	EngineHealthy   bool              `json:"engine_healthy"`
 	Reason          string            `json:"reason,omitempty"`
+	Mode            string            `json:"mode,omitempty"` // of isolation, as its enclave claims (docs/isolation.md); empty: not known
 	HeartbeatAgeSec float64           `json:"heartbeat_age_seconds"`
 	Weight          uint32            `json:"weight"` // that Envoy was sent; 0: it is not among the endpoints
 	Score           *Score            `json:"score,omitempty"`
@@ -137,6 +138,7 @@ func (a *Admins) ask(ctx context.Context, admin string) (router RouterStatus, in
 		Instances []struct {
 			Score
 			Instance string `json:"instance"`
+			Mode     string `json:"mode"`
 		} `json:"instances"`
 	}
 	if _, err := a.get(ctx, admin, "/scores", &scores); err != nil {
@@ -149,7 +151,7 @@ func (a *Admins) ask(ctx context.Context, admin string) (router RouterStatus, in
 	for i := range instances {
 		for _, score := range scores.Instances {
 			if score.Instance == instances[i].ID {
-				instances[i].Score = &score.Score
+				instances[i].Score, instances[i].Mode = &score.Score, score.Mode
 			}
 		}
 	}

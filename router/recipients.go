@@ -44,7 +44,8 @@ type collector struct {
 type held struct {
 	recipient api.Recipient
 	fetched   time.Time
-	shared    bool // a fleet's: others may hold it, too
+	shared    bool   // a fleet's: others may hold it, too
+	mode      string // of isolation, as the claims say; empty: they cannot be read
 }
 
 func newCollector(client *http.Client, log *slog.Logger) *collector {
@@ -154,8 +155,8 @@ func (c *collector) fetch(ctx context.Context, in *fleet.Instance, now time.Time
 		hash := sha256.Sum256(r.Claims)
 		kid := hex.EncodeToString(hash[:8])
 		if slices.Contains(in.KeyIDs, kid) { // no instance speaks for another's key
-			claims, err := seal.ParseClaims(r.Claims)
-			c.known[kid] = held{recipient: r, fetched: now, shared: err == nil && claims.Type == seal.TypeFleet}
+			claims, _ := seal.ParseClaims(r.Claims) // of what cannot be read, the zero value
+			c.known[kid] = held{recipient: r, fetched: now, shared: claims.Type == seal.TypeFleet, mode: claims.Mode}
 		}
 	}
 	return nil

@@ -21,6 +21,7 @@ type scoreEntry struct {
 	ReportAgeSec   float64       `json:"report_age_seconds,omitempty"`
 	ErrorRate      float64       `json:"error_rate"`
 	SinceReadySec  float64       `json:"since_ready_seconds,omitempty"` // none: since before the router started
+	Mode           string        `json:"mode,omitempty"`                // of isolation, as its enclave claims; none: not known yet
 }
 
 // serveScores shows every instance as the picker sees it now.
@@ -34,6 +35,7 @@ func (r *Router) serveScores(w http.ResponseWriter, _ *http.Request) {
 			InFlight: c.InFlight, InFlightTokens: c.InFlightTokens,
 			Report: c.Report.Age.String(), ReportAgeSec: c.Report.Since.Seconds(),
 			ErrorRate: c.ErrorRate, SinceReadySec: c.SinceReady.Seconds(),
+			Mode: r.recipients.modeOf(c.Instance),
 		})
 	}
 	writeJSON(w, http.StatusOK, map[string]any{"region": r.config.Region, "instances": page})

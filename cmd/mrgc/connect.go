@@ -68,7 +68,7 @@ func (o *connectOptions) trustFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.releases, "releases", "", "JSON file of the enclave releases to trust, with their PCRs")
 	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies --releases: a signed manifest (mrgc releases sign), whose minimum version holds, too")
 	f.Uint64Var(&o.minVersion, "min-version", 0, "refuse releases below this version")
-	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept (default: every mode with a Nitro Enclave)")
+	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept, of process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc: what is in\nanother is refused before anything is sealed (default: every mode with a Nitro Enclave)")
 	f.StringSliceVar(&o.types, "recipient-types", []string{"enclave"}, "whose keys to seal to: enclave, one enclave's own, and fleet, which all of a region hold, for when none of the enclaves is there\nthat are known: the operator's KMS administrators could have it, too")
 	f.StringSliceVar(&o.regions, "allow-region", nil, "regions that requests may go to (default: all)")
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to trust IN PLACE OF AWS's: protects nothing")

@@ -24,6 +24,14 @@ type Model struct {
 	Object  string `json:"object"` // "model"
 	Created int64  `json:"created"`
 	OwnedBy string `json:"owned_by"`
+
+	Metadata ModelMetadata `json:"metadata"`
+}
+
+// ModelMetadata is what OpenAI's shape has no place for. Nobody vouches for it: a
+// client that demands a mode verifies the recipients' claims.
+type ModelMetadata struct {
+	Modes []string `json:"modes"` // of isolation in which the model is served to the tenant now (docs/isolation.md)
 }
 
 // Models is the answer of [PathModels].

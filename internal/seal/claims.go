@@ -23,7 +23,7 @@ const (
 	encSize       = 1120 // X-Wing: ML-KEM-768 1088 + X25519 32
 )
 
-// Modes of an enclave: what protects the plaintext. ARCHITECTURE.md says what
+// Modes of an enclave: what protects the plaintext. docs/isolation.md says what
 // each of them claims.
 const (
 	ModeProcess             = "process" // development: a process, protected by nothing
@@ -31,6 +31,12 @@ const (
 	ModeNitroAttestedHost   = "nitro+attested-host"
 	ModeNitroAttestedHostCC = "nitro+attested-host+gpu-cc"
 )
+
+// Modes are all of them, each of which keeps more from whoever runs the instance
+// than the one before.
+func Modes() []string {
+	return []string{ModeProcess, ModeNitro, ModeNitroAttestedHost, ModeNitroAttestedHostCC}
+}
 
 // Claims are what a recipient says of itself. They mean nothing until an
 // attestation document whose user data is their hash has been verified.
@@ -136,7 +142,7 @@ func (m *claimsMap) check() error {
 		return malformed("claims: model or region is empty")
 	case len(m.ManifestSHA256) != sha256.Size:
 		return malformed("claims: manifest hash has %d bytes, not %d", len(m.ManifestSHA256), sha256.Size)
-	case !slices.Contains([]string{ModeProcess, ModeNitro, ModeNitroAttestedHost, ModeNitroAttestedHostCC}, m.Mode):
+	case !slices.Contains(Modes(), m.Mode):
 		return malformed("claims: mode is not known")
 	case m.NotBefore >= m.NotAfter || m.NotAfter > maxUnixSeconds:
 		return malformed("claims: validity from %d to %d", m.NotBefore, m.NotAfter)
