@@ -67,6 +67,7 @@ type Enclave struct {
 	config  Config
 	keys    *keyring
 	replays *seal.ReplaySet
+	failed  failures
 	slots   chan struct{}
 
 	releases keyReleases // of data keys, by KMS

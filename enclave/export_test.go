@@ -77,3 +77,15 @@ func ForgetFailure(h *EngineHost) {
 	defer h.mu.Unlock()
 	h.last = time.Time{}
 }
+
+// MaxFailures is how many are remembered.
+const MaxFailures = maxFailures
+
+// AddFailures adds so many, and gives what says whether one is remembered.
+func AddFailures(n int, id func(int) seal.RequestID) func(seal.RequestID) bool {
+	var f failures
+	for i := range n {
+		f.add(id(i))
+	}
+	return f.has
+}
