@@ -69,6 +69,7 @@ type Enclave struct {
 	config  Config
 	keys    *keyring
 	replays *seal.ReplaySet
+	failed  failures
 	slots   chan struct{}
 
 	salts    saltSecret

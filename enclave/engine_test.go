@@ -1,10 +1,12 @@
 package enclave_test
 
 import (
+	"encoding/binary"
 	"errors"
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -33,6 +35,62 @@ var _ = Describe("An engine's error", func() {
 		})
 		for _, body := range []string{chat, stream} {
 			r.expectSealedRefusal(r.ask(body), http.StatusInternalServerError, "oom")
+		}
+	})
+
+	DescribeTable("has a request that others can open be moved, and runs it no second time", func(engine http.HandlerFunc) {
+		var asked atomic.Int64
+		r := start(func(w http.ResponseWriter, req *http.Request) {
+			asked.Add(1)
+			engine(w, req)
+		})
+		other := startBeside(says(`{}`))
+		own, _ := r.recipients()
+		others, _ := other.recipients()
+		sealed := r.sealTo(append(own, others...), chat)
+		for range 2 { // the second time Envoy has found nobody else
+			resp := r.send(r.post(sealed))
+			Expect(resp.StatusCode).To(Equal(http.StatusServiceUnavailable))
+			expectCode(readAll(resp), http.StatusServiceUnavailable, "engine_failed")
+		}
+		Expect(asked.Load()).To(BeEquivalentTo(1))
+		req := r.post(sealed)
+		moved, err := http.NewRequest(req.Method, other.url+req.URL.Path, req.Body)
+		Expect(err).NotTo(HaveOccurred())
+		moved.Header = req.Header
+		resp := other.send(moved)
+		Expect(resp.StatusCode).To(Equal(http.StatusOK))
+		Expect(readAll(resp)).NotTo(BeEmpty())
+	},
+		Entry("an internal error", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusInternalServerError) }),
+		Entry("a model that is still loading", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) }),
+		Entry("a connection that breaks", writesRaw("", true)),
+	)
+
+	It("that the request has earned is not for others", func() {
+		r := start(func(w http.ResponseWriter, _ *http.Request) {
+			w.Header().Set("Content-Type", "application/json")
+			w.WriteHeader(http.StatusBadRequest)
+			_, _ = io.WriteString(w, `{"error":{"message":"too long","code":"context_length_exceeded"}}`)
+		})
+		own, _ := r.recipients()
+		sealed := r.sealTo(append(own, r.stranger()), chat)
+		resp := r.send(r.post(sealed))
+		Expect(resp.StatusCode).To(Equal(http.StatusOK), "its error is sealed")
+	})
+})
+
+var _ = Describe("Failures", func() {
+	It("are as many as fit, the last ones", func() {
+		id := func(i int) (id seal.RequestID) {
+			binary.BigEndian.PutUint64(id[:], uint64(i)) //nolint:gosec // small
+			return id
+		}
+		for _, n := range []int{1, enclave.MaxFailures, 3*enclave.MaxFailures + 7} {
+			has := enclave.AddFailures(n, id)
+			for i := range n {
+				Expect(has(id(i))).To(Equal(i >= n-enclave.MaxFailures), "%d of %d", i, n)
+			}
 		}
 	})
 })

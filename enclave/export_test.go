@@ -85,3 +85,15 @@ func Salt(secret [32]byte, tenant string, cacheSecret, own []byte) (text string,
 	salted := s.of(tenant, cacheSecret, own)
 	return salted.text(), salted.id()
 }
+
+// MaxFailures is how many are remembered.
+const MaxFailures = maxFailures
+
+// AddFailures adds so many, and gives what says whether one is remembered.
+func AddFailures(n int, id func(int) seal.RequestID) func(seal.RequestID) bool {
+	var f failures
+	for i := range n {
+		f.add(id(i))
+	}
+	return f.has
+}

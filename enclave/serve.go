@@ -31,7 +31,7 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 		busy.Write(w)
 		return
 	}
-	opened, key, refused := e.open(w, r)
+	opened, key, others, refused := e.open(w, r)
 	if refused != nil {
 		if refused.Code == codeStale {
 			w.Header().Set(api.HeaderKeyStatus, api.KeyStatusStale)
@@ -48,7 +48,13 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	answer := newReply(sealing, opened, key, e.host.statement(), e.config.Now)
 	defer answer.Wipe()
-	done, err := e.answer(r.Context(), opened, answer)
+	done, err := e.answer(r.Context(), opened, answer, others && !key.shared())
+	if errors.Is(err, errFailed) {
+		// In clear, too. It may have run, so that it does not again on this key.
+		e.failed.add(opened.RequestID)
+		errEngineFailed().Write(w)
+		return
+	}
 	if errors.Is(err, errNotRun) && key.shared() {
 		// Nothing has happened, but the fleet's record stays: no other instance would
 		// run the same envelope, so the client is told to make another one.
@@ -89,15 +95,24 @@ func errEngineUnreachable() *api.Error {
 	return unreachable
 }
 
+func errEngineFailed() *api.Error {
+	failed := api.Errorf(http.StatusServiceUnavailable, "engine_failed", "the engine failed before it answered; try again")
+	failed.RetryAfter = time.Second
+	return failed
+}
+
 // errCannotOpen is the one answer to everything that does not open.
 func errCannotOpen() *api.Error {
 	return api.Errorf(http.StatusBadRequest, "cannot_open", "the sealed request cannot be opened; it was damaged, or made by a client of another version")
 }
 
 // open reads and opens a request, and records it. Until it is recorded the
-// request has had no effect, and may be sent again unchanged.
-func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, attestedKey, *api.Error) {
-	fail := func(refused *api.Error) (*seal.Opened, attestedKey, *api.Error) { return nil, attestedKey{}, refused }
+// request has had no effect, and may be sent again unchanged. It says whether others
+// could open the request, too.
+func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (opened *seal.Opened, key attestedKey, others bool, refused *api.Error) {
+	fail := func(refused *api.Error) (*seal.Opened, attestedKey, bool, *api.Error) {
+		return nil, attestedKey{}, false, refused
+	}
 	headers, refused := boundHeaders(r)
 	if refused != nil {
 		return fail(refused)
@@ -107,7 +122,6 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, at
 	if !ok {
 		return fail(api.Errorf(http.StatusServiceUnavailable, codeStale, "the request is sealed to keys that are not held here; fetch %s again", api.PathKeys))
 	}
-	key := held.key
 	// A body that comes slower than requests live has expired. The deadline must
 	// be gone before the answer starts: it would end that too.
 	control := http.NewResponseController(w)
@@ -118,7 +132,7 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, at
 	if err != nil {
 		return fail(refusal(err))
 	}
-	opened, err := key.OpenWith(e.dataKeys(r.Context(), key.KeyID(), headers.RequestID, headers.Tenant),
+	opened, err = held.key.OpenWith(e.dataKeys(r.Context(), held.key.KeyID(), headers.RequestID, headers.Tenant),
 		now, prologue, headers, body, seal.Limits{MaxLifetime: e.config.RequestLifetime})
 	if err != nil {
 		return fail(refusal(err))
@@ -126,6 +140,9 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, at
 	// The body took its time: whether the request has expired is asked again.
 	if err := e.replays.Add(opened.KeyID, opened.RequestID, opened.Expiry, e.config.Now()); err != nil {
 		opened.Wipe()
+		if errors.Is(err, seal.ErrReplayed) && e.failed.has(opened.RequestID) {
+			return fail(errEngineFailed()) // Envoy has found nobody else
+		}
 		return fail(refusal(err))
 	}
 	if held.shared() {
@@ -134,7 +151,7 @@ func (e *Enclave) open(w http.ResponseWriter, r *http.Request) (*seal.Opened, at
 			return fail(refused)
 		}
 	}
-	return opened, held, nil
+	return opened, held, len(headers.KeyIDs) > 1, nil
 }
 
 // recordForFleet has the fleet remember what this enclave alone has recorded so
@@ -211,8 +228,9 @@ func boundHeaders(r *http.Request) (seal.Headers, *api.Error) {
 
 // answer runs an opened request, and gives what has become of it. What it writes is
 // sealed. An error means that the answer could not be completed and the stream must
-// be cut; with errNotRun nothing has been written yet.
-func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply) (done result, err error) {
+// be cut; with errNotRun, and with errFailed, which a request gets that others may
+// run, nothing has been written yet.
+func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply, movable bool) (done result, err error) {
 	if refused := e.admit(opened); refused != nil {
 		return result{outcome: api.OutcomeRejected}, refuse(answer, refused)
 	}
@@ -239,10 +257,16 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 		if errors.Is(err, errNotRun) {
 			return done, err // nothing is written yet
 		}
+		if movable {
+			return done, errFailed
+		}
 		done.outcome = api.OutcomeFailed
 		return done, refuse(answer, errEngineUnreachable())
 	}
 	defer resp.Body.Close()
+	if movable && resp.StatusCode >= http.StatusInternalServerError {
+		return done, errFailed
+	}
 	answer.receipt.Host.Cache = cacheSaid(resp.Header.Get(api.HeaderCache))
 	done.outcome = outcomeOf(resp.StatusCode)
 	if !framed(resp) {
@@ -323,6 +347,9 @@ func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body 
 
 // errNotRun says that a request has not got as far as the engine.
 var errNotRun = errors.New("the engine was not asked")
+
+// errFailed says that the engine has failed before there was anything of an answer.
+var errFailed = errors.New("the engine failed")
 
 // errBroken stands in the log for what happened on a connection that was made.
 var errBroken = errors.New("the connection to the guard broke, or did not carry HTTP")

@@ -97,8 +97,13 @@ type firstByte struct {
 	refused bool
 }
 
+// WriteHeader gives an engine's failure as an enclave does to a request that others
+// can open, too.
 func (w *firstByte) WriteHeader(status int) {
 	w.refused = status != http.StatusOK
+	if status >= http.StatusInternalServerError {
+		status = http.StatusServiceUnavailable
+	}
 	w.ResponseWriter.WriteHeader(status)
 }
 
