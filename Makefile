@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build eif test-enclave parts dynamodb-local test test-unit test-e2e test-threats test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal sim clean
+.PHONY: help up build eif test-enclave parts dynamodb-local test test-unit test-e2e test-threats test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -141,6 +141,10 @@ bench-hot: ## hot paths: seal and open, verify, pick, relay (some 4 minutes)
 
 bench-seal: parts ## what sealing costs a request: time beside the same in clear, calls of KMS, padding (some 2 minutes)
 	$(GO) run ./bench/seal $(ARGS)
+	$(GO) run ./bench/report
+
+bench-lengths: ## what the sizes of an answer's chunks tell of it, with padding and without, and what padding costs (seconds)
+	$(GO) run ./bench/lengths
 	$(GO) run ./bench/report
 
 bench-xds: ## the xDS server with 1,000 Envoys, and go-control-plane's caches with the same (some 3 minutes, 4 GiB)
