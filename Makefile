@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build eif test-enclave parts dynamodb-local test test-unit test-e2e test-long check lint fmt fuzz bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling sim clean
+.PHONY: help up build eif test-enclave parts dynamodb-local test test-unit test-e2e test-threats test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -45,13 +45,18 @@ test-unit: parts dynamodb-local ## everything but end to end, with the race dete
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /e2e)
 
 test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the official OpenAI package
-	$(GO) test -count=1 -timeout 15m ./e2e
+	$(GO) test -count=1 -timeout 15m ./e2e -ginkgo.label-filter '!slow'
 
-test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed, the enclave compiled anew
+test-threats: parts ## the threat model, executed: root on an instance, forged and replayed requests; takes root (docs/threat-model.md)
+	$(GO) test -count=1 -timeout 15m -v ./e2e -ginkgo.v -ginkgo.label-filter threats
+
+test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed, a million replays, the enclave compiled anew, ten minutes of fuzzing for every parser
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./router -ginkgo.focus "through the real Envoy"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./e2e -ginkgo.focus "quarter of an hour"
+	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 45m ./e2e -ginkgo.label-filter threats
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 10m ./controller -ginkgo.focus "killed at any time"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./enclave/image
+	@$(MAKE) fuzz-long ARGS=
 
 # The official OpenAI package, pinned with hashes.
 $(TOOLS)/python-e2e/.done: e2e/requirements.txt
@@ -75,6 +80,10 @@ fuzz: ## fuzz every parser for FUZZTIME each (default 30s)
 	    echo "$$package $$target"; $(GO) test -run '^$$' -fuzz "^$$target\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 5x "$$package" || exit 1; \
 	  done || exit 1; \
 	done
+
+fuzz-long: ## fuzz every parser for ten minutes each, a minute in turn; goes on where it was stopped (hours; ARGS="-minutes 1 -only seal")
+	$(GO) run ./bench/fuzz $(ARGS)
+	$(GO) run ./bench/report
 
 bench: bench-startup bench-latency bench-routers bench-hot bench-xds ## run every benchmark; results go to bench/results and docs/benchmarks.md
 
@@ -128,6 +137,14 @@ $(TOOLS)/peers/.done: bench/routing/peers.txt
 
 bench-hot: ## hot paths: seal and open, verify, pick, relay (some 4 minutes)
 	$(GO) run ./bench/hot
+	$(GO) run ./bench/report
+
+bench-seal: parts ## what sealing costs a request: time beside the same in clear, calls of KMS, padding (some 2 minutes)
+	$(GO) run ./bench/seal $(ARGS)
+	$(GO) run ./bench/report
+
+bench-lengths: ## what the sizes of an answer's chunks tell of it, with padding and without, and what padding costs (seconds)
+	$(GO) run ./bench/lengths
 	$(GO) run ./bench/report
 
 bench-xds: ## the xDS server with 1,000 Envoys, and go-control-plane's caches with the same (some 3 minutes, 4 GiB)

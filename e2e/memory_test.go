@@ -20,14 +20,25 @@ import (
 // its heap, its stacks, its mapped files, which is all that a core dump would
 // hold and more.
 func scanMemory(pid int, marker []byte) (found bool, scannedBytes int64, err error) {
+	const piece = 4 << 20
+	err = readMemory(pid, make([]byte, piece+len(marker)), len(marker), func(b []byte) {
+		scannedBytes += int64(len(b))
+		found = found || bytes.Contains(b, marker)
+	})
+	return found, scannedBytes, err
+}
+
+// readMemory gives each readable mapping of a process piece by piece, with an
+// overlap so that what lies across a border is seen.
+func readMemory(pid int, buffer []byte, overlap int, see func([]byte)) error {
 	maps, err := os.Open(fmt.Sprintf("/proc/%d/maps", pid))
 	if err != nil {
-		return false, 0, err
+		return err
 	}
 	defer maps.Close()
 	memory, err := os.Open(fmt.Sprintf("/proc/%d/mem", pid))
 	if err != nil {
-		return false, 0, err
+		return err
 	}
 	defer memory.Close()
 	for lines := bufio.NewScanner(maps); lines.Scan(); {
@@ -39,34 +50,25 @@ func scanMemory(pid int, marker []byte) (found bool, scannedBytes int64, err err
 		if permissions[0] != 'r' || strings.HasSuffix(lines.Text(), "[vvar]") || strings.HasSuffix(lines.Text(), "[vvar_vclock]") {
 			continue
 		}
-		hit, n, err := scanRange(memory, start, end, marker)
-		scannedBytes += n
-		if err != nil {
-			return false, scannedBytes, fmt.Errorf("mapping %q: %w", lines.Text(), err)
+		if err := readRange(memory, start, end, buffer, overlap, see); err != nil {
+			return fmt.Errorf("mapping %q: %w", lines.Text(), err)
 		}
-		found = found || hit
 	}
-	return found, scannedBytes, nil
+	return nil
 }
 
-// scanRange reads a mapping piece by piece, with an overlap so that a marker
-// across a border is seen.
-func scanRange(memory io.ReaderAt, start, end int64, marker []byte) (found bool, scannedBytes int64, err error) {
-	const piece = 4 << 20
-	buffer := make([]byte, piece+len(marker))
+func readRange(memory io.ReaderAt, start, end int64, buffer []byte, overlap int, see func([]byte)) error {
+	piece := int64(len(buffer) - overlap)
 	for at := start; at < end; at += piece {
 		n, err := memory.ReadAt(buffer[:min(int64(len(buffer)), end-at)], at)
-		scannedBytes += int64(n)
-		if bytes.Contains(buffer[:n], marker) {
-			found = true
-		}
+		see(buffer[:n])
 		// A mapping can shrink while it is read, and pages beyond a file's end
 		// cannot be read at all (EIO).
 		if err != nil && !errors.Is(err, io.EOF) && n == 0 && at == start && strings.Contains(err.Error(), "permission") {
-			return found, scannedBytes, err
+			return err
 		}
 	}
-	return found, scannedBytes, nil
+	return nil
 }
 
 // engineHolds scans the engines: the processes that the engine children started.

@@ -48,12 +48,18 @@ type Cluster struct {
 // Start runs `mrgc up` with args, and waits until a tenant can use it. When ctx
 // ends meanwhile, what was started is stopped.
 func Start(ctx context.Context, args ...string) (*Cluster, error) {
+	return StartFrom(ctx, "bin", args...)
+}
+
+// StartFrom is Start with the programs of another folder, all of which `mrgc up`
+// finds beside itself.
+func StartFrom(ctx context.Context, bin string, args ...string) (*Cluster, error) {
 	dir, err := os.MkdirTemp("", "mrgc-bench")
 	if err != nil {
 		return nil, err
 	}
 	c := &Cluster{stateDir: dir, ended: make(chan struct{})}
-	c.command = exec.Command("bin/mrgc", append([]string{"up", "--port", "0", "--state-dir", dir}, args...)...)
+	c.command = exec.Command(filepath.Join(bin, "mrgc"), append([]string{"up", "--port", "0", "--state-dir", dir}, args...)...)
 	c.command.Stderr = os.Stderr
 	began := time.Now()
 	if err := c.command.Start(); err != nil {
@@ -137,6 +143,9 @@ func (c *Cluster) EngineSocket() (string, error) {
 	}
 	return sockets[0], nil
 }
+
+// StateDir is where the cluster keeps its files and logs.
+func (c *Cluster) StateDir() string { return c.stateDir }
 
 // ClientConfig is what a tenant of the cluster needs to seal requests itself,
 // without `mrgc connect`.
