@@ -45,6 +45,9 @@ type Config struct {
 	// Socket is the path of the Unix socket, at most 94 bytes long. A file that
 	// is there is replaced. Only for the kind Sim there is another way, Listen.
 	Socket string
+	// GroupSocket lets the group of the engine's user connect to it, too, where the
+	// guard runs as another user of that group. Otherwise it is for its user alone.
+	GroupSocket bool
 	// Model is the name that the model is served under.
 	Model string
 	// Slots is how many requests run at once; more wait. 0 means 4, or what the
@@ -77,7 +80,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 	switch cfg.Kind {
 	case Llama:
 		return llama.Run(ctx, llama.Config{
-			Socket: cfg.Socket, Model: cfg.Model, Slots: cfg.Slots, Logger: cfg.Logger,
+			Socket: cfg.Socket, GroupSocket: cfg.GroupSocket, Model: cfg.Model, Slots: cfg.Slots, Logger: cfg.Logger,
 			ModelPath: cfg.ModelPath, PythonPath: cfg.PythonPath, Python: cfg.Python,
 			ContextTokens: cfg.ContextTokens, Threads: cfg.Threads, StartTimeout: cfg.StartTimeout,
 		}, ready)
@@ -87,7 +90,7 @@ func Run(ctx context.Context, cfg Config, ready func()) error {
 			return err
 		}
 		return sim.Run(ctx, sim.Config{
-			Socket: cfg.Socket, Listen: cfg.Listen, Model: cfg.Model, Slots: cfg.Slots, Profile: profile,
+			Socket: cfg.Socket, GroupSocket: cfg.GroupSocket, Listen: cfg.Listen, Model: cfg.Model, Slots: cfg.Slots, Profile: profile,
 			FirstToken: cfg.FirstToken, PerToken: cfg.PerToken, Speed: cfg.Speed, Faults: cfg.Faults,
 		}, ready)
 	default:

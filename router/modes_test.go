@@ -49,7 +49,9 @@ var _ = Describe("Modes of isolation", func() {
 			g.Expect(models.Data).To(HaveExactElements(HaveField("Metadata.Modes", Equal([]string{seal.ModeNitro, seal.ModeProcess}))))
 		}).Should(Succeed())
 		modes := func() map[string]string {
-			var page struct{ Instances []struct{ Instance, Mode string } }
+			var page struct {
+				Instances []struct{ Instance, Mode string }
+			}
 			Expect(json.Unmarshal([]byte(r.adminPage("/scores").text), &page)).To(Succeed())
 			all := map[string]string{}
 			for _, in := range page.Instances {

@@ -54,7 +54,7 @@ var _ = Describe("Help", func() {
 		Entry(nil, "router", "--config", "--store", "--identity", "--grpc-listen", "--http-listen", "--admin-listen",
 			"--tenant-address", "--health-address", "--peer", "--tenant-cert", "--tenant-key", "--tenants ", "--tenants-key", "MRGC_IDENTITY_TOKEN"),
 		Entry(nil, "engine", "serve", "guard"),
-		Entry(nil, "engine serve", "--kind", "--socket", "--model-name", "--model ", "--python-path", "--slots", "--context-tokens",
+		Entry(nil, "engine serve", "--kind", "--socket ", "--group-socket", "--model-name", "--model ", "--python-path", "--slots", "--context-tokens",
 			"--threads", "--first-token", "--per-token", "--profile", "--kv-blocks", "--speed", "--slowness", "--fail-share", "--listen"),
 		Entry(nil, "engine guard", "--listen", "--upstream", "--identity", "--cache", "--slots"),
 	)

@@ -46,6 +46,7 @@ func engineServeCommand() *cobra.Command {
 	f := cmd.Flags()
 	f.StringVar(&kind, "kind", string(engine.Llama), "llama or sim")
 	f.StringVar(&config.Socket, "socket", "", "path of the Unix socket")
+	f.BoolVar(&config.GroupSocket, "group-socket", false, "let the group of this process's user connect to the socket, too: for a guard of another user (default: nobody else)")
 	f.StringVar(&config.Model, "model-name", "", "name that the model is served under")
 	f.StringVar(&config.ModelPath, "model", "", "llama: GGUF file")
 	f.StringVar(&config.PythonPath, "python-path", "", "llama: folder that has the xllamacpp module")

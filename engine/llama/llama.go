@@ -44,7 +44,10 @@ var script string
 
 // Config says what to run.
 type Config struct {
-	Socket     string // Unix socket to serve on, at most 94 bytes; a file there is replaced
+	Socket string // Unix socket to serve on, at most 94 bytes; a file there is replaced
+	// GroupSocket lets the user's group connect to it, too.
+	GroupSocket bool
+
 	Model      string // name that the model is served under
 	ModelPath  string // the model, a GGUF file
 	PythonPath string // folder that has the xllamacpp module
@@ -150,7 +153,7 @@ type process struct {
 // start runs the script. It gets nothing that is secret.
 func start(cfg Config) (*process, error) {
 	args, err := json.Marshal(map[string]any{
-		"socket": cfg.Socket, "socket_at_first": cfg.Socket + startSuffix, "model": cfg.Model, "model_path": cfg.ModelPath, "python_path": cfg.PythonPath,
+		"socket": cfg.Socket, "socket_at_first": cfg.Socket + startSuffix, "group_socket": cfg.GroupSocket, "model": cfg.Model, "model_path": cfg.ModelPath, "python_path": cfg.PythonPath,
 		"slots": cfg.Slots, "context_tokens": cfg.ContextTokens, "threads": cfg.Threads,
 	})
 	if err != nil {

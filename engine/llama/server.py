@@ -16,7 +16,7 @@ args = json.loads(sys.argv[1])
 
 resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core dump would hold prompts
 signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for our parent to handle
-os.umask(0o077)  # the socket is for this user alone
+os.umask(0o007 if args["group_socket"] else 0o077)  # the socket is for this user and, at most, its group
 
 sys.path.insert(0, args["python_path"])
 import xllamacpp  # noqa: E402

@@ -41,6 +41,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -57,6 +58,8 @@ type Config struct {
 	// Socket is the Unix socket that Run listens on. A file that is there is
 	// replaced.
 	Socket string
+	// GroupSocket lets the user's group connect to it, too.
+	GroupSocket bool
 	// Listen is a loopback address, such as 127.0.0.1:8000, that Run listens on
 	// instead of a socket: every user of the machine reaches it there. It is for
 	// benchmarks against routers that cannot dial sockets.
@@ -273,7 +276,11 @@ func listen(cfg Config) (net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(cfg.Socket, 0o600); err != nil {
+	mode := fs.FileMode(0o600)
+	if cfg.GroupSocket {
+		mode = 0o660
+	}
+	if err := os.Chmod(cfg.Socket, mode); err != nil {
 		_ = l.Close()
 		return nil, err
 	}
