@@ -135,7 +135,7 @@ func (c *slottedCache) enter(ctx context.Context, salt string, body io.Reader, l
 		return nil, err
 	}
 	e := &entry{leave: func(end ending) {
-		if end != endBegun {
+		if end != endAnswered {
 			c.counted.Store(false) // another engine may be about to start
 		}
 		c.slots.release(g, salt, end, time.Now())
@@ -153,18 +153,22 @@ func (c *slottedCache) enter(ctx context.Context, salt string, body io.Reader, l
 
 func (c *slottedCache) queued() int { return c.slots.queued() }
 
-// spreads says whether llama.cpp answers a request in several slots, of which only
-// the first is ours to choose.
+// spreads says whether llama.cpp makes several requests of one: for choices in
+// slots of which only the first is ours to choose, for a list of prompts one after
+// the other, of which some may have failed in an answer that is whole.
 func spreads(content []byte) (bool, error) {
 	var request struct {
 		N      json.RawMessage `json:"n"`
 		BestOf json.RawMessage `json:"best_of"`
+		Prompt json.RawMessage `json:"prompt"`
 	}
 	if json.Unmarshal(content, &request) != nil {
 		return false, errBody
 	}
 	one := func(raw json.RawMessage) bool { return raw == nil || string(raw) == "1" || string(raw) == "null" }
-	return !one(request.N) || !one(request.BestOf), nil
+	list := len(request.Prompt) > 0 && request.Prompt[0] == '['
+	clear(request.Prompt) // a copy
+	return list || !one(request.N) || !one(request.BestOf), nil
 }
 
 // validSalt says whether a salt is text that JSON takes as it is.

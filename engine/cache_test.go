@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -141,7 +142,38 @@ var _ = Describe("Guard: the engine's prefix cache", func() {
 		Expect(ask("a", body, 200)).To(HavePrefix(`{"id_slot":1,"cache_prompt":false,`), "what the slot holds was not said")
 		Expect(ask("a", `{"n":2}`, 200)).To(HavePrefix(`{"id_slot":1,"cache_prompt":false,`), "the second choice is made in a slot of the engine's choice")
 		Expect(ask("a", body, 200)).To(HaveSuffix(`"cache_prompt":false,"model":"m","messages":[]}`))
+		Expect(ask("a", `{"prompt":["one","two"]}`, 200)).To(ContainSubstring(`"cache_prompt":false,`), "one of several may have failed")
+		Expect(ask("a", body, 200)).To(HaveSuffix(`"cache_prompt":false,"model":"m","messages":[]}`))
 		Expect(ask("c", body, 200)).To(ContainSubstring(`"cache_prompt":false,`))
+	})
+
+	It("of llama.cpp holds what is not known after an answer that was cut, however it had begun", func(ctx SpecContext) {
+		var cut atomic.Bool
+		var llama fakeLlama
+		llama.slots = 1
+		g := newGuardedBy(func(w http.ResponseWriter, r *http.Request) {
+			llama.ServeHTTP(w, r)
+			if cut.Load() && r.Method == http.MethodPost {
+				_ = http.NewResponseController(w).Flush()
+				panic(http.ErrAbortHandler)
+			}
+		}, withCache(api.CacheSlots, 1))
+		reuses := func() bool {
+			resp, err := g.under(ctx, "a", body)
+			if err == nil {
+				_, err = io.ReadAll(resp.Body)
+			}
+			Expect(err != nil).To(Equal(cut.Load()))
+			all := llama.asked()
+			return strings.Contains(all[len(all)-1], `"cache_prompt":true`)
+		}
+		Expect(reuses()).To(BeFalse())
+		Expect(reuses()).To(BeTrue())
+		cut.Store(true)
+		Expect(reuses()).To(BeTrue())
+		cut.Store(false)
+		Expect(reuses()).To(BeFalse())
+		Expect(reuses()).To(BeFalse(), "for a while")
 	})
 
 	It("of llama.cpp makes requests wait for a slot, in the guard, whose metrics say so", func(ctx SpecContext) {

@@ -8,7 +8,7 @@ const Doubt = doubt
 // The endings of a request.
 const (
 	EndRefused  = endRefused
-	EndBegun    = endBegun
+	EndAnswered = endAnswered
 	EndVanished = endVanished
 )
 

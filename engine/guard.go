@@ -215,7 +215,7 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	}
 	body, err := g.enter(w, r)
 	if err != nil {
-		outcome = g.notEntered(w, r, err)
+		outcome = g.notEntered(w, err)
 		return
 	}
 	end := endRefused
@@ -244,9 +244,6 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = resp.Body.Close() }()
-	if resp.StatusCode == http.StatusOK {
-		end = endBegun
-	}
 	switch r.Method {
 	case http.MethodPost:
 		w.Header().Set(api.HeaderCache, g.cfg.Cache)
@@ -254,7 +251,11 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		g.addQueue(path, resp)
 	}
 	if err := pass(w, resp); err != nil {
+		end = endVanished
 		panic(http.ErrAbortHandler) // a whole-looking end would be a lie
+	}
+	if resp.StatusCode == http.StatusOK {
+		end = endAnswered
 	}
 	outcome = "complete"
 }
@@ -269,7 +270,7 @@ func (g *Guard) enter(w http.ResponseWriter, r *http.Request) (*entry, error) {
 
 // notEntered answers a request that did not get as far as the engine, and gives
 // the outcome.
-func (g *Guard) notEntered(w http.ResponseWriter, r *http.Request, err error) (outcome string) {
+func (g *Guard) notEntered(w http.ResponseWriter, err error) (outcome string) {
 	var tooLarge *http.MaxBytesError
 	var e *api.Error
 	switch {

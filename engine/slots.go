@@ -86,9 +86,9 @@ func (t *slotTable) better(i, j int, salt string) bool {
 type ending int
 
 const (
-	endRefused  ending = iota // the engine has answered, but not from the slot, or was not asked
-	endBegun                  // the engine has begun to answer: the slot holds the request's tokens and none that it was not let reuse
-	endVanished               // the request was sent, and given up before an answer: it may get to the slot yet
+	endRefused  ending = iota // the engine has refused, and what the slot holds is not said, or it was not asked
+	endAnswered               // the engine has answered in full: the slot holds the request's tokens and none that it was not let reuse
+	endVanished               // the request was sent, and its answer cut: it may get to the slot yet. llama.cpp's head comes before it has touched the slot
 )
 
 // release ends a grant.
@@ -102,7 +102,7 @@ func (t *slotTable) release(g grant, salt string, end ending, now time.Time) {
 		switch {
 		case end == endVanished:
 			s.salt, s.doubted = "", now.Add(doubt)
-		case end == endBegun && !g.all && !now.Before(s.doubted):
+		case end == endAnswered && !g.all && !now.Before(s.doubted):
 			s.salt = salt
 		default:
 			s.salt = ""

@@ -82,9 +82,9 @@ var _ = Describe("The slots of an engine without salts", func() {
 					}
 					i := rapid.IntRange(0, len(running)-1).Draw(t, "which")
 					g := running[i]
-					end := rapid.SampledFrom([]engine.Ending{engine.EndBegun, engine.EndBegun, engine.EndRefused, engine.EndVanished}).Draw(t, "end")
+					end := rapid.SampledFrom([]engine.Ending{engine.EndAnswered, engine.EndAnswered, engine.EndRefused, engine.EndVanished}).Draw(t, "end")
 					switch end {
-					case engine.EndBegun:
+					case engine.EndAnswered:
 						held.run(g, g.Slot)
 						for slot := range n {
 							if g.All && rapid.Bool().Draw(t, "child") {
@@ -127,7 +127,7 @@ var _ = Describe("The slots of an engine without salts", func() {
 			GinkgoHelper()
 			g, ok := table.Take(salt, false)
 			Expect(ok).To(BeTrue())
-			table.Release(g, salt, engine.EndBegun, now)
+			table.Release(g, salt, engine.EndAnswered, now)
 			return g
 		}
 		Expect(ask("a")).To(Equal(engine.Grant{Slot: 0}))
@@ -141,12 +141,12 @@ var _ = Describe("The slots of an engine without salts", func() {
 
 	It("hold nothing that may be reused after a request that failed, or had several choices", func() {
 		now := time.Unix(0, 0)
-		for _, end := range []engine.Ending{engine.EndRefused, engine.EndVanished, engine.EndBegun} {
-			all := end == engine.EndBegun
+		for _, end := range []engine.Ending{engine.EndRefused, engine.EndVanished, engine.EndAnswered} {
+			all := end == engine.EndAnswered
 			table := engine.NewSlotTable(1)
 			for range 2 {
 				g, _ := table.Take("a", false)
-				table.Release(g, "a", engine.EndBegun, now)
+				table.Release(g, "a", engine.EndAnswered, now)
 			}
 			g, ok := table.Take("a", all)
 			Expect(ok).To(BeTrue())
@@ -167,10 +167,10 @@ var _ = Describe("The slots of an engine without salts", func() {
 		}
 		ask(engine.EndVanished)
 		now = now.Add(engine.Doubt - 1)
-		ask(engine.EndBegun)
-		Expect(ask(engine.EndBegun)).To(BeFalse())
+		ask(engine.EndAnswered)
+		Expect(ask(engine.EndAnswered)).To(BeFalse())
 		now = now.Add(1)
-		ask(engine.EndBegun)
-		Expect(ask(engine.EndBegun)).To(BeTrue())
+		ask(engine.EndAnswered)
+		Expect(ask(engine.EndAnswered)).To(BeTrue())
 	})
 })

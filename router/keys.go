@@ -76,8 +76,10 @@ func (r *Router) serveModels(w http.ResponseWriter, req *http.Request) {
 		if !rules.Models.Allow(name) {
 			continue
 		}
-		answer.Data = append(answer.Data, api.Model{ID: name, Object: "model", Created: r.started.Unix(), OwnedBy: "mrgc",
-			Metadata: api.ModelMetadata{Modes: r.modes(name, rules)}})
+		answer.Data = append(answer.Data, api.Model{
+			ID: name, Object: "model", Created: r.started.Unix(), OwnedBy: "mrgc",
+			Metadata: api.ModelMetadata{Modes: r.modes(name, rules)},
+		})
 	}
 	writeJSON(w, http.StatusOK, answer)
 }
