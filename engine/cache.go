@@ -158,17 +158,30 @@ func (c *slottedCache) queued() int { return c.slots.queued() }
 // the other, of which some may have failed in an answer that is whole.
 func spreads(content []byte) (bool, error) {
 	var request struct {
-		N      json.RawMessage `json:"n"`
-		BestOf json.RawMessage `json:"best_of"`
-		Prompt json.RawMessage `json:"prompt"`
+		N      several `json:"n"`
+		BestOf several `json:"best_of"`
+		Prompt listed  `json:"prompt"`
 	}
 	if json.Unmarshal(content, &request) != nil {
 		return false, errBody
 	}
-	one := func(raw json.RawMessage) bool { return raw == nil || string(raw) == "1" || string(raw) == "null" }
-	list := len(request.Prompt) > 0 && request.Prompt[0] == '['
-	clear(request.Prompt) // a copy
-	return list || !one(request.N) || !one(request.BestOf), nil
+	return bool(request.N || request.BestOf) || bool(request.Prompt), nil
+}
+
+// several is whether a member, or any other of nearly its name, is a number but 1.
+type several bool
+
+func (s *several) UnmarshalJSON(raw []byte) error {
+	*s = *s || string(raw) != "1" && string(raw) != "null"
+	return nil
+}
+
+// listed is whether one is a list.
+type listed bool
+
+func (l *listed) UnmarshalJSON(raw []byte) error {
+	*l = *l || raw[0] == '['
+	return nil
 }
 
 // validSalt says whether a salt is text that JSON takes as it is.

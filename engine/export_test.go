@@ -37,3 +37,9 @@ func (t *SlotTable) Take(salt string, all bool) (Grant, bool) {
 func (t *SlotTable) Release(g Grant, salt string, end Ending, now time.Time) {
 	t.table.release(grant{g.Slot, g.All, g.Reuse}, salt, end, now)
 }
+
+// Insert puts members in front of an object's own.
+var Insert = insert
+
+// Spreads says whether llama.cpp makes several requests of one.
+var Spreads = spreads
