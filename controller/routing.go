@@ -109,6 +109,21 @@ func explainRouting(a failover.Action) (what, reason string) {
 	}
 }
 
+// Drained says which regions are drained; none while nothing has been decided.
+func Drained(ctx context.Context, store state.Store) (map[fleet.Region]bool, error) {
+	row, err := state.RoutingTable(store).Get(ctx, state.RoutingKey)
+	if errors.Is(err, state.ErrNotFound) {
+		return nil, nil
+	}
+	drained := map[fleet.Region]bool{}
+	for region, is := range row.Value.Regions {
+		if is.Drain {
+			drained[region] = true
+		}
+	}
+	return drained, err
+}
+
 // ErrNoRouting is returned while no controller has decided on failover yet.
 var ErrNoRouting = errors.New("no controller has decided on failover yet")
 
