@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build eif test-enclave parts dynamodb-local test test-unit test-e2e test-threats test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
+.PHONY: help up build eif test-enclave parts dynamodb-local test test-unit test-e2e test-threats test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,13 +50,18 @@ test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the offici
 test-threats: parts ## the threat model, executed: root on an instance, forged and replayed requests; takes root (docs/threat-model.md)
 	$(GO) test -count=1 -timeout 15m -v ./e2e -ginkgo.v -ginkgo.label-filter threats
 
-test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed, a million replays, the enclave compiled anew, ten minutes of fuzzing for every parser
+test-failover: parts ## kill a region of a whole cluster under load, have it back, and do smaller harm (some 12 minutes)
+	$(GO) run ./bench/failover $(ARGS)
+	$(GO) run ./bench/report
+
+test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed, a million replays, the enclave compiled anew, ten minutes of fuzzing for every parser, a region killed
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./router -ginkgo.focus "through the real Envoy"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./e2e -ginkgo.focus "quarter of an hour"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 45m ./e2e -ginkgo.label-filter threats
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 10m ./controller -ginkgo.focus "killed at any time"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./enclave/image
 	@$(MAKE) fuzz-long ARGS=
+	@$(MAKE) test-failover ARGS=
 
 # The official OpenAI package, pinned with hashes.
 $(TOOLS)/python-e2e/.done: e2e/requirements.txt

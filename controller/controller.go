@@ -37,6 +37,11 @@ type Config struct {
 	// Fleet is where the region's instances are counted for its metrics. nil: no
 	// minutes are written.
 	Fleet fleet.Store
+	// Door sends a request of the controller's own through a region's front door, and
+	// fails unless it is answered and the region takes requests. It is asked of all regions
+	// every two seconds, by who leads, who publishes what it sees, and with it what the
+	// fleet's rows say; so it wants a Fleet. nil: nothing is seen.
+	Door func(ctx context.Context, region fleet.Region) error
 	// Publish sends the region's minutes to somewhere else, too. nil: nowhere.
 	Publish func(ctx context.Context, region fleet.Region, minutes []state.Record[state.Minute]) error
 	// StaleAfter is the age of an instance's heartbeat that no longer counts. Default
@@ -84,6 +89,9 @@ func New(config Config) (*Controller, error) {
 	}
 	if config.Store == nil {
 		return nil, errors.New("controller: no store")
+	}
+	if config.Door != nil && config.Fleet == nil {
+		return nil, errors.New("controller: a door without a fleet: nothing could be said of what is behind")
 	}
 	if config.Logger == nil {
 		config.Logger = slog.New(slog.DiscardHandler)
@@ -183,11 +191,16 @@ func (c *Controller) regionDuties(e *elector, metric *metrics) func(*term, *sync
 		}
 	}
 	m := newMinutes(&c.config, c.log)
+	w := newWatcher(&c.config, c.log)
 	return func(t *term, running *sync.WaitGroup) {
 		samples := make(chan lagSample, 16)
 		running.Go(func() { m.run(t, samples) })
+		if c.config.Door != nil {
+			running.Go(func() { w.run(t) })
+		}
 		running.Go(func() {
 			h.run(t, func(from fleet.Region, behind time.Duration) {
+				w.lag(from, behind)
 				select {
 				case samples <- lagSample{from, behind}:
 				default: // the fleet's store is slow; there is another sample soon

@@ -18,9 +18,10 @@
 // long that one was asleep. The clocks of controllers need not agree: what a loop
 // is told of time never goes back, though its leaders' clocks may differ.
 //
-// A region's leader also writes its heartbeat and its metrics by the minute, and
+// A region's leader also writes its heartbeat and its metrics by the minute,
 // measures how far other regions' rows lag ([Config.Alarm] says when that is too
-// far).
+// far), and looks at all regions' front doors and publishes what it sees
+// ([Config.Door]), which is what the loop of failover goes by ([NewRouting]).
 //
 // While the store cannot be reached, nobody leads and nothing is decided; no
 // request depends on it.

@@ -5,6 +5,7 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/mrgc/mrgc/controller/failover"
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
@@ -32,3 +33,11 @@ func NewMinutes(config Config) *Minutes {
 func (m *Minutes) Sample(ctx context.Context, now time.Time) { m.m.sample(ctx, now) }
 
 func (m *Minutes) Lag(from fleet.Region, behind time.Duration) { m.m.lag(lagSample{from, behind}) }
+
+// Sights says what a look has found of each region (see seen.sights).
+func Sights(regions []fleet.Region, open map[fleet.Region]bool, snapshot *fleet.Snapshot, stale time.Duration,
+	lag map[fleet.Region]time.Duration, been map[string]bool,
+) (map[fleet.Region]failover.Sight, map[string]bool) {
+	s := seen{regions, open, snapshot, stale, lag, been}
+	return s.sights()
+}

@@ -24,6 +24,9 @@ type Routing struct {
 	// Execute sets a dial, or has a region's front doors begin or end to send
 	// connections away.
 	Execute func(ctx context.Context, id string, action failover.Action) error
+
+	dials *Dials // of the accelerator, for who leads; nil: Observe gives them
+	alone bool   // there is no accelerator, and so dials are as they were decided
 }
 
 // routedRow is the loop's row.
@@ -48,10 +51,17 @@ func (r Routing) Loop() (Loop[routedRow, failover.Observation, failover.Action],
 		Observe: func(ctx context.Context, token int64) (failover.Observation, error) {
 			o, err := r.Observe(ctx)
 			o.Term = token
+			if r.dials != nil && token != 0 {
+				o.Dials = r.dials.Known()
+			}
 			return o, err
 		},
 		Step: func(row routedRow, o failover.Observation, now time.Time) (routedRow, []failover.Action) {
-			next, actions := failover.Step(r.Config, r.remembered(row, now), o, now)
+			was := r.remembered(row, now)
+			if r.alone {
+				o.Dials = was.Dials()
+			}
+			next, actions := failover.Step(r.Config, was, o, now)
 			return routed(row, next), actions
 		},
 		Same: func(a, b routedRow) bool {
@@ -107,6 +117,21 @@ func explainRouting(a failover.Action) (what, reason string) {
 	default:
 		return fmt.Sprintf("end the drain of %s", a.Region), a.Why
 	}
+}
+
+// Drained says which regions are drained; none while nothing has been decided.
+func Drained(ctx context.Context, store state.Store) (map[fleet.Region]bool, error) {
+	row, err := state.RoutingTable(store).Get(ctx, state.RoutingKey)
+	if errors.Is(err, state.ErrNotFound) {
+		return nil, nil
+	}
+	drained := map[fleet.Region]bool{}
+	for region, is := range row.Value.Regions {
+		if is.Drain {
+			drained[region] = true
+		}
+	}
+	return drained, err
 }
 
 // ErrNoRouting is returned while no controller has decided on failover yet.

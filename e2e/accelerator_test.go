@@ -62,7 +62,7 @@ func (c *cluster) regionAt(ctx context.Context, url string) string {
 }
 
 var _ = Describe("mrgc up --accelerator", func() {
-	It("leads tenants to the nearest region, sealed as ever, and elsewhere by its dial", func(ctx SpecContext) {
+	It("leads tenants to the nearest region, sealed as ever, and elsewhere when its controllers are told to", func(ctx SpecContext) {
 		c := startCluster("--accelerator", "--engine", "sim", "--regions", "use1,use2", "--instances", "1", "--routers", "1")
 		env := c.env()
 		nearUse1, nearUse2 := env["MRGC_ACCELERATOR_USE1"], env["MRGC_ACCELERATOR_USE2"]
@@ -74,11 +74,20 @@ var _ = Describe("mrgc up --accelerator", func() {
 		Expect(status).To(Equal(http.StatusOK), body)
 
 		a := c.accelerator(ctx)
+		order := func(kind string) func() error {
+			return exec.Command(filepath.Join(root(), "bin", "mrgc"), "failover", kind, "use1", "--why", "e2e", "--state", env["MRGC_STATE"]).Run
+		}
 		Eventually(a.Groups).WithContext(ctx).WithTimeout(2 * time.Minute).WithPolling(500 * time.Millisecond).Should(HaveEach(HaveField("Healthy", 1)))
-		Expect(a.SetDial(ctx, "e2e", "use1", 0)).To(Succeed())
-		Eventually(a.Deployed).WithContext(ctx).WithTimeout(30 * time.Second).WithPolling(200 * time.Millisecond).Should(BeTrue())
+		Eventually(order("drain")).WithContext(ctx).WithTimeout(20*time.Second).WithPolling(200*time.Millisecond).Should(Succeed(), "once somebody leads")
+		Eventually(a.Dials).WithContext(ctx).WithTimeout(30 * time.Second).WithPolling(200 * time.Millisecond).Should(HaveKeyWithValue(fleet.Region("use1"), 0))
 		Eventually(c.regionAt).WithContext(ctx).WithArguments(nearUse1).WithTimeout(time.Minute).WithPolling(500*time.Millisecond).Should(Equal("use2"), "once it gets connections again")
 		status, body = c.chat(ctx, http.DefaultClient, base, "over there")
 		Expect(status).To(Equal(http.StatusOK), body)
+		status, body = c.chat(ctx, http.DefaultClient, c.base(), "at the drained region's own door")
+		Expect(status).To(Equal(http.StatusOK), body)
+		Eventually(func() string { return get(ctx, env["MRGC_ADMIN_USE1"]+"/regions") }).WithContext(ctx).WithTimeout(10 * time.Second).Should(MatchRegexp(`"use1",[^}]*"drained": ?true`))
+
+		Expect(order("restore")()).To(Succeed())
+		Eventually(func() string { return get(ctx, env["MRGC_ADMIN_USE1"]+"/regions") }).WithContext(ctx).WithTimeout(10 * time.Second).ShouldNot(ContainSubstring("drained"))
 	})
 })

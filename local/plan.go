@@ -1,6 +1,7 @@
 package local
 
 import (
+	"errors"
 	"fmt"
 	"path/filepath"
 	"slices"
@@ -22,6 +23,7 @@ const (
 	rankParent
 	rankRouter
 	rankEnvoy
+	rankController // while there are doors to look at
 	rankConnect
 )
 
@@ -34,6 +36,8 @@ type region struct {
 	envoyIdentity, envoyConfig string       // files
 	tenantCert, tenantKey      string
 	instances                  []instance
+
+	controller string // address of its controller's admin; empty: it has none
 }
 
 // routerPart is one router's part of the plan.
@@ -78,6 +82,7 @@ type plan struct {
 	manifest  string // the same, signed
 	releasing string // the key that signs it: .key, and .pub that verifies
 	store     string
+	control   string // what controllers remember, where there are some
 	kms       softwareKMS
 	fleet     sharedFleet
 	regions   []region
@@ -108,7 +113,8 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		manifest:  filepath.Join(o.StateDir, "releases.signed.json"),
 		releasing: filepath.Join(o.StateDir, "releases-signing"),
 
-		store: filepath.Join(o.StateDir, "state.db"),
+		store:   filepath.Join(o.StateDir, "state.db"),
+		control: filepath.Join(o.StateDir, "control.db"),
 	}
 	for _, name := range o.Regions {
 		r, err := p.region(name)
@@ -117,7 +123,7 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		}
 		p.regions = append(p.regions, r)
 	}
-	if err := p.planAccelerator(); err != nil {
+	if err := errors.Join(p.planAccelerator(), p.planControllers()); err != nil {
 		return nil, err
 	}
 	var err error
@@ -265,6 +271,15 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 			after: r.routers[0].grpc, // so that it has its configuration from the one that it prefers
 		})
 	}
+	for _, r := range p.regions {
+		if r.controller == "" {
+			continue
+		}
+		id := identity.ID{Region: r.name, Role: identity.RoleController}
+		if err := add(func(token string) process { return p.controller(r, token) }, id); err != nil {
+			return nil, err
+		}
+	}
 	return append(all, p.tenant()), nil
 }
 
@@ -343,6 +358,7 @@ func (p *plan) router(r region, part routerPart, token string) process {
 		"--releases", p.manifest, "--releases-key", p.releasing + ".pub", "--trust-development-root", p.nsmRoot,
 		"--audit", p.auditLog(part.name),
 	}
+	args = append(args, p.routerDrains(r)...)
 	for _, other := range r.routers {
 		if other != part {
 			args = append(args, "--peer", other.grpc)
@@ -403,6 +419,7 @@ func (p *plan) env(apiKey string) []string {
 		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))
 	}
 	lines = append(lines, p.acceleratorEnv()...)
+	lines = append(lines, p.controllersEnv()...)
 	return append(lines,
 		"export MRGC_ENDPOINTS="+strings.Join(p.endpoints(), ","),
 		"export MRGC_CA="+shellQuote(p.caFile),

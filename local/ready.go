@@ -68,6 +68,11 @@ func (c *cluster) regionMissing(ctx context.Context, r region) error {
 	if err := getJSON(ctx, "http://"+r.health+"/healthz", nil); err != nil {
 		return fmt.Errorf("envoy: %w", err)
 	}
+	if r.controller != "" {
+		if err := getJSON(ctx, "http://"+r.controller+"/status", nil); err != nil {
+			return fmt.Errorf("controller: %w", err)
+		}
+	}
 	return nil
 }
 

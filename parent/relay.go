@@ -38,6 +38,7 @@ func (p *Parent) Handler() http.Handler {
 	mux.HandleFunc("GET "+pathRecipients, p.serveRecipients)
 	mux.HandleFunc("GET "+api.PathKeys, p.serveKeys)
 	mux.HandleFunc("GET /healthz", p.serveHealth)
+	mux.HandleFunc("GET "+api.PathDoor, p.serveHealth)
 	mux.Handle("POST "+pathReports, p.reports.handler())
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		api.Errorf(http.StatusNotFound, "not_found", "no such path on an instance").Write(w)

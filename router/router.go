@@ -77,6 +77,14 @@ type Config struct {
 	// Inspection is which releases the enclaves should be of; nil: nobody looks.
 	Inspection *Inspection
 
+	// Drained says which regions are being drained: their Envoys send connections away,
+	// and requests go there when no other region can serve them. It is asked every two
+	// seconds; when it fails, what it said last holds. Default: none ever is.
+	Drained func(context.Context) (map[fleet.Region]bool, error)
+	// EnvoyAdmins are the loopback addresses, "IP:port", of the admins of the Envoys
+	// beside this router, which it has drain.
+	EnvoyAdmins []string
+
 	Store    fleet.Store
 	Identity *identity.Source
 	// TenantCertificate and TenantKey are PEM files of the certificate that
@@ -121,6 +129,7 @@ type Router struct {
 	spillTo    []fleet.Region            // of New, then guarded by applying: where ways lead now
 	waysOf     *Settings                 // likewise: by which they were worked out
 	orders     map[string][]fleet.Region // likewise: what Envoys were told last
+	drained    map[fleet.Region]bool     // likewise: which regions are
 
 	certificatePoll time.Duration
 	loaded          [3]int64 // versions of the tenant certificate's files; of Run, then of the goroutine that watches them
@@ -169,7 +178,10 @@ func New(config Config) (*Router, error) {
 		registerTripMetrics(r.metrics, config.Region, r.trips, spillTo)); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
-	var err error
+	err := checkEnvoyAdmins(config.EnvoyAdmins)
+	if err != nil {
+		return nil, fmt.Errorf("router: %w", err)
+	}
 	if r.xds, err = xds.New(r.xdsConfig()); err != nil {
 		return nil, fmt.Errorf("router: %w", err)
 	}
@@ -247,6 +259,9 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	group.Go(func() error { r.judges.run(ctx); return nil })
 	group.Go(func() error { r.keepWays(ctx); return nil })
 	group.Go(func() error { r.watchTenantCertificate(ctx); return nil })
+	if r.config.Drained != nil {
+		group.Go(func() error { r.followDrains(ctx); return nil })
+	}
 	group.Go(func() error { r.followTenants(ctx); return nil })
 	group.Go(func() error { return r.xds.Run(ctx) })
 	return group.Wait()
@@ -354,6 +369,7 @@ func (r *Router) serveHTTP(ctx context.Context, l net.Listener) error {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET "+api.PathKeys, r.serveKeys)
 	mux.HandleFunc("GET "+api.PathModels, r.serveModels)
+	mux.HandleFunc("GET "+api.PathDoor, r.serveDoor)
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
 	server := &http.Server{
 		Handler:           mux,

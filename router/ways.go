@@ -83,12 +83,15 @@ func (r *Router) updateWays() {
 		r.spillTo = routing.Nearest(r.spillTo, r.trips.to)
 	}
 	own := append([]fleet.Region{r.config.Region}, r.spillTo...)
-	now.usual = routing.NewWay(own, nil, r.trips.to)
+	way := func(prefer []routing.Preference) routing.Way {
+		return routing.NewWay(own, prefer, r.trips.to).Avoiding(func(region fleet.Region) bool { return r.drained[region] })
+	}
+	now.usual = way(nil)
 	for model, prefer := range settings.PreferByModel {
-		now.byModel[model] = routing.NewWay(own, prefer, r.trips.to)
+		now.byModel[model] = way(prefer)
 	}
 	for name, prefer := range settings.PreferByTenant {
-		now.byTenant[name] = routing.NewWay(own, prefer, r.trips.to)
+		now.byTenant[name] = way(prefer)
 	}
 	r.ways.Store(&now)
 	orders := map[string][]fleet.Region{"": now.usual.Regions}
@@ -134,11 +137,15 @@ func (r *Router) serveRegions(w http.ResponseWriter, _ *http.Request) {
 	type entry struct {
 		Region       fleet.Region `json:"region"`
 		RoundTripSec *float64     `json:"round_trip_seconds"` // null: not known
+		Drained      bool         `json:"drained,omitempty"`
 	}
+	r.applying.Lock()
+	drained := r.drained
+	r.applying.Unlock()
 	page := []entry{}
-	for i, region := range r.ways.Load().usual.Regions {
-		e := entry{Region: region}
-		if took, known := r.trips.to(region); known || i == 0 {
+	for _, region := range r.ways.Load().usual.Regions {
+		e := entry{Region: region, Drained: drained[region]}
+		if took, known := r.trips.to(region); known || region == r.config.Region {
 			seconds := took.Seconds()
 			e.RoundTripSec = &seconds
 		}

@@ -176,12 +176,18 @@ func upstreamHTTP2() *httpv3.HttpProtocolOptions {
 	}
 }
 
-// parentTLS proves Envoy's name to a parent and asks for a parent's. Both
-// secrets are static: they are Envoy's own files.
+// parentTLS proves Envoy's name to a parent and asks for a parent's.
 func parentTLS(r *renderer, p plan) *corev3.TransportSocket {
-	return tlsSocket(r.pack(&tlsv3.UpstreamTlsContext{CommonTlsContext: &tlsv3.CommonTlsContext{
+	common := internalTLS(p, parentSAN)
+	common.AlpnProtocols = []string{"h2"}
+	return tlsSocket(r.pack(&tlsv3.UpstreamTlsContext{CommonTlsContext: common}))
+}
+
+// internalTLS is between Envoy and a part whose SPIFFE id matches. Both secrets are
+// static: they are Envoy's own files.
+func internalTLS(p plan, san string) *tlsv3.CommonTlsContext {
+	return &tlsv3.CommonTlsContext{
 		TlsParams:                      tlsVersions(tlsv3.TlsParameters_TLSv1_3),
-		AlpnProtocols:                  []string{"h2"},
 		TlsCertificateSdsSecretConfigs: []*tlsv3.SdsSecretConfig{{Name: p.config.Names.Identity}},
 		ValidationContextType: &tlsv3.CommonTlsContext_CombinedValidationContext{
 			CombinedValidationContext: &tlsv3.CommonTlsContext_CombinedCertificateValidationContext{
@@ -189,14 +195,14 @@ func parentTLS(r *renderer, p plan) *corev3.TransportSocket {
 					MatchTypedSubjectAltNames: []*tlsv3.SubjectAltNameMatcher{{
 						SanType: tlsv3.SubjectAltNameMatcher_URI,
 						Matcher: &matcherv3.StringMatcher{MatchPattern: &matcherv3.StringMatcher_SafeRegex{
-							SafeRegex: &matcherv3.RegexMatcher{Regex: parentSAN},
+							SafeRegex: &matcherv3.RegexMatcher{Regex: san},
 						}},
 					}},
 				},
 				ValidationContextSdsSecretConfig: &tlsv3.SdsSecretConfig{Name: p.config.Names.Trust},
 			},
 		},
-	}}))
+	}
 }
 
 func tlsSocket(config *anypb.Any) *corev3.TransportSocket {

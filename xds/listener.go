@@ -62,11 +62,12 @@ func tenantsListener(r *renderer, p plan) *listenerv3.Listener {
 		// A second Envoy on the same port is an error, and not half the traffic.
 		EnableReusePort:               wrapperspb.Bool(false),
 		PerConnectionBufferLimitBytes: wrapperspb.UInt32(1 << 20),
+		ListenerFilters:               []*listenerv3.ListenerFilter{serverNames(r)},
 		FilterChains: []*listenerv3.FilterChain{{
 			Filters:                       managerFilters(r, manager),
 			TransportSocket:               tenantTLS(r, p),
 			TransportSocketConnectTimeout: durationpb.New(10 * time.Second),
-		}},
+		}, doorChain(r, p)},
 	}
 }
 

@@ -24,6 +24,9 @@ type controllerOptions struct {
 	config, region, name string
 	state, store, admin  string
 	cloudwatch           string
+	identity             string
+	doors                []string
+	accelerator          string
 	lease                time.Duration
 }
 
@@ -34,7 +37,10 @@ func controllerCommand() *cobra.Command {
 		Short: "Run a region's controller: run two or more, of which one leads",
 		Long: `Controller leads its region or stands by for whoever does: when the leader is gone,
 another takes over within 10 s, and goes on with what the leader had decided. What
-it remembers is in the state store; "mrgc state init" makes its tables.`,
+it remembers is in the state store; "mrgc state init" makes its tables.
+
+Told where the regions' front doors are, it watches all regions, and one controller of
+all decides which of them tenants are sent to (see "mrgc failover").`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runController(cmd.Context(), o, logger(cmd)) },
 	}
@@ -45,6 +51,9 @@ it remembers is in the state store; "mrgc state init" makes its tables.`,
 	f.StringVar(&o.state, "state", "", "state store: "+stateopen.Forms)
 	f.StringVar(&o.store, "store", "", "fleet store: "+fleetopen.Forms+"; without it no metrics of the fleet are written")
 	f.StringVar(&o.cloudwatch, "cloudwatch", "", "publish the region's metrics by the minute: NAMESPACE[?region=REGION&endpoint=URL]; needs --store")
+	f.StringArrayVar(&o.doors, "door", nil, "REGION=host:port where tenants of a region connect; for each region, or for none: then nobody decides on failover.\nNeeds --store and --identity")
+	f.StringVar(&o.identity, "identity", "", "identity for mutual TLS with the doors: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	f.StringVar(&o.accelerator, "accelerator", "", "ARN[?region=REGION&endpoint=URL] of the Global Accelerator listener whose traffic dials it sets (default: there is none)")
 	f.StringVar(&o.admin, "admin-listen", "127.0.0.1:9004", "operator's admin, loopback only: /status and /metrics")
 	f.DurationVar(&o.lease, "lease", 5*time.Second, "how long a leader leads after it was last heard of; the same for all of a region")
 	required(cmd, "region", "state")
@@ -79,6 +88,11 @@ func runController(ctx context.Context, o controllerOptions, log *slog.Logger) (
 		}
 		defer func() { err = errors.Join(err, settings.Fleet.Close()) }()
 	}
+	stop, err := o.watch(ctx, cluster, &settings)
+	if err != nil {
+		return err
+	}
+	defer stop()
 	if settings.Admin, err = net.Listen("tcp", o.admin); err != nil {
 		return err
 	}

@@ -15,6 +15,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/mrgc/mrgc/controller"
 	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/audit/cloudwatchlogs"
@@ -24,6 +25,7 @@ import (
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/lockdown"
 	releasefollow "github.com/mrgc/mrgc/internal/release/follow"
+	stateopen "github.com/mrgc/mrgc/internal/state/open"
 	"github.com/mrgc/mrgc/internal/tenant/follow"
 	"github.com/mrgc/mrgc/router"
 	"github.com/mrgc/mrgc/xds"
@@ -39,6 +41,8 @@ type routerOptions struct {
 	releases, releasesKey     string
 	developmentRoot           string
 	audit, auditCopy          string
+	state                     string
+	envoyAdmins               []string
 }
 
 func routerCommand() *cobra.Command {
@@ -68,6 +72,8 @@ func routerCommand() *cobra.Command {
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to verify enclaves by, in place of AWS's")
 	f.StringVar(&o.audit, "audit", "", "file for what an auditor asks about: release changes, refused attestation; appended to, with hashes that chain it")
 	f.StringVar(&o.auditCopy, "audit-cloudwatch", "", "CloudWatch log group to which it is copied as it grows, GROUP[?region=REGION&endpoint=URL],\nin a stream with this machine's name")
+	f.StringVar(&o.state, "state", "", "state store, for which regions are drained: "+stateopen.Forms+" (default: none ever is)")
+	f.StringArrayVar(&o.envoyAdmins, "envoy-admin", nil, "IP:port of the admin of an Envoy beside this router, on loopback, which it has drain with the region (repeat)")
 	cmd.MarkFlagsRequiredTogether("releases", "releases-key")
 	required(cmd, "store", "identity", "tenant-cert", "tenant-key", "tenants", "tenants-key")
 	return cmd
@@ -107,6 +113,15 @@ func runRouter(ctx context.Context, o routerOptions, log *slog.Logger) (err erro
 	}
 	defer func() { err = errors.Join(err, inspection.close()) }()
 	settings.Inspection = inspection.config
+	settings.EnvoyAdmins = o.envoyAdmins
+	if o.state != "" {
+		states, err := stateopen.Store(ctx, o.state, log)
+		if err != nil {
+			return err
+		}
+		defer func() { err = errors.Join(err, states.Close()) }()
+		settings.Drained = func(ctx context.Context) (map[fleet.Region]bool, error) { return controller.Drained(ctx, states) }
+	}
 	r, err := router.New(settings)
 	if err != nil {
 		return err

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os"
 	"slices"
 	"time"
 
@@ -19,7 +20,7 @@ import (
 type stateStore string
 
 func (s *stateStore) flag(of *pflag.FlagSet) {
-	of.StringVar((*string)(s), "state", "dynamodb:", "state store: "+open.Forms)
+	of.StringVar((*string)(s), "state", cmp.Or(os.Getenv("MRGC_STATE"), "dynamodb:"), "state store: "+open.Forms+"; default $MRGC_STATE if that is set")
 }
 
 // with opens the store for as long as do takes.

@@ -27,7 +27,7 @@ Ctrl-C stops everything.`,
   mrgc up --engine sim --sim-profile a100 --sim-slow use1-0=2
                                             simulators as fast as hardware, one of them slow
   mrgc up --engine sim --versions 1,2       a new version in each region, which gets requests with mrgc canary set
-  mrgc up --engine sim --accelerator        a stand-in for AWS Global Accelerator in front of the regions
+  mrgc up --engine sim --accelerator        a stand-in for AWS Global Accelerator in front of the regions, and failover between them
   mrgc up --model ~/models/qwen3-4b.gguf    a model of your own`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -44,7 +44,7 @@ Ctrl-C stops everything.`,
 	f.StringVar(&options.EngineURL, "engine-url", "", "OpenAI-compatible engine that runs already, http://host:port")
 	f.StringVar(&options.ModelName, "model-name", "", "name that tenants ask for (default: follows from the model)")
 	f.IntVar(&options.Port, "port", 8400, "port of the tenant endpoint on loopback; 0: any free one")
-	f.BoolVar(&options.Accelerator, "accelerator", false, "put a stand-in for AWS Global Accelerator in front of the regions, with an address for tenants near each;\n.mrgc/accelerator.env has what sets its dials (see docs/failover.md)")
+	f.BoolVar(&options.Accelerator, "accelerator", false, "put a stand-in for AWS Global Accelerator in front of the regions, with an address for tenants near each,\nand a controller in each, which set its dials; .mrgc/accelerator.env has what else may (see docs/failover.md)")
 	f.StringVar(&options.Policy, "policy", "", "how requests find their instance, a models[].policy of mrgc.yaml (default gate-then-load)")
 	f.StringSliceVar(&options.Versions, "versions", nil, "versions of the model, like 1,2: the first has all requests, and all instances but the last of each region,\nwhich are the others' (see mrgc canary)")
 	f.StringVar(&options.Sim.Profile, "sim-profile", "", "sim: hardware to imitate, "+simProfiles()+" (default: none, answers come at once)")

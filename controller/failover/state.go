@@ -62,6 +62,15 @@ func Initial(config Config, now time.Time) State {
 	return s
 }
 
+// Dials are those that the accelerator is to have.
+func (s State) Dials() map[fleet.Region]int {
+	dials := make(map[fleet.Region]int, len(s.Regions))
+	for name, r := range s.Regions {
+		dials[name] = r.Dial
+	}
+	return dials
+}
+
 func (s State) clone() State {
 	s.Regions = maps.Clone(s.Regions)
 	return s

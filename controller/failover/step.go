@@ -2,6 +2,7 @@ package failover
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"time"
 
@@ -219,10 +220,13 @@ func (w *world) keeps(name fleet.Region) string {
 	if at := w.s.Lowered; at.Region != name && at.Region != "" && w.now.Sub(at.At) < w.c.Apart && !w.now.Before(at.At) {
 		return fmt.Sprintf("the dial of %s was lowered %v ago", at.Region, w.now.Sub(at.At).Round(time.Second))
 	}
+	// One that is cut off from all others, and can still publish, sees them down.
+	views := maps.Clone(w.o.Views)
+	delete(views, name)
 	for _, other := range w.c.Regions {
 		dial, known := w.o.Dials[other]
 		s := w.s.Regions[other]
-		if other != name && known && dial == 100 && s.Dial == 100 && w.judged[other].Verdict == Up {
+		if other != name && known && dial == 100 && s.Dial == 100 && w.c.judge(views, other).Verdict == Up {
 			return ""
 		}
 	}

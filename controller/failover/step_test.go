@@ -119,6 +119,22 @@ var _ = Describe("A region", func() {
 		Expect(s.state.Regions[use1].Reason).To(ContainSubstring("down by 2"))
 	})
 
+	It("is taken out when it is cut off from both others, though it sees them down", func() {
+		s := newStage()
+		s.goes(time.Minute)
+		for _, other := range []fleet.Region{use2, usw2} {
+			s.sees(use1, other, failover.Down)
+			s.sees(other, use1, failover.Down)
+		}
+		s.goes(8 * time.Second)
+		Expect(s.dials).To(Equal(map[fleet.Region]int{use1: 0, use2: 100, usw2: 100}))
+		s.goes(time.Hour)
+		Expect(s.dials).To(Equal(map[fleet.Region]int{use1: 0, use2: 100, usw2: 100}))
+		s.lives(use1)
+		s.goes(15 * time.Minute)
+		Expect(s.dials).To(HaveEach(100))
+	})
+
 	It("says what it did, once", func() {
 		s := newStage()
 		s.dies(use1)

@@ -1,6 +1,7 @@
 package failover
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -21,13 +22,13 @@ const (
 // routers and controllers would act on what is no longer so.
 const MaxLag = 5 * time.Second
 
-// Sight is what an observer saw of a region: by a sealed request of its own through
-// the region's front door, and by the region's rows in the store.
+// Sight is what an observer saw of a region: by a request of its own through the
+// region's front door, and by the region's rows in the store.
 type Sight struct {
-	Door  bool          // the request was answered
-	Ready int           // instances that take requests
-	Want  int           // instances that have been ready and are to stay: not those that are on their way
-	Lag   time.Duration // of the region's replicated state
+	Door  bool          `json:"door"`   // the request was answered
+	Ready int           `json:"ready"`  // instances that take requests
+	Want  int           `json:"want"`   // instances that have been ready and are to stay: not those that are on their way
+	Lag   time.Duration `json:"lag_ns"` // of the region's replicated state
 }
 
 // Verdict is what a sight means.
@@ -46,10 +47,23 @@ func (s Sight) Verdict() Verdict {
 
 // Report is what a region's controller publishes, every two seconds or so.
 type Report struct {
-	Epoch    int64     // rises with each start of the observer
-	Sequence uint64    // rises with each report of one epoch
-	At       time.Time // by the observer's clock
-	Sights   map[fleet.Region]Sight
+	Epoch    int64                  `json:"epoch"`    // rises with each start of the observer
+	Sequence uint64                 `json:"sequence"` // rises with each report of one epoch
+	At       time.Time              `json:"at"`       // by the observer's clock
+	Sights   map[fleet.Region]Sight `json:"sights"`
+}
+
+// Validate checks what was read.
+func (r Report) Validate() error {
+	if r.Epoch < 1 || r.Sequence < 1 {
+		return fmt.Errorf("epoch %d, sequence %d: want 1 or more", r.Epoch, r.Sequence)
+	}
+	for region, sight := range r.Sights {
+		if sight.Ready < 0 || sight.Want < 0 || sight.Lag < 0 {
+			return fmt.Errorf("sight of %s: %+v: want nothing below 0", region, sight)
+		}
+	}
+	return nil
 }
 
 // Freshness is how much a view is worth.

@@ -175,6 +175,23 @@ func (e *Envoy) Get(path string) (string, error) {
 	return string(body), err
 }
 
+// Post has the admin interface do something.
+func (e *Envoy) Post(path string) error {
+	client := &http.Client{Timeout: deadline, Transport: &http.Transport{DisableKeepAlives: true}}
+	resp, err := client.Post(e.admin+path, "", nil)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("POST %s: %s", path, resp.Status)
+	}
+	return nil
+}
+
+// Admin is the address of the admin interface.
+func (e *Envoy) Admin() string { return strings.TrimPrefix(e.admin, "http://") }
+
 // Listener waits for a listener and returns its address.
 func (e *Envoy) Listener(t testing.TB, name string) string {
 	t.Helper()

@@ -19,6 +19,15 @@ const (
 	PathModels = "/v1/models"
 )
 
+// PathDoor is where a region's front door says whether the region takes requests,
+// to other parts of the cluster alone: on the tenants' port, to who asks for the TLS
+// server name [DoorName] and proves to be a controller. A router answers, or, where
+// there is none, an instance: 200, or 503 when nothing of the region is ready.
+const (
+	PathDoor = "/.well-known/mrgc/door"
+	DoorName = "door.mrgc.internal"
+)
+
 // PathTenants is where an enclave takes the signed list of tenants from its
 // parent, by PUT, and says by GET which it holds.
 const PathTenants = "/tenants"

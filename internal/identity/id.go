@@ -6,6 +6,7 @@
 //
 //	spiffe://mrgc.internal/region/use1/router
 //	spiffe://mrgc.internal/region/use1/envoy
+//	spiffe://mrgc.internal/region/use1/controller
 //	spiffe://mrgc.internal/region/use1/instance/use1-0/parent
 //	spiffe://mrgc.internal/region/use1/instance/use1-0/enclave
 //	spiffe://mrgc.internal/region/use1/instance/use1-0/guard
@@ -32,17 +33,18 @@ type Role string
 
 // The roles that have an identity.
 const (
-	RoleRouter  Role = "router"
-	RoleEnvoy   Role = "envoy"
-	RoleParent  Role = "parent"
-	RoleEnclave Role = "enclave"
-	RoleGuard   Role = "guard"
+	RoleRouter     Role = "router"
+	RoleEnvoy      Role = "envoy"
+	RoleController Role = "controller"
+	RoleParent     Role = "parent"
+	RoleEnclave    Role = "enclave"
+	RoleGuard      Role = "guard"
 )
 
 // ID names one part of the cluster. The zero value names none.
 type ID struct {
 	Region   string
-	Instance string // empty for router and envoy
+	Instance string // empty for router, envoy and controller
 	Role     Role
 }
 
@@ -54,7 +56,7 @@ func (id ID) Validate() error {
 		return fmt.Errorf("identity: bad region %q", id.Region)
 	}
 	switch id.Role {
-	case RoleRouter, RoleEnvoy:
+	case RoleRouter, RoleEnvoy, RoleController:
 		if id.Instance != "" {
 			return fmt.Errorf("identity: %s has no instance, got %q", id.Role, id.Instance)
 		}

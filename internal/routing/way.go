@@ -66,6 +66,30 @@ func (w Way) Within(allowed func(fleet.Region) bool) Way {
 	return in
 }
 
+// drainedDetour keeps requests away from a drained region, however saturated others
+// are.
+const drainedDetour = time.Hour
+
+// Avoiding is the way while regions are drained: those come last, for what no other
+// can serve.
+func (w Way) Avoiding(drained func(fleet.Region) bool) Way {
+	var first, last Way
+	for i, region := range w.Regions {
+		part, more := &first, time.Duration(0)
+		if drained(region) {
+			part, more = &last, drainedDetour
+		}
+		part.Regions = append(part.Regions, region)
+		if i < len(w.Detours) {
+			part.Detours = append(part.Detours, w.Detours[i]+more)
+		}
+	}
+	if len(first.Regions) == 0 {
+		return w
+	}
+	return Way{Regions: append(first.Regions, last.Regions...), Detours: append(first.Detours, last.Detours...)}
+}
+
 const (
 	// Two regions change places in the order of nearness when the one behind is nearer
 	// by a fifth and by this: what is measured wavers.

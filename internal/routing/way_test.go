@@ -1,6 +1,7 @@
 package routing_test
 
 import (
+	"slices"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -40,6 +41,15 @@ var _ = Describe("A way", func() {
 	It("keeps within regions that are allowed", func() {
 		way := routing.NewWay(own, nil, far.to)
 		Expect(way.Within(func(r fleet.Region) bool { return r != "use2" })).To(Equal(routing.Way{Regions: []fleet.Region{"use1", "usw2"}, Detours: []time.Duration{0, 65 * ms}}))
+		drained := func(regions ...fleet.Region) func(fleet.Region) bool {
+			return func(r fleet.Region) bool { return slices.Contains(regions, r) }
+		}
+		Expect(way.Avoiding(drained("use1", "use2")).Regions).To(Equal([]fleet.Region{"usw2", "use1", "use2"}))
+		Expect(way.Avoiding(drained("use1")).Detours[2]).To(BeNumerically(">", time.Minute), "no room elsewhere is no reason to go there")
+		Expect(way.Avoiding(drained("use2", "usw2")).Detours[0]).To(BeZero())
+		Expect(way.Avoiding(drained())).To(Equal(way))
+		Expect(way.Avoiding(drained(own...))).To(Equal(way), "when all are, none is")
+		Expect(routing.Way{Regions: own}.Avoiding(drained("use1"))).To(Equal(routing.Way{Regions: []fleet.Region{"use2", "usw2", "use1"}}))
 		Expect(routing.Way{Regions: own}.Within(func(fleet.Region) bool { return true })).To(Equal(routing.Way{Regions: own}))
 	})
 })

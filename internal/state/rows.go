@@ -88,6 +88,10 @@ type RegionRouting struct {
 // RoutingKey is where Routing lies.
 var RoutingKey = Key{Partition: "failover"}
 
+// ViewKey is where lies what a region's controller sees of all regions, in
+// routing_state: a report of package controller/failover.
+func ViewKey(region fleet.Region) Key { return Key{Partition: "view/" + string(region)} }
+
 // Validate checks what was read.
 func (r RoutingOf[M]) Validate() error {
 	for region, is := range r.Regions {

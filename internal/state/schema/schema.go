@@ -80,7 +80,7 @@ var (
 	// RoutingState is written by the leading controllers, and holds their leases.
 	RoutingState = Table{
 		Name:         "routing_state",
-		Purpose:      "leases, and each region's failover state: by the controllers that hold a lease",
+		Purpose:      "leases, each region's failover state, and what each sees of all: by the controllers that hold a lease",
 		PartitionKey: text("id"),
 		Consistency:  Strong, Regions: regions,
 	}
