@@ -34,8 +34,11 @@ func measureBytes(ctx context.Context, _ options, r *result.Result) (err error) 
 	}
 	var largeRequests, streams, pieces share
 	for _, one := range []request{
-		{promptBytes: 200, tokens: 16}, {promptBytes: 2 << 10, tokens: 64, stream: true}, {promptBytes: 8 << 10, tokens: 256, stream: true},
-		{promptBytes: 32 << 10, tokens: 256}, {promptBytes: 100_000, tokens: 256, stream: true},
+		question,
+		{promptBytes: 2 << 10, tokens: 64, stream: true},
+		{promptBytes: 8 << 10, tokens: 256, stream: true},
+		{promptBytes: 32 << 10, tokens: 256},
+		{promptBytes: 100_000, tokens: 256, stream: true},
 	} {
 		asked, answered, err := t.exchange(ctx, one)
 		if err != nil {
