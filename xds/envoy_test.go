@@ -76,8 +76,11 @@ func (r *region) serving() *region {
 }
 
 // healthy counts the hosts of the model's cluster that Envoy would use.
-func (r *region) healthy() int {
-	stats, err := r.envoy.Get("/stats?filter=cluster." + modelCluster + ".membership_healthy&format=json")
+func (r *region) healthy() int { return r.hosts("membership_healthy") }
+
+// hosts is a count of the model's cluster.
+func (r *region) hosts(stat string) int {
+	stats, err := r.envoy.Get("/stats?filter=cluster." + modelCluster + "." + stat + "&format=json")
 	Expect(err).NotTo(HaveOccurred())
 	var page struct{ Stats []struct{ Value int } }
 	Expect(json.Unmarshal([]byte(stats), &page)).To(Succeed())

@@ -105,6 +105,7 @@ type pickerDouble struct {
 	hang   bool                         // guarded by mu: does not answer
 	refuse *api.Error                   // guarded by mu: answers at once
 	seen   *extprocv3.ProcessingRequest // guarded by mu: the last request
+	asked  int                          // guarded by mu: requests so far
 }
 
 func (p *pickerDouble) picks(endpoints string) { p.set(func() { p.pick = endpoints }) }
@@ -121,6 +122,12 @@ func (p *pickerDouble) last() *extprocv3.ProcessingRequest {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.seen
+}
+
+func (p *pickerDouble) count() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked
 }
 
 func (p *pickerDouble) Process(stream extprocv3.ExternalProcessor_ProcessServer) error {
@@ -144,6 +151,7 @@ func (p *pickerDouble) answer(req *extprocv3.ProcessingRequest) *extprocv3.Proce
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.seen = req
+	p.asked++
 	switch {
 	case p.hang:
 		return nil

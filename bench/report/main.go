@@ -43,6 +43,7 @@ func write(results []result.Result) error {
 func render(results []result.Result) string {
 	var b strings.Builder
 	b.WriteString("# Benchmarks\n\n<!-- Written by `go run ./bench/report` out of bench/results; do not edit. -->\n")
+	b.WriteString(goalsTable(results, routingGoals()))
 	for _, r := range results {
 		b.WriteString(r.Markdown())
 	}

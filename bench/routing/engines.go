@@ -48,6 +48,17 @@ type plan struct {
 	Faults     []sim.Faults
 }
 
+// faultsOf are an engine's: the last is slow, and in one scenario the first fails.
+func faultsOf(engine int, s scenario) (faults sim.Faults) {
+	switch {
+	case engine == engineCount-1:
+		faults.Slowness = slowFactor
+	case engine == 0 && s.failing:
+		faults.FailShare = 1
+	}
+	return faults
+}
+
 func startEngines(ctx context.Context, dir string, s scenario) (*engines, error) {
 	identities, err := rig.WriteIdentities(dir, engineCount)
 	if err != nil {
@@ -55,16 +66,7 @@ func startEngines(ctx context.Context, dir string, s scenario) (*engines, error)
 	}
 	p := plan{Identities: identities}
 	for i := range engineCount {
-		faults := sim.Faults{}
-		switch i {
-		case engineCount - 1:
-			faults.Slowness = slowFactor
-		case 0:
-			if s.failing {
-				faults.FailShare = 1
-			}
-		}
-		p.Faults = append(p.Faults, faults)
+		p.Faults = append(p.Faults, faultsOf(i, s))
 	}
 	e := &engines{}
 	e.process, e.input, err = rig.StartPart(ctx, "engines", p, e)

@@ -129,7 +129,7 @@ func run(ctx context.Context, o options) error {
 	return b.write(nil)
 }
 
-// scenarios are those of routing alone.
+// scenarios are those of either table, in clear and sealed.
 func scenarios() []scenario { return append(wellScenarios(), failingEngine()) }
 
 // wellScenarios are those in which all engines are well.

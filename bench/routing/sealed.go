@@ -78,7 +78,7 @@ func runSealed(ctx context.Context, o options) error {
 	if err != nil {
 		return err
 	}
-	scenes, err := o.scenes(wellScenarios())
+	scenes, err := o.scenes(scenarios())
 	if err != nil {
 		return err
 	}
@@ -116,13 +116,29 @@ func rateMeasured() (float64, error) {
 	return 0, errors.New("the unsealed measurement has left no rate: run it first, or give one with -rate")
 }
 
-// measureSealed runs one contender in a cluster of its own.
-func measureSealed(ctx context.Context, c sealedContender, s scenario, requests []request) (r sealedRun, err error) {
+// sealedArgs are those of `mrgc up`: the engines are as in the table in clear.
+func sealedArgs(c sealedContender, s scenario) []string {
 	p := profile()
-	up, err := cluster.Start(ctx, "--ask=false", "--regions", string(rig.Region), "--instances", strconv.Itoa(engineCount),
+	args := []string{
+		"--ask=false", "--regions", string(rig.Region), "--instances", strconv.Itoa(engineCount),
 		"--policy", c.policy.String(), "--engine", "sim", "--model-name", rig.Model,
 		"--sim-profile", p.Name, "--sim-slots", strconv.Itoa(p.MaxSequences), "--sim-kv-blocks", strconv.Itoa(p.KVBlocks),
-		"--sim-slow", fmt.Sprintf("%s=%g", rig.InstanceID(engineCount-1), slowFactor))
+	}
+	for i := range engineCount {
+		faults := faultsOf(i, s)
+		if faults.Slowness > 0 {
+			args = append(args, "--sim-slow", fmt.Sprintf("%s=%g", rig.InstanceID(i), faults.Slowness))
+		}
+		if faults.FailShare > 0 {
+			args = append(args, "--sim-fail", fmt.Sprintf("%s=%g", rig.InstanceID(i), faults.FailShare))
+		}
+	}
+	return args
+}
+
+// measureSealed runs one contender in a cluster of its own.
+func measureSealed(ctx context.Context, c sealedContender, s scenario, requests []request) (r sealedRun, err error) {
+	up, err := cluster.Start(ctx, sealedArgs(c, s)...)
 	if err != nil {
 		return r, err
 	}

@@ -2,6 +2,7 @@ package main
 
 import (
 	"math"
+	"regexp"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -60,5 +61,34 @@ var _ = Describe("A sealed run", func() {
 		}}
 		Expect(b.againstAll("s", restricted).mid).To(BeNumerically("~", 2, 1e-9))
 		Expect(b.againstAll("s", all).mid).To(Satisfy(math.IsNaN))
+	})
+})
+
+var _ = Describe("A sealed run's cluster", func() {
+	DescribeTable("has the engines of the table in clear", func(s scenario, want ...string) {
+		c := sealedField()[0]
+		Expect(sealedArgs(c, s)).To(ContainElements("--policy", c.policy.String()))
+		var faults []string
+		args := sealedArgs(c, s)
+		for i, arg := range args {
+			if arg == "--sim-slow" || arg == "--sim-fail" {
+				faults = append(faults, arg+" "+args[i+1])
+			}
+		}
+		Expect(faults).To(ConsistOf(want))
+	},
+		Entry("all well, one slow", scenario{name: "s"}, "--sim-slow use1-3=2"),
+		Entry("and one that fails", failingEngine(), "--sim-slow use1-3=2", "--sim-fail use1-0=1"),
+	)
+
+	It("is measured by every policy, and in every scenario", func() {
+		var policies []string
+		for _, c := range sealedField() {
+			policies = append(policies, c.name())
+		}
+		Expect(policies).To(ContainElements("MRGC round-robin, sealed to 3", "MRGC gate-then-load, sealed to 3", "weights alone, sealed to 3"))
+		scenes, err := (&options{scene: regexp.MustCompile("")}).scenes(scenarios())
+		Expect(err).NotTo(HaveOccurred())
+		Expect(scenes).To(ConsistOf(scenario{name: "reuse", reuse: true}, scenario{name: "no reuse"}, failingEngine()))
 	})
 })

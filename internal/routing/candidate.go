@@ -94,8 +94,9 @@ const (
 	// much more as it would have if it did not get rid of requests by failing.
 	FailingRate = 0.5
 	// ProbeShare is the share of requests that are sent to a failing instance
-	// first, to see whether it still fails. Envoy takes those that do to another.
-	ProbeShare = 1.0 / 128
+	// first, to see whether it still fails. Envoy takes those that do to another. At
+	// twice as much, chance alone takes more than 1 % of some hundred requests there.
+	ProbeShare = 1.0 / 256
 
 	// UnknownPromptTokens is what a prompt counts whose size is not declared: the
 	// median of chat requests in Azure's trace of 2023 (AzureLLMInferenceTrace).
