@@ -37,3 +37,6 @@ func (t *SlotTable) Take(salt string, all bool) (Grant, bool) {
 func (t *SlotTable) Release(g Grant, salt string, end Ending, now time.Time) {
 	t.table.release(grant{g.Slot, g.All, g.Reuse}, salt, end, now)
 }
+
+// PlantWithoutPause has the guard try again at once.
+func (g *Guard) PlantWithoutPause() { g.washer.pause = 0 }
