@@ -43,3 +43,6 @@ var Insert = insert
 
 // Spreads says whether llama.cpp makes several requests of one.
 var Spreads = spreads
+
+// PlantWithoutPause has the guard try again at once.
+func (g *Guard) PlantWithoutPause() { g.washer.pause = 0 }

@@ -27,7 +27,7 @@ type Role int
 const (
 	RoleNone    Role = iota // nothing
 	RoleEnclave             // POST /v1/chat/completions and /v1/completions, GET /v1/models and /health, POST of api.PathHostAttestation
-	RoleParent              // GET /health and /metrics, which carry no content
+	RoleParent              // GET /health and /metrics, which carry no content, and the steps of a wash
 )
 
 // String names the role in logs.
@@ -49,7 +49,7 @@ func (r Role) may(method, target string) bool {
 	switch method + " " + target {
 	case "GET /health":
 		return r == RoleEnclave || r == RoleParent
-	case "GET /metrics":
+	case "GET /metrics", "POST " + api.PathWashPlant, "POST " + api.PathWashClear, "POST " + api.PathWashCheck:
 		return r == RoleParent
 	case "GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions", "POST " + api.PathHostAttestation:
 		return r == RoleEnclave
@@ -104,6 +104,7 @@ type Guard struct {
 	cache    cache
 	base     string // scheme and host of the upstream URL
 	upstream *http.Transport
+	washer   washer
 	log      *slog.Logger
 	host     sync.Mutex // one attestation at a time
 }
@@ -129,6 +130,7 @@ func NewGuard(cfg GuardConfig) (*Guard, error) {
 	if g.cache, err = newCache(cfg.Cache, cfg.Slots, g.countSlots); err != nil {
 		return nil, err
 	}
+	g.washer.guard, g.washer.pause = g, plantPause
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	g.upstream = &http.Transport{
 		DialContext:        dialer.DialContext,
@@ -208,6 +210,10 @@ func (g *Guard) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer func() { // also when the response is aborted by a panic
 		g.log.Debug("request", "role", role, "path", path, "outcome", outcome, "took", time.Since(began))
 	}()
+	if strings.HasPrefix(path, "/wash/") {
+		outcome = g.washer.serve(w, r, path)
+		return
+	}
 	if r.ContentLength > g.cfg.MaxBodyBytes {
 		outcome = "too large"
 		g.tooLarge().Write(w)

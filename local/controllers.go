@@ -17,7 +17,7 @@ func (p *plan) planControllers() error {
 	return nil
 }
 
-// controlStore is the address of the store that controllers share.
+// controlStore is the address of the store of what controllers decide, and of washes.
 func (p *plan) controlStore() string { return "sqlite:" + p.control }
 
 // controller decides with the other regions' which of them tenants are sent to.
@@ -44,10 +44,10 @@ func (p *plan) routerDrains(r region) []string {
 	return []string{"--state", p.controlStore(), "--envoy-admin", r.envoyAdmin}
 }
 
-// controllersEnv are lines of .mrgc/env, for `mrgc failover`; none without
-// controllers.
-func (p *plan) controllersEnv() []string {
-	if !p.options.Accelerator {
+// stateEnv are lines of .mrgc/env, for `mrgc failover` and `mrgc wash`; none where
+// neither controllers decide nor parents wash.
+func (p *plan) stateEnv() []string {
+	if !p.options.Accelerator && !p.options.Wash {
 		return nil
 	}
 	return []string{"export MRGC_STATE=" + shellQuote(p.controlStore())}

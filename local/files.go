@@ -109,8 +109,12 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 	if err := p.removeEnv(); err != nil {
 		return "", err
 	}
+	if err := p.writeModelSums(); err != nil {
+		return "", err
+	}
 	for _, path := range []string{
-		p.store, p.store + "-wal", p.store + "-shm", p.control, p.control + "-wal", p.control + "-shm", config.RollbackRecord(p.config),
+		p.store, p.store + "-wal", p.store + "-shm", p.control, p.control + "-wal", p.control + "-shm",
+		config.RollbackRecord(p.config),
 	} {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
 			return "", err

@@ -58,6 +58,10 @@ type Options struct {
 	ToolsDir string // fetched parts; default ".tools"
 	BinDir   string // mrgc, mrgc-parent, mrgc-enclave; default: where this program lies
 
+	// Wash has each parent start its enclave itself, so that it can wash its instance in
+	// full: by `mrgc wash now`, and when mrgc.yaml's wash says.
+	Wash bool
+
 	// AskOnce has the cluster send one sealed request when it is healthy.
 	AskOnce bool
 	Out     io.Writer // what a person reads
@@ -100,7 +104,7 @@ func (o Options) complete() (Options, error) {
 	if o.Engine != EngineLlama && o.Engine != EngineSim {
 		return o, fmt.Errorf("--engine %s: want %s or %s", o.Engine, EngineLlama, EngineSim)
 	}
-	if err := errors.Join(o.completeModel(), o.completeSim(), o.checkFleet()); err != nil {
+	if err := errors.Join(o.completeModel(), o.completeSim(), o.checkFleet(), o.checkWash()); err != nil {
 		return o, err
 	}
 	if o.Policy != "" {
@@ -203,7 +207,8 @@ func (o *Options) completePaths() error {
 }
 
 // sharesEngine says whether all instances use one llama.cpp: two of them on few
-// cores would only slow each other down.
+// cores would only slow each other down. Where instances are washed, each needs one
+// of its own: a guard that shares one does not know how to have it forget.
 func (o *Options) sharesEngine() bool {
-	return o.Engine == EngineLlama && o.cores <= fewCores
+	return o.Engine == EngineLlama && o.cores <= fewCores && !o.Wash
 }

@@ -53,6 +53,7 @@ type instance struct {
 
 	parent, guard, metrics string // addresses
 	vsock                  string // Unix socket that stands for the enclave's vsock
+	enclave                string // the same, for connections to it
 	nsm                    string // Unix socket of its software NSM
 	tpm                    string // and of its software NitroTPM
 	engine                 string // engine's socket or URL
@@ -169,11 +170,15 @@ func (p *plan) instance(r region, i int) (instance, error) {
 	id := instanceID(r.name, i)
 	in := instance{
 		id: id, region: r.name, aws: r.aws, zone: fmt.Sprintf("%s-az%d", r.name, i%3+1),
-		vsock: filepath.Join(p.runDir, id+".vsock"),
-		nsm:   filepath.Join(p.runDir, id+".nsm"),
-		tpm:   filepath.Join(p.runDir, id+".tpm"),
+		vsock:   filepath.Join(p.runDir, id+".vsock"),
+		enclave: filepath.Join(p.runDir, id+".vsock"),
+		nsm:     filepath.Join(p.runDir, id+".nsm"),
+		tpm:     filepath.Join(p.runDir, id+".tpm"),
 
 		models: p.options.ModelName,
+	}
+	if p.options.Wash {
+		in.enclave = filepath.Join(p.runDir, id+"-{place}.vsock") // two beside each other while one takes over
 	}
 	if version := p.options.versionOf(i); version != "" {
 		in.models += "@" + version
@@ -227,7 +232,7 @@ func (in *instance) engineRelay() string { return "unix:" + in.vsock + "_5001" }
 func (in *instance) kmsRelay() string { return "unix:" + in.vsock + "_5002" }
 
 // requests is the enclave's port 5000.
-func (in *instance) requests() string { return "unix:" + in.vsock + ":5000" }
+func (in *instance) requests() string { return "unix:" + in.enclave + ":5000" }
 
 func (in *instance) identity(role identity.Role) identity.ID {
 	return identity.ID{Region: in.region, Instance: in.id, Role: role}
@@ -248,6 +253,14 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 		return nil
 	}
 	for _, in := range p.instances() {
+		if p.options.Wash {
+			guardAndParent, err := p.washing(in, grant)
+			if err != nil {
+				return nil, err
+			}
+			all = append(all, guardAndParent...)
+			continue
+		}
 		for _, part := range []struct {
 			role identity.Role
 			make func(instance, string) process
@@ -419,7 +432,7 @@ func (p *plan) env(apiKey string) []string {
 		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))
 	}
 	lines = append(lines, p.acceleratorEnv()...)
-	lines = append(lines, p.controllersEnv()...)
+	lines = append(lines, p.stateEnv()...)
 	return append(lines,
 		"export MRGC_ENDPOINTS="+strings.Join(p.endpoints(), ","),
 		"export MRGC_CA="+shellQuote(p.caFile),

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/url"
 	"strconv"
+	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -21,42 +22,57 @@ const maxKeyReleasesBytes = 4 << 20
 func (p *Parent) recordKeyReleases(ctx context.Context) {
 	ticker := time.NewTicker(p.config.ProbeInterval)
 	defer ticker.Stop()
-	var enclave string
-	var last uint64
-	record := func(ctx context.Context) {
-		ctx, cancel := context.WithTimeout(ctx, probeTimeout)
-		defer cancel()
-		said, err := p.keyReleases(ctx, enclave, last)
-		if err != nil {
-			return // register says what is wrong with the enclave
-		}
-		if said.Enclave != enclave {
-			enclave, last = said.Enclave, 0
-		}
-		if len(said.Releases) > 0 {
-			events := p.auditEvents(said)
-			if err := p.config.Audit.Append(time.Now(), events...); err != nil {
-				p.log.Error("AUDIT LOG FAILS", "error", err)
-				return
-			}
-			last = said.Releases[len(said.Releases)-1].Sequence
-		}
-	}
 	for {
-		record(ctx)
+		present, _ := p.enclaves.now()
+		p.recordReleasesOf(ctx, present)
 		select {
 		case <-ctx.Done():
-			record(context.WithoutCancel(ctx))
-			record(context.WithoutCancel(ctx)) // which tells the enclave that we have them
+			present, _ := p.enclaves.now()
+			p.recordReleasesOf(context.WithoutCancel(ctx), present)
+			p.recordReleasesOf(context.WithoutCancel(ctx), present) // which tells the enclave that we have them
 			return
 		case <-ticker.C:
 		}
 	}
 }
 
-func (p *Parent) keyReleases(ctx context.Context, enclave string, after uint64) (said api.KeyReleases, err error) {
+// releaseCursor is up to where an enclave's data keys are recorded.
+type releaseCursor struct {
+	mu      sync.Mutex
+	enclave string // guarded by mu: its name for itself
+	last    uint64 // guarded by mu
+}
+
+// recordReleasesOf writes down what one enclave says that is not yet.
+func (p *Parent) recordReleasesOf(ctx context.Context, of *held) {
+	if p.config.Audit == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	at := &of.releases
+	at.mu.Lock()
+	defer at.mu.Unlock()
+	said, err := of.keyReleases(ctx, at.enclave, at.last)
+	if err != nil {
+		return // register says what is wrong with the enclave
+	}
+	if said.Enclave != at.enclave {
+		at.enclave, at.last = said.Enclave, 0
+	}
+	if len(said.Releases) > 0 {
+		events := p.auditEvents(said)
+		if err := p.config.Audit.Append(time.Now(), events...); err != nil {
+			p.log.Error("AUDIT LOG FAILS", "error", err)
+			return
+		}
+		at.last = said.Releases[len(said.Releases)-1].Sequence
+	}
+}
+
+func (h *held) keyReleases(ctx context.Context, enclave string, after uint64) (said api.KeyReleases, err error) {
 	query := url.Values{"enclave": {enclave}, "after": {strconv.FormatUint(after, 10)}}
-	body, err := get(ctx, p.enclave, "http://enclave"+api.PathKeyReleases+"?"+query.Encode(), maxKeyReleasesBytes)
+	body, err := get(ctx, h.client, "http://enclave"+api.PathKeyReleases+"?"+query.Encode(), maxKeyReleasesBytes)
 	if err != nil {
 		return said, err
 	}

@@ -225,7 +225,11 @@ type fakeGuard struct {
 	away    atomic.Bool            // cannot be dialled
 	says    atomic.Pointer[string] // its metrics
 	asked   atomic.Int64           // for them
-	open    atomic.Int64
+	fails   atomic.Value           // path of the wash's step that fails; empty: none
+
+	mu     sync.Mutex
+	washed []string // guarded by mu: the steps that it was asked for
+	open   atomic.Int64
 }
 
 func newFakeGuard(source *identity.Source) *fakeGuard {
@@ -242,6 +246,19 @@ func newFakeGuard(source *identity.Source) *fakeGuard {
 		g.asked.Add(1)
 		_, _ = io.WriteString(w, *g.says.Load())
 	})
+	g.fails.Store("")
+	for _, path := range []string{api.PathWashPlant, api.PathWashClear, api.PathWashCheck} {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, _ *http.Request) {
+			g.mu.Lock()
+			defer g.mu.Unlock()
+			g.washed = append(g.washed, path)
+			if g.fails.Load() == path {
+				api.Errorf(http.StatusBadGateway, "wash_failed", "no such luck").Write(w)
+				return
+			}
+			_ = json.NewEncoder(w).Encode(api.WashDone{Detail: "done"})
+		})
+	}
 	mux.HandleFunc("POST /echo", func(w http.ResponseWriter, r *http.Request) { _, _ = io.Copy(w, r.Body) })
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	Expect(err).NotTo(HaveOccurred())
@@ -259,6 +276,13 @@ func newFakeGuard(source *identity.Source) *fakeGuard {
 	})
 	DeferCleanup(g.stop)
 	return g
+}
+
+// washes are the steps of washes that it was asked for.
+func (g *fakeGuard) washes() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.washed)
 }
 
 // measures replaces the engine's metrics.

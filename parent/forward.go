@@ -15,7 +15,7 @@ import (
 
 // hop is where a sealed request goes next.
 type hop struct {
-	client *http.Client
+	client *http.Client // nil: the own enclave's, which is not chosen yet
 	url    string
 	to     string // for the metrics
 	peer   string // the other instance; empty for the own enclave
@@ -44,12 +44,12 @@ func (p *Parent) mayServe(r *http.Request, rules *tenant.Tenant) bool {
 // its tenant's data may not be in. A request whose recipients nobody knows goes to
 // the enclave too, which says so.
 func (p *Parent) next(r *http.Request, from identity.Role) hop {
-	own := hop{client: p.enclave, url: "http://enclave" + api.PathSealed, to: toEnclave}
+	own := hop{url: "http://enclave" + api.PathSealed, to: toEnclave}
 	if from == identity.RoleParent {
 		return own
 	}
-	recipients := strings.Split(r.Header.Get(api.HeaderRecipients), ",")
-	if held := p.keyIDs.Load(); held != nil && slices.ContainsFunc(recipients, func(kid string) bool { return slices.Contains(*held, kid) }) {
+	recipients := recipientsOf(r)
+	if p.enclaves.holds(recipients) {
 		return own
 	}
 	snapshot := p.view.Load()
@@ -64,6 +64,11 @@ func (p *Parent) next(r *http.Request, from identity.Role) hop {
 		return own
 	}
 	return hop{client: p.peers, url: "https://" + other.Address + api.PathSealed, to: toPeer, peer: other.ID}
+}
+
+// recipientsOf are the keys that a request says it is sealed to.
+func recipientsOf(r *http.Request) []string {
+	return strings.Split(r.Header.Get(api.HeaderRecipients), ",")
 }
 
 // forwards counts the requests that are under way to each other instance. What

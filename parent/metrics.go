@@ -14,6 +14,8 @@ import (
 
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/size"
+	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/parent/wash"
 )
 
 // metrics is what a parent publishes.
@@ -46,6 +48,53 @@ func newMetrics(reg *prometheus.Registry, self fleet.Instance) (*metrics, error)
 	labels := prometheus.Labels{"region": string(self.Region), "instance": self.ID}
 	wrapped := prometheus.WrapRegistererWith(labels, reg)
 	return m, errors.Join(wrapped.Register(m.tokens), wrapped.Register(m.requests))
+}
+
+// washMetrics is what a parent publishes of washes. The share that passed is
+// sum(rate(mrgc_parent_washes_total{outcome="passed"}[1h])) / sum(rate(mrgc_parent_washes_total[1h])).
+type washMetrics struct {
+	washes      *prometheus.CounterVec   // by outcome and trigger
+	steps       *prometheus.HistogramVec // by step
+	quarantined prometheus.Gauge
+}
+
+// Outcomes of washes.
+const (
+	washPassed = "passed"
+	washFailed = "failed"
+)
+
+func newWashMetrics(reg *prometheus.Registry, self fleet.Instance) (*washMetrics, error) {
+	m := &washMetrics{
+		washes: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "mrgc_parent_washes_total", Help: "Full washes of the instance that have ended.",
+		}, []string{"outcome", "trigger"}),
+		steps: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "mrgc_parent_wash_step_seconds", Help: "How long the steps of full washes took.",
+			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10),
+		}, []string{"step"}),
+		quarantined: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "mrgc_parent_quarantined", Help: "1 while the instance takes no request because its last full wash has failed.",
+		}),
+	}
+	for _, outcome := range []string{washPassed, washFailed} {
+		m.washes.WithLabelValues(outcome, wash.TriggerOperator) // so that none is 0, not missing
+	}
+	labels := prometheus.Labels{"region": string(self.Region), "instance": self.ID}
+	wrapped := prometheus.WrapRegistererWith(labels, reg)
+	return m, errors.Join(wrapped.Register(m.washes), wrapped.Register(m.steps), wrapped.Register(m.quarantined))
+}
+
+// ended accounts for a wash.
+func (m *washMetrics) ended(w state.Wash) {
+	outcome := washFailed
+	if w.Passed {
+		outcome = washPassed
+	}
+	m.washes.WithLabelValues(outcome, w.Trigger).Inc()
+	for _, step := range w.Steps {
+		m.steps.WithLabelValues(step.Name).Observe(step.Duration.Seconds())
+	}
 }
 
 // use accounts for an answer of the instance's own enclave.

@@ -67,7 +67,8 @@ func (p *Parent) handCredentials(ctx context.Context) {
 	defer ticker.Stop()
 	failed := ""
 	for {
-		err := p.handCredentialsOnce(ctx)
+		present, _ := p.enclaves.now()
+		err := p.handCredentialsOnce(ctx, present)
 		if ctx.Err() != nil {
 			return
 		}
@@ -85,14 +86,14 @@ func (p *Parent) handCredentials(ctx context.Context) {
 	}
 }
 
-func (p *Parent) handCredentialsOnce(ctx context.Context) error {
+func (p *Parent) handCredentialsOnce(ctx context.Context, to *held) error {
 	credentials, err := p.config.Credentials(ctx)
 	if err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	body, err := get(ctx, p.enclave, "http://enclave"+api.PathAWSCredentials, 1<<10)
+	body, err := get(ctx, to.client, "http://enclave"+api.PathAWSCredentials, 1<<10)
 	if err != nil {
 		return err
 	}
@@ -107,16 +108,16 @@ func (p *Parent) handCredentialsOnce(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	return p.put(ctx, api.PathAWSCredentials, "credentials", content)
+	return to.put(ctx, api.PathAWSCredentials, "credentials", content)
 }
 
-// put hands the enclave something.
-func (p *Parent) put(ctx context.Context, path, what string, content []byte) error {
+// put hands an enclave something.
+func (h *held) put(ctx context.Context, path, what string, content []byte) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodPut, "http://enclave"+path, bytes.NewReader(content))
 	if err != nil {
 		return err
 	}
-	resp, err := p.enclave.Do(req)
+	resp, err := h.client.Do(req)
 	if err != nil {
 		return err
 	}

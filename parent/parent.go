@@ -36,6 +36,7 @@ import (
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
 	"github.com/mrgc/mrgc/internal/tenant"
+	"github.com/mrgc/mrgc/parent/wash"
 )
 
 // Config says which instance this is and how its parts are reached. Every
@@ -50,8 +51,13 @@ type Config struct {
 	// tenants ask this parent for recipients because no router answers.
 	Tenants *tenant.Keeper
 
-	// DialEnclave connects to the enclave's request port.
+	// DialEnclave connects to the request port of an enclave that somebody else has
+	// started. Either this, and there are no full washes, or Enclaves and Wash.
 	DialEnclave func(context.Context) (net.Conn, error)
+	// Enclaves starts the instance's enclave, and each that takes its place.
+	Enclaves Enclaves
+	// Wash is what full washes need.
+	Wash *Wash
 	// EngineRelay accepts the enclave's connections to the guard; DialGuard
 	// connects them.
 	EngineRelay net.Listener
@@ -69,7 +75,7 @@ type Config struct {
 	// only with those for KMS.
 	DynamoDBRelay net.Listener
 	DialDynamoDB  func(context.Context) (net.Conn, error)
-	// Audit gets the data keys that KMS released to the enclave; nil: nobody does.
+	// Audit gets the data keys that KMS released to the enclave, and the washes; nil: nobody does.
 	Audit *audit.Log
 
 	// Settings are those that [Parent.SetSettings] may change.
@@ -103,6 +109,7 @@ type Settings struct {
 	StaleAfter         time.Duration // age of another instance's heartbeat that no longer counts; default 15 s
 	RequestBodyBytes   int64         // default 8 MiB
 	ConcurrentRequests int           // default 64; more are told to go elsewhere
+	Wash               wash.Config   // when the instance is washed in full; whose is not said here
 }
 
 func (s Settings) withDefaults() *Settings {
@@ -126,7 +133,7 @@ type Parent struct {
 	config   Config
 	settings atomic.Pointer[Settings] // never nil
 	log      *slog.Logger
-	enclave  *http.Client
+	enclaves *enclaves
 	guard    *http.Client
 	peers    *http.Client // other instances' parents
 	load     *load
@@ -137,8 +144,10 @@ type Parent struct {
 	forwarded forwards
 
 	probeAgain chan struct{}
+	leaving    chan struct{} // closed when the instance leaves the fleet
 
-	keyIDs atomic.Pointer[[]string]       // of the enclave's recipients, as last seen
+	washer *washer                        // nil: there are no full washes
+	known  atomic.Pointer[known]          // keys that the fleet was last told of
 	view   atomic.Pointer[fleet.Snapshot] // who holds which keys elsewhere
 }
 
@@ -157,16 +166,18 @@ func New(config Config) (*Parent, error) {
 		return nil, errors.New("parent: no identity")
 	case config.Tenants == nil:
 		return nil, errors.New("parent: no tenants")
-	case config.DialEnclave == nil:
-		return nil, errors.New("parent: no way to dial the enclave")
+	case (config.DialEnclave == nil) == (config.Enclaves == nil):
+		return nil, errors.New("parent: want a way to dial the enclave, or one to start it")
+	case (config.Wash == nil) != (config.Enclaves == nil):
+		return nil, errors.New("parent: a way to start enclaves and what washes need: both or none")
 	case config.EngineRelay == nil || config.DialGuard == nil:
 		return nil, errors.New("parent: no relay to the engine's guard")
 	case (config.KMSRelay == nil) != (config.DialKMS == nil) || (config.KMSRelay == nil) != (config.Credentials == nil):
 		return nil, errors.New("parent: a relay to KMS, a way to dial it and credentials: all three or none")
 	case (config.DynamoDBRelay == nil) != (config.DialDynamoDB == nil) || config.DynamoDBRelay != nil && config.KMSRelay == nil:
 		return nil, errors.New("parent: a relay to DynamoDB and a way to dial it: both or none, and only with a relay to KMS")
-	case config.Audit != nil && config.KMSRelay == nil:
-		return nil, errors.New("parent: an audit log without a relay to KMS: there would be nothing to record")
+	case config.Audit != nil && config.KMSRelay == nil && config.Wash == nil:
+		return nil, errors.New("parent: an audit log without a relay to KMS, and no washes: there would be nothing to record")
 	}
 	if err := config.Instance.Validate(); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
@@ -177,18 +188,23 @@ func New(config Config) (*Parent, error) {
 		return nil, fmt.Errorf("parent: identity is %s, want %s", self, want)
 	}
 	p := &Parent{
-		config:  config,
-		log:     config.Logger.With("instance", config.Instance.ID),
-		enclave: enclaveClient(config.DialEnclave),
-		guard:   guardClient(&config),
-		peers:   peerClient(config.Identity),
+		config: config,
+		log:    config.Logger.With("instance", config.Instance.ID),
+		guard:  guardClient(&config),
+		peers:  peerClient(config.Identity),
 
 		probeAgain: make(chan struct{}, 1),
+		leaving:    make(chan struct{}),
 	}
 	p.settings.Store(config.withDefaults())
+	first := &held{client: enclaveClient(config.DialEnclave)}
+	if config.Enclaves != nil {
+		first.client = enclaveClient(func(context.Context) (net.Conn, error) { return nil, errNoEnclave })
+	}
+	p.enclaves = newEnclaves(first)
 	p.load = newLoad(func() int { return p.settings.Load().ConcurrentRequests })
-	first := loadreport.Report{Slots: config.EngineSlots, Models: reportedModels(&config)}
-	if err := first.Validate(); err != nil {
+	empty := loadreport.Report{Slots: config.EngineSlots, Models: reportedModels(&config)}
+	if err := empty.Validate(); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
 	}
 	var err error
@@ -200,7 +216,12 @@ func New(config Config) (*Parent, error) {
 			return nil, fmt.Errorf("parent: %w", err)
 		}
 	}
-	p.reports = newReporter(first)
+	p.reports = newReporter(empty)
+	if config.Wash != nil {
+		if p.washer, err = newWasher(p, *config.Wash); err != nil {
+			return nil, fmt.Errorf("parent: %w", err)
+		}
+	}
 	return p, nil
 }
 
@@ -250,7 +271,13 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 	}
 	server.RegisterOnShutdown(p.reports.end) // else a drain would wait for streams that have no end
 	defer p.reports.end()
-	defer p.enclave.CloseIdleConnections()
+	if p.washer != nil {
+		p.washer.begin(ctx)
+	}
+	if err := p.startEnclave(); err != nil {
+		return err
+	}
+	defer p.endEnclaves(ctx)
 	defer p.guard.CloseIdleConnections()
 	defer p.peers.CloseIdleConnections()
 	// What goes on after ctx ends, until requests under way are done.
@@ -282,6 +309,10 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 		group.Go(func() error { return p.relay(groupCtx, "DynamoDB", p.config.DynamoDBRelay, p.config.DialDynamoDB) })
 	}
 	group.Go(func() error { p.makeReports(groupCtx); return nil })
+	if p.washer != nil {
+		group.Go(func() error { p.keepEnclave(groupCtx); return nil })
+		group.Go(func() error { p.washer.run(groupCtx); return nil })
+	}
 	if p.config.MetricsListener != nil {
 		group.Go(func() error { return p.serveMetrics(groupCtx) })
 	}
@@ -311,6 +342,7 @@ const deregisterTimeout = 5 * time.Second
 // drain takes the instance out of the fleet in the order that costs no request:
 // first no router picks it, then what runs is finished.
 func (p *Parent) drain(ctx context.Context, server *http.Server) error {
+	close(p.leaving)
 	p.deregister(ctx)
 	ctx, cancel := context.WithTimeout(ctx, p.config.DrainTimeout)
 	defer cancel()

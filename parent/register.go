@@ -15,6 +15,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/identity"
 )
 
 // pathRecipients is where the enclave serves its recipients, and where the
@@ -35,6 +36,12 @@ type observation struct {
 	keyIDs []string
 }
 
+// known is what the fleet knows of the enclave's keys.
+type known struct {
+	keyIDs []string
+	since  time.Time // not before this
+}
+
 // register keeps the instance registered until ctx ends: it probes the parts,
 // registers when the enclave's keys change, and sends a heartbeat at each
 // interval and at once when health changes. It never gives up on the store.
@@ -52,16 +59,19 @@ func (p *Parent) register(ctx context.Context) {
 		if ctx.Err() != nil {
 			return // what a probe that was broken off has seen says nothing
 		}
-		p.keyIDs.Store(&seen.keyIDs)
 		changed := !slices.Equal(seen.keyIDs, last.keyIDs) || seen.health != last.health
 		due := time.Since(lastReported) >= p.settings.Load().HeartbeatInterval
 		if changed {
 			p.log.Info("instance", "healthy", seen.health.OK(), "reason", seen.health.Reason)
 		}
 		if changed || due {
+			began := time.Now()
 			err := p.report(ctx, seen, !registered || !slices.Equal(seen.keyIDs, last.keyIDs))
 			switch {
 			case err == nil:
+				if !registered || !slices.Equal(seen.keyIDs, last.keyIDs) {
+					p.known.Store(&known{keyIDs: seen.keyIDs, since: began})
+				}
 				registered, last, lastReported = true, seen, time.Now()
 			case ctx.Err() == nil:
 				registered = false // whatever the store holds, write all of it next time
@@ -116,21 +126,15 @@ func (p *Parent) probe(ctx context.Context) observation {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	var seen observation
-	recipients, err := p.recipients(ctx)
-	if err == nil {
-		err = p.handTenants(ctx)
-	}
-	if err == nil {
-		err = p.tellEnclave(ctx)
-	}
-	if err != nil {
+	present, _ := p.enclaves.now()
+	if _, err := p.supply(ctx, present); err != nil {
 		seen.health.Reason = fmt.Sprintf("enclave: %v", err)
 	} else {
 		seen.health.Enclave = true
-		for _, recipient := range recipients.Recipients {
-			hash := sha256.Sum256(recipient.Claims)
-			seen.keyIDs = append(seen.keyIDs, hex.EncodeToString(hash[:8]))
-		}
+		seen.keyIDs = *present.keyIDs.Load()
+	}
+	if why := p.washer.quarantined(); why != "" {
+		seen.health.Enclave, seen.health.Reason = false, "quarantined: "+why
 	}
 	if _, err := get(ctx, p.guard, "https://guard/health", maxMetricsBytes); err != nil {
 		seen.health.Reason = strings.TrimPrefix(fmt.Sprintf("%s; engine: %v", seen.health.Reason, err), "; ")
@@ -141,11 +145,33 @@ func (p *Parent) probe(ctx context.Context) observation {
 	return seen
 }
 
+// supply gives an enclave what it needs to serve, and sees its recipients.
+func (p *Parent) supply(ctx context.Context, to *held) (api.Recipients, error) {
+	recipients, err := p.recipients(ctx, to)
+	if err == nil {
+		err = p.handTenants(ctx, to)
+	}
+	if err == nil {
+		err = p.tellEnclave(ctx, to)
+	}
+	var keyIDs []string
+	if err == nil {
+		for _, recipient := range recipients.Recipients {
+			hash := sha256.Sum256(recipient.Claims)
+			keyIDs = append(keyIDs, hex.EncodeToString(hash[:8]))
+		}
+	}
+	if ctx.Err() == nil || err == nil { // a probe that was broken off has seen nothing
+		to.keyIDs.Store(&keyIDs)
+	}
+	return recipients, err
+}
+
 // handTenants hands the enclave the signed list of tenants, unless it has that
 // one: after its start, and when there is a new one.
-func (p *Parent) handTenants(ctx context.Context) error {
+func (p *Parent) handTenants(ctx context.Context, to *held) error {
 	set, file, _ := p.config.Tenants.Held()
-	body, err := get(ctx, p.enclave, "http://enclave"+api.PathTenants, 1<<10)
+	body, err := get(ctx, to.client, "http://enclave"+api.PathTenants, 1<<10)
 	if err != nil {
 		return err
 	}
@@ -156,13 +182,14 @@ func (p *Parent) handTenants(ctx context.Context) error {
 	if set.Version() <= holds.Version {
 		return nil
 	}
-	return p.put(ctx, api.PathTenants, "list of tenants", file)
+	return to.put(ctx, api.PathTenants, "list of tenants", file)
 }
 
 // tellEnclave says what receipts repeat of this instance. An enclave of a release
 // that signs none does not want it.
-func (p *Parent) tellEnclave(ctx context.Context) error {
+func (p *Parent) tellEnclave(ctx context.Context, to *held) error {
 	host := api.Host{}
+	host.WashID, host.WashEndedAt = p.washer.last()
 	if models := p.config.Instance.Models; len(models) > 0 {
 		host.ModelVersion = p.config.ModelVersions[models[0]]
 	}
@@ -170,7 +197,7 @@ func (p *Parent) tellEnclave(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	err = p.put(ctx, api.PathHost, "host's statement", content)
+	err = to.put(ctx, api.PathHost, "host's statement", content)
 	var refused *api.Error
 	if errors.As(err, &refused) && refused.Status == http.StatusNotFound {
 		return nil
@@ -190,8 +217,8 @@ func (p *Parent) engineLoad(ctx context.Context) fleet.Load {
 }
 
 // recipients asks the enclave for its claims and attestation documents.
-func (p *Parent) recipients(ctx context.Context) (api.Recipients, error) {
-	body, err := get(ctx, p.enclave, "http://enclave"+pathRecipients, maxRecipientsBytes)
+func (p *Parent) recipients(ctx context.Context, of *held) (api.Recipients, error) {
+	body, err := get(ctx, of.client, "http://enclave"+pathRecipients, maxRecipientsBytes)
 	if err != nil {
 		return api.Recipients{}, err
 	}
@@ -227,11 +254,15 @@ func get(ctx context.Context, client *http.Client, url string, limit int64) ([]b
 
 // serveRecipients passes the enclave's recipients to routers.
 func (p *Parent) serveRecipients(w http.ResponseWriter, r *http.Request) {
-	recipients, err := p.recipients(r.Context())
+	present, _ := p.enclaves.now()
+	recipients, err := p.recipients(r.Context(), present)
 	if err != nil {
 		p.log.Warn("no recipients", "error", err)
 		api.Errorf(http.StatusServiceUnavailable, "enclave_unreachable", "the instance's enclave does not answer").Write(w)
 		return
+	}
+	if peer, _ := identity.Peer(r.TLS); peer.Role == identity.RoleRouter {
+		present.shown.Store(time.Now().UnixNano())
 	}
 	w.Header().Set("Content-Type", "application/json")
 	_ = json.NewEncoder(w).Encode(recipients) // a router that has gone asks again
@@ -261,7 +292,8 @@ func (p *Parent) serveKeys(w http.ResponseWriter, r *http.Request) {
 func (p *Parent) serveHealth(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), probeTimeout)
 	defer cancel()
-	if _, err := get(ctx, p.enclave, "http://enclave/healthz", 1<<10); err != nil {
+	present, _ := p.enclaves.now()
+	if _, err := get(ctx, present.client, "http://enclave/healthz", 1<<10); err != nil || p.washer.quarantined() != "" {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}

@@ -39,6 +39,7 @@ func (p *Parent) Handler() http.Handler {
 	mux.HandleFunc("GET "+api.PathKeys, p.serveKeys)
 	mux.HandleFunc("GET /healthz", p.serveHealth)
 	mux.HandleFunc("GET "+api.PathDoor, p.serveHealth)
+	mux.HandleFunc("POST "+api.PathWash, p.serveWash)
 	mux.Handle("POST "+pathReports, p.reports.handler())
 	mux.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
 		api.Errorf(http.StatusNotFound, "not_found", "no such path on an instance").Write(w)
@@ -70,6 +71,18 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	defer func() { request.end(time.Now()) }()
 	defer p.forwarded.begin(next.peer)()
+	opened := true // whether an enclave may have seen plaintext
+	if next.to == toEnclave {
+		leave, refused := p.washer.admit(r.Context())
+		if refused != nil {
+			refused.Write(w)
+			return
+		}
+		defer func() { leave(r.Header.Get(api.HeaderTenant), opened) }()
+		to, done := p.enclaves.enter(recipientsOf(r))
+		defer done()
+		next.client = to.client
+	}
 	resp, err := p.send(r, next, http.MaxBytesReader(w, r.Body, p.settings.Load().RequestBodyBytes))
 	if err != nil {
 		p.answerFailure(w, r, err)
@@ -86,7 +99,8 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		p.answerFailure(w, r, err)
 		return
 	}
-	if resp.StatusCode == http.StatusOK { // a refusal is quick, and says nothing of the engine
+	opened = resp.StatusCode == http.StatusOK
+	if opened { // a refusal is quick, and says nothing of the engine
 		answered := time.Now()
 		request.answers(answered, answered.Sub(started))
 	}

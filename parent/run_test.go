@@ -121,7 +121,7 @@ var _ = Describe("A parent", func() {
 		},
 		Entry("without a store", "no store", func(_ *instance, c *parent.Config) { c.Store = nil }),
 		Entry("without an identity", "no identity", func(_ *instance, c *parent.Config) { c.Identity = nil }),
-		Entry("without an enclave", "no way to dial the enclave", func(_ *instance, c *parent.Config) { c.DialEnclave = nil }),
+		Entry("without an enclave", "want a way to dial the enclave", func(_ *instance, c *parent.Config) { c.DialEnclave = nil }),
 		Entry("without a relay", "no relay", func(_ *instance, c *parent.Config) { c.EngineRelay = nil }),
 		Entry("without a guard", "no relay", func(_ *instance, c *parent.Config) { c.DialGuard = nil }),
 		Entry("with a relay to KMS and no way on", "all three or none", func(in *instance, c *parent.Config) { c.KMSRelay = in.relay }),

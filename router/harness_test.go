@@ -14,6 +14,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -77,6 +78,8 @@ func clientOf(source *identity.Source) *http.Client {
 // parent is an instance's parent, as far as a router sees it.
 type parent struct {
 	instance *fleet.Instance
+	ordered  atomic.Int64 // washes
+	refuses  atomic.Bool  // to be washed
 
 	mu      sync.Mutex
 	asked   int              // guarded by mu
@@ -98,6 +101,15 @@ func startParent(ca *devca.Authority, region fleet.Region, id string) *parent {
 	p := &parent{answers: offer(api.Recipient{Claims: claimsOf(id), Attestation: []byte("document of " + id)})}
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path == api.PathWash && !p.refuses.Load() {
+				p.ordered.Add(1)
+				w.WriteHeader(http.StatusAccepted)
+				return
+			}
+			if r.URL.Path == api.PathWash {
+				api.Errorf(http.StatusNotFound, "no_washes", "not here").Write(w)
+				return
+			}
 			if r.Method != http.MethodGet { // for load reports, of which it has none
 				http.NotFound(w, r)
 				return

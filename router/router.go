@@ -424,6 +424,7 @@ func (r *Router) adminHandler() http.Handler {
 	if r.inspector != nil {
 		mux.HandleFunc("GET /releases", r.inspector.serve)
 	}
+	mux.HandleFunc("POST /instances/{id}/wash", r.serveWash)
 	mux.HandleFunc("GET /decisions", r.serveTrace)
 	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)
 	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))

@@ -31,6 +31,7 @@ import (
 	"github.com/mrgc/mrgc/internal/vsock"
 	"github.com/mrgc/mrgc/parent"
 	"github.com/mrgc/mrgc/parent/gpu"
+	"github.com/mrgc/mrgc/parent/wash"
 )
 
 func main() {
@@ -66,6 +67,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	enclaveAuthority := flags.String("enclave-authority", "", "unix:PATH of the authority that signs the enclave's certificate, by MRGC_ENCLAVE_IDENTITY_TOKEN")
 	tenantsFile := flags.String("tenants", "", "signed list of tenants, handed to the enclave and taken again when it changes")
 	tenantsKey := flags.String("tenants-key", "", "PEM file of the key that verifies it")
+	washing := washFlags(flags)
 	models := flags.String("models", "", "models that the engine serves, comma separated, each NAME or NAME@VERSION")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -133,6 +135,15 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
+	dialEnclave := func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) }
+	washes, err := washing.open(ctx, self.ID().Region, *enclaveAt, getenv, stderr, logger)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, washes.close()) }()
+	if washes.enclaves != nil {
+		dialEnclave = nil
+	}
 	service, err := parent.New(parent.Config{
 		Instance: fleet.Instance{
 			ID: self.ID().Instance, Region: fleet.Region(self.ID().Region), Zone: *zone,
@@ -140,7 +151,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 		},
 		ModelVersions: versions, ReadGPU: readGPU,
 		Store: instances, Identity: self, Tenants: tenants.Keeper(),
-		DialEnclave: func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) },
+		DialEnclave: dialEnclave, Enclaves: washes.enclaves, Wash: washes.config,
 		EngineRelay: relay, DialGuard: dialer(*guard),
 		KMSRelay: kms.relay, DialKMS: kms.dial, Credentials: kms.credentials, Audit: records,
 		DynamoDBRelay: tableRelay, DialDynamoDB: dialTable,
@@ -159,6 +170,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	following, stop := context.WithCancel(ctx)
 	var followed sync.WaitGroup
 	followed.Go(func() { tenants.Run(following) })
+	followed.Go(func() { washes.run(following) })
 	followed.Go(func() { followConfig(following, *configFile, cluster, self.ID().Region, service, logger) })
 	followed.Go(func() {
 		if err := relayIdentity(following); err != nil {
@@ -177,6 +189,10 @@ func settingsOf(cluster *config.Config) parent.Settings {
 		StaleAfter:         cluster.Fleet.StaleAfter,
 		RequestBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
 		ConcurrentRequests: cluster.Limits.ConcurrentRequestsPerInstance,
+		Wash: wash.Config{
+			EveryRequests: cluster.Wash.EveryRequests, Every: cluster.Wash.Every,
+			OnTenantChange: cluster.Wash.OnTenantChange, Strict: cluster.Wash.Strict,
+		},
 	}
 }
 

@@ -116,7 +116,8 @@ func engineGuardCommand() *cobra.Command {
 	f.StringVar(&nitroTPM, "nitro-tpm-attest", "", "AWS's tool of this name, by which the host vouches for the guard to enclaves that want it\n(-engine-hosts); on an attestable AMI: /usr/bin/nitro-tpm-attest (default: it does not)")
 	f.StringVar(&cache, "cache", "", `how tenants are kept apart in the engine's prefix cache: salt (vLLM, simulator: each prompt is found under its
 tenant's salt only), slots (llama.cpp: each slot is reused under one salt only), or none (an engine that reuses no
-prompts: one that does shows tenants each other's prompts by its timing)`)
+prompts: one that does shows tenants each other's prompts by its timing). By it the guard also has the engine
+forget, in full washes, which fail with none`)
 	f.IntVar(&slots, "slots", 4, "slots of that engine, for --cache slots")
 	required(cmd, "upstream", "identity", "cache")
 	return cmd

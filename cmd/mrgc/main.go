@@ -49,7 +49,7 @@ a prompt. Start with "mrgc up": it runs a whole cluster on this machine.`,
 	)
 	for group, commands := range map[string][]*cobra.Command{
 		"use":     {upCommand(), connectCommand(), verifyReceiptCommand()},
-		"operate": {statusCommand(), modelsCommand(), explainCommand(), replayCommand(), drainCommand(), configCommand(), tenantsCommand(), releasesCommand(), imageCommand(), keysCommand(), auditCommand(), canaryCommand(), failoverCommand(), scaleCommand(), stateCommand(), partsCommand()},
+		"operate": {statusCommand(), modelsCommand(), explainCommand(), replayCommand(), drainCommand(), configCommand(), tenantsCommand(), releasesCommand(), imageCommand(), keysCommand(), auditCommand(), canaryCommand(), failoverCommand(), scaleCommand(), washCommand(), stateCommand(), partsCommand()},
 		"role":    {routerCommand(), controllerCommand(), engineCommand()},
 	} {
 		for _, command := range commands {

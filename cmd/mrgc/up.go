@@ -54,6 +54,7 @@ Ctrl-C stops everything.`,
 	f.StringToStringVar(&options.Sim.Fail, "sim-fail", nil, "sim: INSTANCE=SHARE, the share of requests that an instance's engine fails at once, like use1-0=0.5")
 	f.StringVar(&options.TenantClientCA, "tenant-client-ca", "", "PEM file of CAs whose certificates tenants may show, mrgc.yaml's tenant_client_ca (default none)")
 	f.StringVar(&options.FleetDynamoDB, "fleet-dynamodb", "", "URL of a DynamoDB Local that runs already: enclaves then hold a key together, too (mrgc connect --recipient-types)")
+	f.BoolVar(&options.Wash, "wash", false, "have instances washed in full, by mrgc wash now and when mrgc.yaml's wash says (see docs/wash.md)")
 	f.StringVar(&options.StateDir, "state-dir", ".mrgc", "directory for logs, state and the env file")
 	f.StringVar(&options.ToolsDir, "tools-dir", ".tools", "directory for fetched parts")
 	complete(cmd, "policy", routing.PolicyNames()...)

@@ -42,6 +42,9 @@ p.use_jinja = True  # templates, tools and JSON mode
 # overrules: the guard sets it, and takes care whose prompt the slot holds.
 p.cache_ram_mib = 0
 p.cache_prompt = False
+# Without this path llama.cpp does not erase slots either, which a wash asks for.
+# What lies under it cannot be written to: no request's state gets onto a disk.
+p.slot_save_path = os.devnull + "/"
 p.verbosity = 1  # errors
 
 server = xllamacpp.Server(p)  # returns once the model is loaded

@@ -48,6 +48,23 @@ type Host struct {
 	WashEndedAt  time.Time `json:"wash_ended_at"`
 }
 
+// PathWash is where a parent takes, from routers alone, an operator's order to wash
+// its instance in full, by POST without a body. 202 says that it will be.
+const PathWash = "/wash"
+
+// What an engine's guard does for a full wash of its instance, by POST without a
+// body, and answers with [WashDone] or an error.
+const (
+	PathWashPlant = "/wash/plant" // has the engine remember a canary, and makes sure that it does
+	PathWashClear = "/wash/clear" // has it forget all that it remembers of requests
+	PathWashCheck = "/wash/check" // makes sure that it does not remember the canary
+)
+
+// WashDone is what the guard has done.
+type WashDone struct {
+	Detail string `json:"detail"` // for people
+}
+
 // PathAWSCredentials is where an enclave takes credentials for KMS from its
 // parent, by PUT, and says by GET which it holds. An enclave that does not ask
 // KMS has no such path.

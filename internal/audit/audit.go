@@ -40,6 +40,8 @@ const (
 	FleetSeedRefused  = "fleet_seed_refused"  // an enclave got none: the same, without key, and error
 	FleetKeyWiped     = "fleet_key_wiped"     // an enclave has dropped an epoch's key, which is over: the same
 
+	Washed = "instance_washed" // an instance has been washed in full: instance, wash, trigger, passed, and of one that failed reason
+
 	EnclaveRelease  = "enclave_release"  // an instance's enclave runs another release than before: instance, release, version, pcr0
 	DocumentRefused = "document_refused" // an instance's attestation does not verify: instance, error
 	Manifest        = "release_manifest" // another manifest of releases is followed: version, min_version

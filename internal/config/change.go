@@ -13,7 +13,7 @@ import (
 // then nothing of the other is to be used, so that parts do not end up with a mixture
 // that nobody has written.
 //
-// What can change: all of models, tenants, limits, picker and fleet, and of regions
+// What can change: all of models, tenants, limits, picker, fleet and wash, and of regions
 // which there are, where each spills to and how far they are.
 func (c *Config) Change(to *Config, region fleet.Region) error {
 	var faults []error

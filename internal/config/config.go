@@ -42,6 +42,7 @@ type Config struct {
 	Limits    Limits    `yaml:"limits"`
 	Picker    Picker    `yaml:"picker"`
 	Fleet     Fleet     `yaml:"fleet"`
+	Wash      Wash      `yaml:"wash"`
 	Listeners Listeners `yaml:"listeners"`
 }
 
@@ -260,6 +261,21 @@ type Fleet struct {
 	// requests. More than twice HeartbeatInterval, so that one lost report costs
 	// nothing. Default 15s.
 	StaleAfter time.Duration `yaml:"stale_after"`
+}
+
+// Wash says when an instance is washed in full (docs/wash.md), where parents start
+// the enclaves themselves. By default it is only when an operator orders it.
+type Wash struct {
+	// EveryRequests is after so many requests. Default 0: not for their number.
+	EveryRequests int `yaml:"every_requests"`
+	// Every is so long after the wash before began: 0s, or at least 1m. Default 0s: not
+	// for its age.
+	Every time.Duration `yaml:"every"`
+	// OnTenantChange is after a request of another tenant than the one before it.
+	// Default false.
+	OnTenantChange bool `yaml:"on_tenant_change"`
+	// Strict is after every request, while no other runs on the instance. Default false.
+	Strict bool `yaml:"strict"`
 }
 
 // Listeners are Envoy's ports, 1 to 65535, not the same.

@@ -51,6 +51,8 @@ func (v *validator) config(c *Config) {
 		"%v: want at least 100ms", c.Fleet.HeartbeatInterval)
 	v.check(c.Fleet.StaleAfter > 2*c.Fleet.HeartbeatInterval, "fleet.stale_after",
 		"%v: want more than twice heartbeat_interval (%v)", c.Fleet.StaleAfter, c.Fleet.HeartbeatInterval)
+	v.check(c.Wash.EveryRequests >= 0, "wash.every_requests", "%d: want 0, for never, or more", c.Wash.EveryRequests)
+	v.check(c.Wash.Every == 0 || c.Wash.Every >= time.Minute, "wash.every", "%v: want 0s, for never, or at least 1m", c.Wash.Every)
 	v.listeners(c.Listeners)
 }
 

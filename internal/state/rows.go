@@ -191,6 +191,15 @@ func (w Wash) Validate() error {
 	return nil
 }
 
+// EndedAt is when its last step ended.
+func (w Wash) EndedAt() time.Time {
+	at := w.StartedAt
+	for _, step := range w.Steps {
+		at = at.Add(step.Duration)
+	}
+	return at
+}
+
 // WashTable is the washes.
 func WashTable(store Store) Table[Wash] {
 	return NewTable[Wash](store, schema.CleanupValidation, KeepWashes)

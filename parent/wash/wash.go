@@ -14,8 +14,7 @@
 //
 // Each wash is recorded once, as a row of cleanup_validation.
 //
-// Nothing runs washes yet: the parent has no second enclave to start, and does
-// not own the engine that would have to stop for the GPU's memory to be free.
+// The parent carries it out (parent/washes.go).
 package wash
 
 import (
@@ -130,6 +129,9 @@ func (c Config) Admits(s State, running int) bool {
 	return s.Quarantined == "" && (!c.Strict || running == 0 && s.Wash == "" && s.Requests == 0)
 }
 
+// Timeout is how long an action may take.
+func (c Config) Timeout() time.Duration { return cmp.Or(c.StepTimeout, 10*time.Minute) }
+
 // Step decides.
 func (c Config) Step(s State, o Observation, now time.Time) (State, []Action) {
 	for _, tenant := range o.Ended {
@@ -176,7 +178,7 @@ func (c Config) due(s State, ordered bool, now time.Time) string {
 func (c Config) proceed(s State, r Result, now time.Time) (State, []Action) {
 	current := parts[s.Part]
 	if r.Wash != s.Wash || r.Kind != current.kind {
-		limit := cmp.Or(c.StepTimeout, 10*time.Minute)
+		limit := c.Timeout()
 		if now.Sub(s.Since) < limit {
 			return s, nil
 		}

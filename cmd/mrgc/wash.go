@@ -1,0 +1,158 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/internal/state/open"
+)
+
+func washCommand() *cobra.Command {
+	cmd := &cobra.Command{
+		Use:   "wash",
+		Short: "Wash an instance in full, and show what its washes found",
+		Args:  cobra.NoArgs,
+	}
+	cmd.AddCommand(washNowCommand(), washShowCommand())
+	return cmd
+}
+
+func washNowCommand() *cobra.Command {
+	var a ask
+	cmd := &cobra.Command{
+		Use:   "now INSTANCE",
+		Short: "Have an instance washed in full now; one in quarantine comes out of it when that passes",
+		Long: `Now orders a full wash by way of a router: a fresh enclave takes the place of the
+present one, the engine forgets, and all of it is checked. Requests go on meanwhile.
+It does not wait: mrgc wash show INSTANCE says how it went.`,
+		Example: `  source .mrgc/env && mrgc wash now use1-0`,
+		Args:    cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			admins, err := a.routers()
+			if err != nil {
+				return err
+			}
+			if err := admins.Wash(cmd.Context(), args[0]); err != nil {
+				return err
+			}
+			ordered := map[string]string{"instance": args[0], "wash": "ordered"}
+			return a.output.print(cmd.OutOrStdout(), ordered, func(w io.Writer) error {
+				_, err := fmt.Fprintf(w, "a wash of %s is ordered; mrgc wash show %s says how it went\n", args[0], args[0])
+				return err
+			})
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	a.flags(cmd)
+	return cmd
+}
+
+// washOptions are those of show.
+type washOptions struct {
+	output
+	state string
+	last  int
+}
+
+func washShowCommand() *cobra.Command {
+	var o washOptions
+	cmd := &cobra.Command{
+		Use:   "show ID | INSTANCE",
+		Short: "Show a wash step by step, by the id that receipts have, or an instance's last ones",
+		Example: `  mrgc wash show use1-0/2026-11-26T18:08:06.494999Z --state dynamodb:?region=us-east-1
+  mrgc wash show use1-0`,
+		Args: cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return o.show(cmd.Context(), cmd.OutOrStdout(), args[0])
+		},
+		ValidArgsFunction: cobra.NoFileCompletions,
+	}
+	f := cmd.Flags()
+	f.StringVar(&o.state, "state", "", "state store: "+open.Forms+" (default: MRGC_STATE of the environment, or dynamodb:)")
+	o.flag(cmd, f)
+	f.IntVar(&o.last, "last", 10, "of an instance: how many")
+	return cmd
+}
+
+// recordedWash is a wash as show prints it.
+type recordedWash struct {
+	ID string `json:"id"`
+	state.Wash
+}
+
+func (o *washOptions) show(ctx context.Context, w io.Writer, what string) (err error) {
+	if err := o.check(); err != nil {
+		return err
+	}
+	if o.last < 1 {
+		return fmt.Errorf("--last %d: want at least 1", o.last)
+	}
+	store, err := open.Store(ctx, cmp.Or(o.state, os.Getenv("MRGC_STATE"), "dynamodb:"), nil)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	washes, err := o.read(ctx, state.WashTable(store), what)
+	if err != nil {
+		return err
+	}
+	return o.print(w, washes, func(w io.Writer) error { return printWashes(w, washes, strings.Contains(what, "/")) })
+}
+
+func (o *washOptions) read(ctx context.Context, table state.Table[state.Wash], what string) ([]recordedWash, error) {
+	instance, sort, one := strings.Cut(what, "/")
+	var rows []state.Record[state.Wash]
+	var err error
+	if one {
+		var row state.Record[state.Wash]
+		row, err = table.Get(ctx, state.Key{Partition: instance, Sort: sort})
+		if errors.Is(err, state.ErrNotFound) {
+			return nil, fmt.Errorf("no wash %s is recorded", what)
+		}
+		rows = append(rows, row)
+	} else {
+		rows, err = table.List(ctx, state.Query{Partition: instance, Newest: true, Limit: o.last})
+	}
+	if err != nil {
+		return nil, err
+	}
+	washes := []recordedWash{}
+	for _, row := range rows {
+		washes = append(washes, recordedWash{ID: row.Key.Partition + "/" + row.Key.Sort, Wash: row.Value})
+	}
+	return washes, nil
+}
+
+func printWashes(w io.Writer, washes []recordedWash, steps bool) error {
+	if len(washes) == 0 {
+		_, err := fmt.Fprintln(w, "no wash is recorded")
+		return err
+	}
+	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
+	fmt.Fprintln(table, "WASH\tTRIGGER\tTOOK\tOUTCOME")
+	for _, wash := range washes {
+		outcome := "passed"
+		if !wash.Passed {
+			outcome = "FAILED: " + wash.Reason
+		}
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", wash.ID, wash.Trigger, wash.EndedAt().Sub(wash.StartedAt).Round(time.Millisecond), outcome)
+		if !steps {
+			continue
+		}
+		fmt.Fprintln(table, "\nSTEP\tTOOK\tPASSED\tFOUND")
+		for _, step := range wash.Steps {
+			fmt.Fprintf(table, "%s\t%s\t%t\t%s\n", step.Name, step.Duration.Round(time.Millisecond), step.Passed, step.Detail)
+		}
+	}
+	return table.Flush()
+}

@@ -1,0 +1,83 @@
+package main
+
+import (
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
+	"path/filepath"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/internal/state/open"
+)
+
+var _ = Describe("mrgc wash show", func() {
+	var address string
+	at := time.Date(2026, time.March, 14, 9, 26, 53, 589000000, time.UTC)
+	BeforeEach(func(ctx SpecContext) {
+		address = "sqlite:" + filepath.Join(GinkgoT().TempDir(), "state.db")
+		store, err := open.Store(ctx, address, nil)
+		Expect(err).NotTo(HaveOccurred())
+		defer store.Close()
+		for i, w := range []state.Wash{
+			{Passed: true, Steps: []state.WashStep{{Name: "plant_canary", Duration: time.Second, Passed: true, Detail: "planted"}, {Name: "check_canary", Duration: 500 * time.Millisecond, Passed: true, Detail: "gone"}}},
+			{Reason: "check_model: another file", Steps: []state.WashStep{{Name: "check_model", Detail: "another file"}}},
+		} {
+			w.Region, w.Trigger, w.StartedAt = "use1", "operator", at.Add(time.Duration(i)*time.Hour)
+			_, err := state.WashTable(store).Put(ctx, state.Record[state.Wash]{Key: state.WashKey("use1-0", w.StartedAt), Value: w})
+			Expect(err).NotTo(HaveOccurred())
+		}
+	})
+
+	It("shows an instance's washes, the newest first", func() {
+		got := mrgc("wash", "show", "use1-0", "--state", address)
+		Expect(got.err).NotTo(HaveOccurred())
+		Expect(got.stdout).To(MatchRegexp(`(?s)T10:26:53.* operator +0s +FAILED: check_model: another file\n.*T09:26:53.* operator +1.5s +passed`))
+		got = mrgc("wash", "show", "use1-0", "--state", address, "--last", "1", "-o", "json")
+		var washes []recordedWash
+		Expect(json.Unmarshal([]byte(got.stdout), &washes)).To(Succeed())
+		Expect(washes).To(HaveExactElements(HaveField("ID", "use1-0/2026-03-14T10:26:53.589000Z")))
+	})
+
+	It("shows one by its id, step by step", func() {
+		got := mrgc("wash", "show", "use1-0/2026-03-14T09:26:53.589000Z", "--state", address)
+		Expect(got.err).NotTo(HaveOccurred())
+		Expect(got.stdout).To(MatchRegexp(`plant_canary +1s +true +planted\ncheck_canary +500ms +true +gone`))
+	})
+
+	It("says what it does not find, or cannot do", func() {
+		Expect(mrgc("wash", "show", "use1-0/never", "--state", address).err).To(MatchError("no wash use1-0/never is recorded"))
+		Expect(mrgc("wash", "show", "use1-7", "--state", address).stdout).To(Equal("no wash is recorded\n"))
+		Expect(mrgc("wash", "show", "use1-0", "--state", address, "--last", "0").err).To(MatchError(ContainSubstring("--last 0")))
+		Expect(mrgc("wash", "show", "use1-0", "--state", address, "-o", "xml").err).To(MatchError(ContainSubstring("want table or json")))
+	})
+})
+
+var _ = Describe("mrgc wash now", func() {
+	It("asks a router, and the next one when the first does not know", func() {
+		var asked []string
+		router := func(status int) string {
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+				asked = append(asked, r.Method+" "+r.URL.Path+" "+r.Header.Get("Content-Type"))
+				if status != http.StatusAccepted {
+					api.Errorf(status, "not_found", "no such instance").Write(w)
+					return
+				}
+				w.WriteHeader(status)
+			}))
+			DeferCleanup(server.Close)
+			return server.URL
+		}
+		lost := router(http.StatusNotFound)
+		got := mrgc("wash", "now", "use1-0", "--admin", lost, "--admin", router(http.StatusAccepted))
+		Expect(got.err).NotTo(HaveOccurred())
+		Expect(got.stdout).To(ContainSubstring("a wash of use1-0 is ordered"))
+		Expect(asked).To(HaveLen(2))
+		Expect(asked).To(HaveEach("POST /instances/use1-0/wash application/json"))
+		Expect(mrgc("wash", "now", "use1-0", "--admin", lost).err).To(MatchError(ContainSubstring("no such instance")))
+	})
+})

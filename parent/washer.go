@@ -1,0 +1,369 @@
+package parent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/audit"
+	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/parent/wash"
+)
+
+// Wash is what full washes need beside a way to start enclaves. When there are some
+// is said by [Settings].
+type Wash struct {
+	// Records has cleanup_validation, where each wash is recorded.
+	Records state.Store
+	// Attested checks that an attestation document is one of a known release, made
+	// just now for these claims.
+	Attested func(claims, document []byte, now time.Time) error
+	// CheckModel compares the model's files with what they have to be, and says what
+	// it has looked at. In a hurry it may go by what it found before, of files that
+	// have not changed since.
+	CheckModel func(ctx context.Context, hurry bool) (seen string, err error)
+	// Linger is how long an enclave that was replaced still gets what is sealed to it
+	// alone, after the fleet has been told of the new one; default 2 s. In strict mode,
+	// where nothing runs, it is until a router has seen the new one, if that is sooner.
+	Linger time.Duration
+	// StepTimeout is how long a step may take, the model's check among them; default
+	// 10 minutes.
+	StepTimeout time.Duration
+}
+
+const (
+	washTick = time.Second
+	// admitWait bounds how long a request waits in strict mode until the instance is
+	// clean.
+	admitWait = 30 * time.Second
+	// resumeWait bounds how long a start waits for what the store says.
+	resumeWait = 3 * time.Second
+	// recordAgain is how soon a wash is recorded again that could not be.
+	recordAgain = time.Second
+)
+
+// washer carries out what package wash decides. A nil one washes nothing.
+type washer struct {
+	p       *Parent
+	config  Wash
+	rows    state.Table[state.Wash]
+	guard   *http.Client // not the probes': what it is asked here takes time
+	metrics *washMetrics
+	kick    chan struct{} // holds one: there are actions
+
+	mu      sync.Mutex
+	state   wash.State    // guarded by mu
+	actions []wash.Action // guarded by mu: to be done, in order
+	running int           // guarded by mu: requests
+	changed chan struct{} // guarded by mu: closed at every step
+	id      string        // guarded by mu: of the last wash that passed
+	endedAt time.Time     // guarded by mu
+
+	standby *held     // the runner's: started and not the present one
+	resumed bool      // the runner's: what the store says is taken up
+	left    *held     // the runner's: one that was replaced, and has yet to end
+	begun   time.Time // the runner's: when the standby was started
+}
+
+func newWasher(p *Parent, config Wash) (*washer, error) {
+	if config.Records == nil || config.Attested == nil || config.CheckModel == nil {
+		return nil, errors.New("washes need where to record them, and ways to check attestation and the model")
+	}
+	config.Linger = cmp.Or(config.Linger, 2*time.Second)
+	w := &washer{
+		p: p, config: config, rows: state.WashTable(config.Records), guard: guardClient(&p.config),
+		kick: make(chan struct{}, 1), state: wash.State{Washed: time.Now()}, changed: make(chan struct{}),
+	}
+	var err error
+	w.metrics, err = newWashMetrics(p.config.Metrics, p.config.Instance)
+	return w, err
+}
+
+// settings are what holds now.
+func (w *washer) settings() wash.Config {
+	c := w.p.settings.Load().Wash
+	c.StepTimeout = cmp.Or(c.StepTimeout, w.config.StepTimeout)
+	c.Region, c.Instance = w.p.config.Instance.Region, w.p.config.Instance.ID
+	return c
+}
+
+// quarantined says why the instance takes no request; empty: it does.
+func (w *washer) quarantined() string {
+	if w == nil {
+		return ""
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state.Quarantined
+}
+
+// last is the last wash that passed; zero: none.
+func (w *washer) last() (id string, endedAt time.Time) {
+	if w == nil {
+		return "", time.Time{}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.id, w.endedAt
+}
+
+// order has the instance washed, unless it is being washed already.
+func (w *washer) order() (ordered bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state.Wash != "" {
+		return false
+	}
+	w.step(wash.Observation{Ordered: true})
+	return true
+}
+
+// serveWash takes an operator's order, which routers bring.
+func (p *Parent) serveWash(w http.ResponseWriter, r *http.Request) {
+	if peer, _ := identity.Peer(r.TLS); peer.Role != identity.RoleRouter {
+		api.Errorf(http.StatusForbidden, "not_allowed", "only routers order washes").Write(w)
+		return
+	}
+	if p.washer == nil {
+		api.Errorf(http.StatusNotFound, "no_washes", "this instance's parent does not start its enclave, so it cannot wash it (mrgc-parent -enclave-command)").Write(w)
+		return
+	}
+	if !p.washer.order() {
+		api.Errorf(http.StatusConflict, "wash_under_way", "the instance is being washed already").Write(w)
+		return
+	}
+	w.WriteHeader(http.StatusAccepted)
+}
+
+// admit lets a request run: at once, and in strict mode when it is alone and the
+// instance is clean. Leave is called when it is over, with whether an enclave may
+// have seen plaintext of it.
+func (w *washer) admit(ctx context.Context) (leave func(tenant string, opened bool), refused *api.Error) {
+	if w == nil {
+		return func(string, bool) {}, nil
+	}
+	late := time.NewTimer(admitWait)
+	defer late.Stop()
+	for {
+		w.mu.Lock()
+		quarantined, admitted, changed := w.state.Quarantined != "", w.settings().Admits(w.state, w.running), w.changed
+		if admitted {
+			w.running++
+		}
+		w.mu.Unlock()
+		switch {
+		case admitted:
+			return w.leave, nil
+		case quarantined:
+			return nil, unavailable("instance_quarantined", "a wash of the instance has failed; it takes no requests")
+		}
+		select {
+		case <-changed:
+		case <-late.C:
+			return nil, unavailable("instance_washing", "the instance is being washed; try again")
+		case <-ctx.Done():
+			return nil, unavailable("client_gone", "the request was given up")
+		}
+	}
+}
+
+func unavailable(code, text string) *api.Error {
+	e := api.Errorf(http.StatusServiceUnavailable, code, "%s", text)
+	e.RetryAfter = time.Second
+	return e
+}
+
+func (w *washer) leave(tenant string, opened bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running--
+	var o wash.Observation
+	if opened {
+		o.Ended = []string{tenant}
+	}
+	w.step(o)
+}
+
+// step decides, and leaves to the runner what is to be done. The caller holds mu.
+func (w *washer) step(o wash.Observation) {
+	var actions []wash.Action
+	w.state, actions = w.settings().Step(w.state, o, time.Now())
+	close(w.changed)
+	w.changed = make(chan struct{})
+	w.actions = append(w.actions, actions...)
+	if len(w.actions) > 0 {
+		select {
+		case w.kick <- struct{}{}:
+		default: // it has been told
+		}
+	}
+}
+
+func (w *washer) next() (wash.Action, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if len(w.actions) == 0 {
+		return wash.Action{}, false
+	}
+	a := w.actions[0]
+	w.actions = w.actions[1:]
+	return a, true
+}
+
+// run does what is decided, one thing after the other, until ctx ends.
+func (w *washer) run(ctx context.Context) {
+	defer w.guard.CloseIdleConnections()
+	if !w.resumed {
+		w.resume(ctx)
+	}
+	var recording sync.WaitGroup
+	defer recording.Wait()
+	recording.Go(func() { w.tick(ctx) })
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-w.kick:
+		}
+		for a, ok := w.next(); ok && ctx.Err() == nil; a, ok = w.next() {
+			switch a.Kind {
+			case wash.Record:
+				w.ended(a)
+				recording.Go(func() { w.record(ctx, a) })
+			case wash.Quarantine:
+				w.p.log.Error("INSTANCE QUARANTINED", "wash", a.Wash, "reason", a.Row.Reason)
+				w.metrics.quarantined.Set(1)
+				w.p.probeNow()
+			case wash.Release:
+				w.p.log.Info("the instance is out of quarantine", "wash", a.Wash)
+				w.metrics.quarantined.Set(0)
+				w.p.probeNow()
+			case wash.DropStandby:
+				w.dropStandby(ctx)
+			default:
+				w.act(ctx, a)
+			}
+		}
+	}
+}
+
+// tick lets time pass for the decision.
+func (w *washer) tick(ctx context.Context) {
+	ticker := time.NewTicker(washTick)
+	defer ticker.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-ticker.C:
+		}
+		w.mu.Lock()
+		w.step(wash.Observation{})
+		w.mu.Unlock()
+	}
+}
+
+// act does one action of a wash, and tells how it ended.
+func (w *washer) act(ctx context.Context, a wash.Action) {
+	limited, cancel := context.WithTimeout(ctx, w.settings().Timeout())
+	defer cancel()
+	began := time.Now()
+	detail, err := w.do(limited, a.Kind)
+	if ctx.Err() != nil {
+		return // the parent stops, which says nothing of the instance
+	}
+	r := wash.Result{Wash: a.Wash, Kind: a.Kind, Passed: err == nil, Detail: detail}
+	if err != nil {
+		r.Detail = err.Error()
+	}
+	w.p.log.Info("wash", "id", a.Wash, "action", a.Kind, "passed", r.Passed, "took", time.Since(began), "detail", r.Detail)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.step(wash.Observation{Result: r})
+}
+
+// ended takes note of a wash that is over.
+func (w *washer) ended(a wash.Action) {
+	w.metrics.ended(a.Row)
+	if a.Row.Passed {
+		w.mu.Lock()
+		w.id, w.endedAt = a.Wash, time.Now()
+		w.mu.Unlock()
+		w.p.probeNow() // which tells the enclave, for receipts
+	}
+	if w.p.config.Audit == nil {
+		return
+	}
+	about := map[string]string{"instance": w.p.config.Instance.ID, "wash": a.Wash, "trigger": a.Row.Trigger, "passed": fmt.Sprint(a.Row.Passed)}
+	if a.Row.Reason != "" {
+		about["reason"] = a.Row.Reason
+	}
+	if err := w.p.config.Audit.Append(time.Now(), audit.Event{Name: audit.Washed, About: about}); err != nil {
+		w.p.log.Error("AUDIT LOG FAILS", "error", err)
+	}
+}
+
+// record writes a wash's row, however long the store is away, until ctx ends.
+func (w *washer) record(ctx context.Context, a wash.Action) {
+	row := state.Record[state.Wash]{Key: state.WashKey(w.p.config.Instance.ID, a.Row.StartedAt), Value: a.Row}
+	for {
+		_, err := w.rows.Put(ctx, row)
+		if err == nil || errors.Is(err, state.ErrConflict) { // it was written, and the answer lost
+			return
+		}
+		w.p.log.Warn("a wash could not be recorded; trying again", "wash", a.Wash, "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(recordAgain):
+		}
+	}
+}
+
+// resume takes up what the store says of this instance: one whose last wash has
+// failed is still in quarantine, whoever has started its parent again.
+func (w *washer) resume(ctx context.Context) {
+	for ctx.Err() == nil {
+		rows, err := w.rows.List(ctx, state.Query{Partition: w.p.config.Instance.ID, Newest: true, Limit: 1})
+		if err == nil {
+			w.resumed = true
+			w.takeUp(rows)
+			return
+		}
+		w.p.log.Warn("the washes of before cannot be read; trying again", "error", err)
+		select {
+		case <-ctx.Done():
+		case <-time.After(recordAgain):
+		}
+	}
+}
+
+// begin is resume, before anything is served, but for so long at most: a store that
+// is gone stops no instance.
+func (w *washer) begin(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, resumeWait)
+	defer cancel()
+	w.resume(ctx)
+}
+
+func (w *washer) takeUp(rows []state.Record[state.Wash]) {
+	if len(rows) == 0 {
+		return
+	}
+	newest := rows[0]
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if newest.Value.Passed {
+		w.id, w.endedAt = newest.Key.Partition+"/"+newest.Key.Sort, newest.Value.EndedAt()
+		return
+	}
+	w.state.Quarantined = newest.Value.Reason
+	w.metrics.quarantined.Set(1)
+	w.p.probeNow()
+}

@@ -1,0 +1,7 @@
+package weights
+
+import "golang.org/x/sys/unix"
+
+func newIdentity(s *unix.Stat_t) identity {
+	return identity{device: s.Dev, inode: s.Ino, size: s.Size, mtime: s.Mtim, ctime: s.Ctim}
+}
