@@ -288,7 +288,6 @@ var _ = Describe("A fault", func() {
 			w.Header().Set("Content-Type", "text/event-stream")
 			_, _ = io.WriteString(w, "data: {\"choices\":[]}\n\n")
 			_ = http.NewResponseController(w).Flush()
-			close(streaming)
 			<-r.Context().Done()
 		})
 		type answer struct {
@@ -297,10 +296,10 @@ var _ = Describe("A fault", func() {
 		}
 		answers := make(chan answer, 1)
 		go func() {
-			body, err := c.stream(ctx, "tell me a story")
+			body, err := c.stream(ctx, "tell me a story", func() { close(streaming) })
 			answers <- answer{body, err}
 		}()
-		Eventually(ctx, streaming).Should(BeClosed())
+		Eventually(ctx, streaming).Should(BeClosed(), "the tenant has the first event")
 		began := time.Now()
 		c.signal("enclave-", syscall.SIGKILL)
 		var got answer
@@ -411,8 +410,9 @@ func (c *cluster) serving(ctx context.Context) string {
 	return found[0][1]
 }
 
-// stream sends a streamed chat completion and reads all that comes.
-func (c *cluster) stream(ctx context.Context, text string) (string, error) {
+// stream sends a streamed chat completion and reads all that comes. Begun is called
+// when the first of it has.
+func (c *cluster) stream(ctx context.Context, text string, begun func()) (string, error) {
 	payload := fmt.Sprintf(`{"model":%q,"stream":true,"messages":[{"role":"user","content":%q}]}`, c.env()["MRGC_MODEL"], text)
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.base()+"/v1/chat/completions", strings.NewReader(payload))
 	if err != nil {
@@ -424,6 +424,11 @@ func (c *cluster) stream(ctx context.Context, text string) (string, error) {
 		return "", err
 	}
 	defer resp.Body.Close()
-	body, err := io.ReadAll(resp.Body)
-	return string(body), err
+	first := make([]byte, 1)
+	if _, err := io.ReadFull(resp.Body, first); err != nil {
+		return "", err
+	}
+	begun()
+	rest, err := io.ReadAll(resp.Body)
+	return string(first) + string(rest), err
 }
