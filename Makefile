@@ -105,6 +105,7 @@ bench-routing: parts $(TOOLS)/peers/.done ## our policies and every peer that ru
 	$(GO) run ./bench/routing $(ARGS)
 	@$(MAKE) bench-routing-sealed
 	@$(MAKE) bench-picker ARGS=
+	@$(MAKE) bench-routers ARGS=
 
 bench-routing-sealed: parts ## our policies in a whole cluster, everything real but the engines, at the rate of bench-routing (takes its ARGS)
 	$(GO) run ./bench/routing -sealed $(ARGS)

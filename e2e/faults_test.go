@@ -351,16 +351,16 @@ var _ = Describe("A fault", func() {
 })
 
 var _ = Describe("A fault of an engine", func() {
-	It("costs the requests that it is sent until it is back, which are told so", func() {
+	It("costs nothing but answers that had begun: others of the request's recipients are asked", func() {
 		c := startCluster("--regions", "use1", "--instances", "2", "--engine", "sim", "--ask=false")
 		failures := c.during("engine killed", func() {
 			before := c.pids()["engine-0"]
 			c.signal("engine-0", syscall.SIGKILL)
 			Eventually(func() int { return c.pids()["engine-0"] }, "20s").Should(And(Not(Equal(before)), Not(BeZero())))
 		})
-		for _, failure := range failures {
-			Expect(failure).To(And(MatchRegexp("^status 50[23], error <nil>"), ContainSubstring(`"code":"engine_`)))
-		}
+		// Two tenants ask one after the other, so that an answer each can have begun. While
+		// the engine is away the instance is sent some ten requests.
+		Expect(len(failures)).To(BeNumerically("<=", 2), "%v", failures)
 		Expect(c.during("engine back", func() {})).To(BeEmpty())
 	})
 })

@@ -45,9 +45,7 @@ func (c sealedContender) name() string {
 // with a choice among all instances, and a cluster without a picker.
 func sealedField() []sealedContender {
 	var all []sealedContender
-	for _, policy := range []routing.Policy{
-		routing.PolicyGateThenLoad, routing.PolicyScore, routing.PolicyLeastInFlight, routing.PolicyRoundRobin,
-	} {
+	for _, policy := range policies {
 		for _, recipients := range []int{api.Offered, engineCount} {
 			all = append(all, sealedContender{policy: policy, recipients: recipients})
 		}

@@ -82,11 +82,12 @@ var _ = Describe("A sealed run's cluster", func() {
 	)
 
 	It("is measured by every policy, and in every scenario", func() {
-		var policies []string
+		var names []string
 		for _, c := range sealedField() {
-			policies = append(policies, c.name())
+			names = append(names, c.name())
 		}
-		Expect(policies).To(ContainElements("MRGC round-robin, sealed to 3", "MRGC gate-then-load, sealed to 3", "weights alone, sealed to 3"))
+		Expect(names).To(ContainElements("MRGC gate-then-load, sealed to 3", "MRGC power-of-two, sealed to 3", "MRGC round-robin, sealed to 3",
+			"MRGC round-robin, sealed to 4", "weights alone, sealed to 3"))
 		scenes, err := (&options{scene: regexp.MustCompile("")}).scenes(scenarios())
 		Expect(err).NotTo(HaveOccurred())
 		Expect(scenes).To(ConsistOf(scenario{name: "reuse", reuse: true}, scenario{name: "no reuse"}, failingEngine()))
