@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build eif test-enclave parts dynamodb-local test test-unit test-e2e test-threats test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
+.PHONY: help up build eif test-enclave parts dynamodb-local moto test test-unit test-e2e test-threats test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -38,9 +38,17 @@ parts: build ## fetch Envoy, llama.cpp and a small model into .tools/, checksums
 dynamodb-local: ## fetch DynamoDB Local, for the fleet store's tests, checksums verified; nothing without Java and Maven
 	@internal/fleet/dynamodb/dynamodblocal/fetch.sh $(TOOLS)/dynamodb-local-2.6.1
 
+# An emulator of EC2, for the scaling loop's tests, pinned with hashes.
+moto: $(TOOLS)/moto-5.2.5/.done ## fetch moto, for the scaling loop's tests
+
+$(TOOLS)/moto-5.2.5/.done: controller/ec2/moto/requirements.txt
+	rm -rf $(@D)
+	$(PYTHON) -m pip install --quiet --require-hashes --no-compile --target $(@D) -r $<
+	touch $@
+
 test: test-unit test-e2e test-enclave ## run every test: unit, against the real Envoy, end to end with the real model
 
-test-unit: parts dynamodb-local ## everything but end to end, with the race detector
+test-unit: parts dynamodb-local moto ## everything but end to end, with the race detector
 	$(GO) vet ./...
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /e2e)
 
@@ -54,7 +62,7 @@ test-failover: parts ## kill a region of a whole cluster under load, have it bac
 	$(GO) run ./bench/failover $(ARGS)
 	$(GO) run ./bench/report
 
-test-long: parts dynamodb-local ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed, a million replays, the enclave compiled anew, ten minutes of fuzzing for every parser, a region killed
+test-long: parts dynamodb-local moto ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, 50 controllers killed, a million replays, the enclave compiled anew, ten minutes of fuzzing for every parser, a region killed
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./router -ginkgo.focus "through the real Envoy"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./e2e -ginkgo.focus "quarter of an hour"
 	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 45m ./e2e -ginkgo.label-filter threats

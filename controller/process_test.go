@@ -66,10 +66,16 @@ func control(ctx context.Context, address string) error {
 	if err != nil {
 		return err
 	}
+	loop := controller.Runner(folderScaler(os.Getenv(worldEnv)))
+	if os.Getenv(cloudEnv) != "" {
+		if loop, err = cloudScaler(ctx); err != nil {
+			return err
+		}
+	}
 	c, err := controller.New(controller.Config{
 		Region: fleet.Region(os.Getenv(regionEnv)), Regions: []fleet.Region{"use1", "use2"}, Name: "test",
 		Store: store, Lease: length, Admin: admin, Logger: log,
-		Loops: []controller.Runner{folderScaler(os.Getenv(worldEnv))},
+		Loops: []controller.Runner{loop},
 	})
 	if err != nil {
 		return err

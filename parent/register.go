@@ -209,7 +209,7 @@ func (p *Parent) tellEnclave(ctx context.Context, to *held) error {
 // one that does not answer, it is what this parent has under way.
 func (p *Parent) engineLoad(ctx context.Context) fleet.Load {
 	own := p.load.read()
-	seen := fleet.Load{Running: own.running, Slots: p.config.EngineSlots, Latency: own.latency}
+	seen := fleet.Load{Running: own.running, Slots: p.config.EngineSlots, Latency: own.latency, Requests: int64(own.ended) + int64(own.running)} //nolint:gosec // counted one by one
 	if engine := p.measure(ctx).engine; engine != nil {
 		seen.Running, seen.Queued = engine.Running, engine.Queued
 	}

@@ -124,10 +124,11 @@ func (w *washer) order() (ordered bool) {
 	return true
 }
 
-// serveWash takes an operator's order, which routers bring.
+// serveWash takes an order: an operator's, which routers bring, or a controller's, who is
+// about to have the instance terminated.
 func (p *Parent) serveWash(w http.ResponseWriter, r *http.Request) {
-	if peer, _ := identity.Peer(r.TLS); peer.Role != identity.RoleRouter {
-		api.Errorf(http.StatusForbidden, "not_allowed", "only routers order washes").Write(w)
+	if peer, _ := identity.Peer(r.TLS); peer.Role != identity.RoleRouter && peer.Role != identity.RoleController {
+		api.Errorf(http.StatusForbidden, "not_allowed", "only routers and controllers order washes").Write(w)
 		return
 	}
 	if p.washer == nil {

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -17,6 +18,7 @@ import (
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	fleetopen "github.com/mrgc/mrgc/internal/fleet/open"
+	"github.com/mrgc/mrgc/internal/identity"
 	stateopen "github.com/mrgc/mrgc/internal/state/open"
 )
 
@@ -26,7 +28,7 @@ type controllerOptions struct {
 	cloudwatch           string
 	identity             string
 	doors                []string
-	accelerator          string
+	accelerator, ec2     string
 	lease                time.Duration
 }
 
@@ -40,7 +42,10 @@ another takes over within 10 s, and goes on with what the leader had decided. Wh
 it remembers is in the state store; "mrgc state init" makes its tables.
 
 Told where the regions' front doors are, it watches all regions, and one controller of
-all decides which of them tenants are sent to (see "mrgc failover").`,
+all decides which of them tenants are sent to (see "mrgc failover").
+
+Told of a launch template, it keeps as many instances as the region's requests want
+(see "mrgc scale"), and names as the fleet does: an instance is called by its EC2 id.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runController(cmd.Context(), o, logger(cmd)) },
 	}
@@ -52,7 +57,8 @@ all decides which of them tenants are sent to (see "mrgc failover").`,
 	f.StringVar(&o.store, "store", "", "fleet store: "+fleetopen.Forms+"; without it no metrics of the fleet are written")
 	f.StringVar(&o.cloudwatch, "cloudwatch", "", "publish the region's metrics by the minute: NAMESPACE[?region=REGION&endpoint=URL]; needs --store")
 	f.StringArrayVar(&o.doors, "door", nil, "REGION=host:port where tenants of a region connect; for each region, or for none: then nobody decides on failover.\nNeeds --store and --identity")
-	f.StringVar(&o.identity, "identity", "", "identity for mutual TLS with the doors: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	f.StringVar(&o.identity, "identity", "", "identity for mutual TLS with doors and instances: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	f.StringVar(&o.ec2, "ec2", "", "EC2 launch template of the region's instances, which it launches and terminates:\n"+ec2Form+".\nNeeds --store; with --identity an instance has to pass a full wash before it is terminated (default: nobody scales)")
 	f.StringVar(&o.accelerator, "accelerator", "", "ARN[?region=REGION&endpoint=URL] of the Global Accelerator listener whose traffic dials it sets (default: there is none)")
 	f.StringVar(&o.admin, "admin-listen", "127.0.0.1:9004", "operator's admin, loopback only: /status and /metrics")
 	f.DurationVar(&o.lease, "lease", 5*time.Second, "how long a leader leads after it was last heard of; the same for all of a region")
@@ -88,11 +94,20 @@ func runController(ctx context.Context, o controllerOptions, log *slog.Logger) (
 		}
 		defer func() { err = errors.Join(err, settings.Fleet.Close()) }()
 	}
-	stop, err := o.watch(ctx, cluster, &settings)
+	if o.identity != "" && len(o.doors) == 0 && o.ec2 == "" {
+		return errors.New("--identity is of use with --door or --ec2 alone")
+	}
+	identified := sync.OnceValues(func() (*identity.Source, error) { return o.ownIdentity(ctx) })
+	stop, err := o.watch(ctx, cluster, &settings, identified)
 	if err != nil {
 		return err
 	}
 	defer stop()
+	stopScaling, err := o.scale(ctx, cluster, &settings, identified)
+	if err != nil {
+		return err
+	}
+	defer stopScaling()
 	if settings.Admin, err = net.Listen("tcp", o.admin); err != nil {
 		return err
 	}

@@ -21,11 +21,11 @@ import (
 // watch has a controller watch all regions, and take part in deciding which of them
 // tenants are sent to, if it was told where their doors are. Stop is for when the
 // controller has ended.
-func (o *controllerOptions) watch(ctx context.Context, cluster *config.Config, settings *controller.Config) (stop func(), err error) {
+func (o *controllerOptions) watch(ctx context.Context, cluster *config.Config, settings *controller.Config, identified func() (*identity.Source, error)) (stop func(), err error) {
 	none := func() {}
 	if len(o.doors) == 0 {
-		if o.accelerator != "" || o.identity != "" {
-			return none, errors.New("--accelerator and --identity are of use with --door alone")
+		if o.accelerator != "" {
+			return none, errors.New("--accelerator is of use with --door alone")
 		}
 		return none, nil
 	}
@@ -36,12 +36,9 @@ func (o *controllerOptions) watch(ctx context.Context, cluster *config.Config, s
 	if err != nil {
 		return none, err
 	}
-	self, err := identity.Open(ctx, o.identity, os.Getenv("MRGC_IDENTITY_TOKEN"))
+	self, err := identified()
 	if err != nil {
 		return none, err
-	}
-	if want := (identity.ID{Region: o.region, Role: identity.RoleController}); self.ID() != want {
-		return none, fmt.Errorf("--identity is %s, want %s", self.ID(), want)
 	}
 	dials, stopDials, err := o.dials(ctx, cluster, settings)
 	if err != nil {
@@ -56,6 +53,21 @@ func (o *controllerOptions) watch(ctx context.Context, cluster *config.Config, s
 	settings.Door = doors.Ask
 	settings.Loops = append(settings.Loops, loop)
 	return func() { stopDials(); doors.Close() }, nil
+}
+
+// ownIdentity is who the controller is to front doors and instances; nil: nobody.
+func (o *controllerOptions) ownIdentity(ctx context.Context) (*identity.Source, error) {
+	if o.identity == "" {
+		return nil, nil
+	}
+	self, err := identity.Open(ctx, o.identity, os.Getenv("MRGC_IDENTITY_TOKEN"))
+	if err != nil {
+		return nil, err
+	}
+	if want := (identity.ID{Region: o.region, Role: identity.RoleController}); self.ID() != want {
+		return nil, fmt.Errorf("--identity is %s, want %s", self.ID(), want)
+	}
+	return self, nil
 }
 
 // dials are the accelerator's, looked after until stop is called; nil: there is none.

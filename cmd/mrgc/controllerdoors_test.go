@@ -16,6 +16,10 @@ var _ = DescribeTable("mrgc controller refuses", func(why string, args ...string
 	Expect(got.err).To(MatchError(ContainSubstring(why)))
 },
 	Entry("an accelerator without doors", "of use with --door alone", "--accelerator", "arn:x"),
+	Entry("an identity without anybody to show it to", "--door or --ec2", "--identity", "dir:x"),
+	Entry("a launch template without zones", "no zones", "--ec2", "mrgc-gpu"),
+	Entry("a launch template with a zone that is none", `zone "use1"`, "--ec2", "mrgc-gpu?zones=use1"),
+	Entry("a launch template with what it does not know", `unknown setting "colour"`, "--ec2", "mrgc-gpu?zones=us-east-1a&colour=red"),
 	Entry("doors without a name to knock by", "needs --store and --identity", "--door", "use1=h:1"),
 	Entry("a door without an address", "want REGION=host:port", "--identity", "dir:x", "--door", "use1"),
 	Entry("a door of nowhere", "no such region", "--identity", "dir:x", "--door", "euw1=h:1"),

@@ -92,10 +92,11 @@ type lineInstance struct {
 }
 
 type lineLoad struct {
-	Running int           `json:"running"`
-	Queued  int           `json:"queued"`
-	Slots   int           `json:"slots"`
-	Latency time.Duration `json:"latency_ns,omitempty"`
+	Running  int           `json:"running"`
+	Queued   int           `json:"queued"`
+	Slots    int           `json:"slots"`
+	Latency  time.Duration `json:"latency_ns,omitempty"`
+	Requests int64         `json:"requests,omitempty"`
 }
 
 type lineReport struct {

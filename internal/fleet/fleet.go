@@ -71,6 +71,9 @@ type Load struct {
 	Queued  int           // requests that wait for a slot
 	Slots   int           // requests that the engine runs at once; 0: not known
 	Latency time.Duration // mean time to first byte over the last minute; 0: not known
+	// Requests are those that the instance has had since its parent started. Two
+	// heartbeats say how many it has a second.
+	Requests int64
 }
 
 // Heartbeat is what an instance reports of itself.

@@ -126,6 +126,7 @@ func (l *Load) validate(id string) error {
 		{"queued", int64(l.Queued)},
 		{"slots", int64(l.Slots)},
 		{"latency", int64(l.Latency)},
+		{"requests", l.Requests},
 	} {
 		if field.value < 0 {
 			return fmt.Errorf("instance %s: load: %s is negative", id, field.name)

@@ -39,6 +39,7 @@ func encodeHeartbeat(health fleet.Health, load fleet.Load, now time.Time) item {
 		attrQueued:       number(int64(load.Queued)),
 		attrSlots:        number(int64(load.Slots)),
 		attrLatency:      number(int64(load.Latency)),
+		attrRequests:     number(load.Requests),
 		attrHeartbeatAt:  number(now.UnixNano()),
 		attrExpiresAt:    number(now.Add(silentFor).Unix()),
 	}
@@ -62,7 +63,7 @@ func decode(from item) (*fleet.Instance, error) {
 		},
 		Load: fleet.Load{
 			Running: int(d.number(attrRunning)), Queued: int(d.number(attrQueued)), Slots: int(d.number(attrSlots)),
-			Latency: time.Duration(d.number(attrLatency)),
+			Latency: time.Duration(d.number(attrLatency)), Requests: d.optionalNumber(attrRequests),
 		},
 		RegisteredAt: time.Unix(0, d.number(attrRegisteredAt)).UTC(),
 		HeartbeatAt:  time.Unix(0, d.number(attrHeartbeatAt)).UTC(),
@@ -138,6 +139,14 @@ func (d *decoder) number(name string) int64 {
 	}
 	d.fail(name, "a whole number of 64 bits")
 	return 0
+}
+
+// optionalNumber is 0 where who has written the item does not know the attribute.
+func (d *decoder) optionalNumber(name string) int64 {
+	if d.item[name] == nil {
+		return 0
+	}
+	return d.number(name)
 }
 
 // texts is nil for an empty list, as an instance that lists nothing has it.

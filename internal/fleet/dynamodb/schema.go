@@ -26,10 +26,11 @@ const (
 	attrEngineOK     = "engine_ok"     // BOOL
 	attrHealthReason = "health_reason" // S, may be empty
 
-	attrRunning = "running_requests" // N
-	attrQueued  = "queued_requests"  // N
-	attrSlots   = "slots"            // N, 0: not known
-	attrLatency = "latency_ns"       // N, 0: not known
+	attrRunning  = "running_requests" // N
+	attrQueued   = "queued_requests"  // N
+	attrSlots    = "slots"            // N, 0: not known
+	attrRequests = "requests"         // N, since the parent started
+	attrLatency  = "latency_ns"       // N, 0: not known
 
 	attrRegisteredAt = "registered_at_unix_ns" // N, nanoseconds since 1970
 	attrHeartbeatAt  = "heartbeat_at_unix_ns"  // N, nanoseconds since 1970

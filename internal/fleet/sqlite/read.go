@@ -12,7 +12,7 @@ import (
 
 const snapshotSQL = `
 SELECT id, region, zone, address, models, versions, key_ids, draining, enclave_ok, engine_ok, reason,
-	running, queued, slots, latency_ns, registered_at_ns, heartbeat_at_ns, version
+	running, queued, slots, latency_ns, requests, registered_at_ns, heartbeat_at_ns, version
 FROM instances`
 
 // queryer is a pool of connections, or one of them.
@@ -49,7 +49,7 @@ func scanInstance(rows *sql.Rows) (*fleet.Instance, error) {
 	)
 	err := rows.Scan(&in.ID, &in.Region, &in.Zone, &in.Address, &models, &versions, &keyIDs, &in.Draining,
 		&in.Health.Enclave, &in.Health.Engine, &in.Health.Reason,
-		&in.Load.Running, &in.Load.Queued, &in.Load.Slots, &latency, &registered, &heard, &in.Version)
+		&in.Load.Running, &in.Load.Queued, &in.Load.Slots, &latency, &in.Load.Requests, &registered, &heard, &in.Version)
 	if err != nil {
 		return nil, err
 	}

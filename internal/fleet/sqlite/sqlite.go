@@ -73,16 +73,16 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 const registerSQL = `
 INSERT INTO instances (id, region, zone, address, models, versions, key_ids, draining,
-	enclave_ok, engine_ok, reason, running, queued, slots, latency_ns,
+	enclave_ok, engine_ok, reason, running, queued, slots, latency_ns, requests,
 	registered_at_ns, heartbeat_at_ns, version)
 VALUES (:id, :region, :zone, :address, :models, :versions, :key_ids, :draining,
-	:enclave_ok, :engine_ok, :reason, :running, :queued, :slots, :latency_ns, :now, :now, 1)
+	:enclave_ok, :engine_ok, :reason, :running, :queued, :slots, :latency_ns, :requests, :now, :now, 1)
 ON CONFLICT (id) DO UPDATE SET
 	region = excluded.region, zone = excluded.zone, address = excluded.address,
 	models = excluded.models, versions = excluded.versions, key_ids = excluded.key_ids,
 	enclave_ok = excluded.enclave_ok, engine_ok = excluded.engine_ok, reason = excluded.reason,
 	running = excluded.running, queued = excluded.queued, slots = excluded.slots,
-	latency_ns = excluded.latency_ns, registered_at_ns = excluded.registered_at_ns,
+	latency_ns = excluded.latency_ns, requests = excluded.requests, registered_at_ns = excluded.registered_at_ns,
 	heartbeat_at_ns = excluded.heartbeat_at_ns, version = instances.version + 1`
 
 // Register adds an instance or replaces its registration.
@@ -116,7 +116,7 @@ func (s *Store) Register(ctx context.Context, in fleet.Instance) error {
 const heartbeatSQL = `
 UPDATE instances SET
 	enclave_ok = :enclave_ok, engine_ok = :engine_ok, reason = :reason, running = :running,
-	queued = :queued, slots = :slots, latency_ns = :latency_ns,
+	queued = :queued, slots = :slots, latency_ns = :latency_ns, requests = :requests,
 	heartbeat_at_ns = :now, version = version + 1
 WHERE id = :id`
 
@@ -199,6 +199,6 @@ func healthAndLoad(h fleet.Health, l fleet.Load) []any {
 	return []any{
 		sql.Named("enclave_ok", h.Enclave), sql.Named("engine_ok", h.Engine), sql.Named("reason", h.Reason),
 		sql.Named("running", l.Running), sql.Named("queued", l.Queued), sql.Named("slots", l.Slots),
-		sql.Named("latency_ns", int64(l.Latency)),
+		sql.Named("latency_ns", int64(l.Latency)), sql.Named("requests", l.Requests),
 	}
 }

@@ -77,8 +77,8 @@ var _ = Describe("The file", func() {
 		}, "another program's SQLite file"),
 		Entry("of a newer version", func(path string) {
 			closeStore(path)
-			execSQL(path, "PRAGMA user_version = 3")
-		}, "newer mrgc (schema 3, this one knows 2)"),
+			execSQL(path, "PRAGMA user_version = 4")
+		}, "newer mrgc (schema 4, this one knows 3)"),
 		Entry("of no version", func(path string) {
 			closeStore(path)
 			execSQL(path, "PRAGMA user_version = 0")

@@ -70,14 +70,14 @@ func instance(id string) fleet.Instance {
 		ID: id, Region: "use1", Zone: "use1-az1", Address: "10.0.0.7:8080",
 		Models: []string{"org/model:8b", "other"}, Versions: map[string]string{"org/model:8b": "2026-11-01"}, KeyIDs: []string{"00112233445566aa", "ffeeddccbbaa9988"},
 		Health: fleet.Health{Enclave: true, Reason: "engine: loading"},
-		Load:   fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: 4 * time.Millisecond},
+		Load:   fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: 4 * time.Millisecond, Requests: 5},
 	}
 }
 
 func heartbeat(id string) fleet.Heartbeat {
 	return fleet.Heartbeat{
 		ID: id, Health: fleet.Health{Enclave: true, Engine: true},
-		Load: fleet.Load{Running: 5, Queued: 6, Slots: 7, Latency: 8 * time.Millisecond},
+		Load: fleet.Load{Running: 5, Queued: 6, Slots: 7, Latency: 8 * time.Millisecond, Requests: 9},
 	}
 }
 

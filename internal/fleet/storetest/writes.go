@@ -46,7 +46,7 @@ func describeWrites(b *bench) {
 		store := b.store(ctx)
 		want := instance("use1-0")
 		want.Health.Reason = "engine:\n\t\"läuft nicht\" \U0001f525\x00" + strings.Repeat("x", 1<<16)
-		want.Load = fleet.Load{Running: 1000000, Queued: math.MaxInt32, Slots: 10, Latency: math.MaxInt64}
+		want.Load = fleet.Load{Running: 1000000, Queued: math.MaxInt32, Slots: 10, Latency: math.MaxInt64, Requests: math.MaxInt64}
 		b.clock.Advance(time.Hour - time.Duration(epoch.Nanosecond()))
 		Expect(store.Register(ctx, want)).To(Succeed())
 		want.Version, want.RegisteredAt, want.HeartbeatAt = 1, b.clock.Now(), b.clock.Now()

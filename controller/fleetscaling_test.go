@@ -1,0 +1,216 @@
+package controller_test
+
+import (
+	"context"
+	"errors"
+	"path/filepath"
+	"time"
+
+	. "github.com/onsi/ginkgo/v2"
+	. "github.com/onsi/gomega"
+
+	"github.com/mrgc/mrgc/controller"
+	"github.com/mrgc/mrgc/controller/autoscaler"
+	"github.com/mrgc/mrgc/internal/fleet"
+	"github.com/mrgc/mrgc/internal/fleet/sqlite"
+	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/internal/state/memory"
+	"github.com/mrgc/mrgc/internal/testclock"
+)
+
+// listedCloud is a cloud that lists what it is told to.
+type listedCloud struct {
+	instances  []controller.CloudInstance
+	fails      error
+	full       bool
+	terminated []string
+}
+
+func (c *listedCloud) Launch(_ context.Context, a autoscaler.Action) (autoscaler.Result, error) {
+	return autoscaler.Result{Intent: a.Intent, Attempt: a.Attempt, NoCapacity: c.full, Instance: "i-new"}, c.fails
+}
+
+func (c *listedCloud) Instances(context.Context) ([]controller.CloudInstance, error) {
+	return c.instances, c.fails
+}
+
+func (c *listedCloud) Terminate(_ context.Context, id string) error {
+	c.terminated = append(c.terminated, id)
+	return c.fails
+}
+
+var _ = Describe("What a region is scaled by", func() {
+	var (
+		clock   *testclock.Clock
+		cloud   *listedCloud
+		rows    fleet.Store
+		washes  state.Store
+		ordered []string
+		scaling controller.Scaling
+	)
+	build := func(washed bool) controller.Scaling {
+		GinkgoHelper()
+		of := controller.Scaled{Cloud: cloud, Fleet: rows}
+		if washed {
+			of.Washes = washes
+			of.Wash = func(_ context.Context, in *fleet.Instance) error {
+				ordered = append(ordered, in.ID)
+				return nil
+			}
+		}
+		built, err := controller.NewScaling(autoscaler.Config{Region: "use1", Zones: []string{"a"}}, of)
+		Expect(err).NotTo(HaveOccurred())
+		return built
+	}
+	BeforeEach(func(ctx SpecContext) {
+		clock = testclock.At(time.Date(2026, 11, 26, 12, 0, 0, 0, time.UTC))
+		cloud, ordered = &listedCloud{}, nil
+		store, err := sqlite.Open(ctx, sqlite.Config{Path: filepath.Join(GinkgoT().TempDir(), "fleet.db"), Clock: clock.Now})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(store.Close)
+		rows, washes = store, memory.New(clock.Now).Open()
+		scaling = build(true)
+	})
+	well := fleet.Health{Enclave: true, Engine: true}
+	register := func(ctx context.Context, id string, region fleet.Region) {
+		GinkgoHelper()
+		Expect(rows.Register(ctx, fleet.Instance{ID: id, Region: region, Address: "127.0.0.1:1", Health: well})).To(Succeed())
+	}
+	// beat is a heartbeat, so long after the one before.
+	beat := func(ctx context.Context, after time.Duration, id string, load fleet.Load) {
+		GinkgoHelper()
+		clock.Advance(after)
+		Expect(rows.Heartbeat(ctx, fleet.Heartbeat{ID: id, Health: well, Load: load})).To(Succeed())
+	}
+	observe := func(ctx context.Context) autoscaler.Observation {
+		GinkgoHelper()
+		o, err := scaling.Observe(ctx)
+		Expect(err).NotTo(HaveOccurred())
+		return o
+	}
+
+	It("is a load that two heartbeats tell, by region, over the last half a minute", func(ctx SpecContext) {
+		register(ctx, "i-1", "use1")
+		register(ctx, "i-2", "use2")
+		Expect(observe(ctx).Load.Fresh).To(BeFalse())
+		for i := range 20 {
+			beat(ctx, 5*time.Second, "i-1", fleet.Load{Requests: int64(i+1) * 10})
+			beat(ctx, 0, "i-2", fleet.Load{Requests: int64(i+1) * 50})
+			o := observe(ctx)
+			Expect(o.Load.Fresh).To(BeTrue())
+			Expect(o.Load.Requests).To(BeNumerically("~", 2, 1e-9))
+			Expect(o.Others["use2"].Requests).To(BeNumerically("~", 10, 1e-9))
+		}
+		for i := range 7 {
+			beat(ctx, 5*time.Second, "i-1", fleet.Load{Requests: int64(200 + 100*(i+1))})
+			observe(ctx)
+		}
+		Expect(observe(ctx).Load.Requests).To(BeNumerically("~", 20, 1e-9), "what was before is forgotten")
+		Expect(observe(ctx).Others["use2"].Fresh).To(BeFalse(), "it has not been heard of")
+		beat(ctx, 5*time.Second, "i-1", fleet.Load{Requests: 3})
+		Expect(observe(ctx).Load.Fresh).To(BeFalse(), "its parent has started anew")
+	})
+
+	It("is what EC2 lists, with what the fleet says of each", func(ctx SpecContext) {
+		cloud.instances = []controller.CloudInstance{{ID: "i-1", Intent: "use1-1-1", Zone: "a"}, {ID: "i-2", Zone: "b", Leaving: true}}
+		register(ctx, "i-1", "use1")
+		o := observe(ctx)
+		Expect(o.Listed).To(BeTrue())
+		Expect(o.Known).To(BeTrue())
+		Expect(o.Instances).To(HaveExactElements(
+			autoscaler.Instance{ID: "i-1", Intent: "use1-1-1", Zone: "a", Registered: true, Healthy: true},
+			autoscaler.Instance{ID: "i-2", Zone: "b", Leaving: true}))
+		clock.Advance(time.Minute)
+		register(ctx, "i-3", "use2")
+		Expect(observe(ctx).Instances[0].Healthy).To(BeFalse(), "not heard of for a minute, and others are")
+		clock.Advance(time.Minute)
+		Expect(observe(ctx).Known).To(BeFalse(), "nobody is heard of")
+		cloud.fails = errors.New("no answer")
+		_, err := scaling.Observe(ctx)
+		Expect(err).To(MatchError("no answer"))
+	})
+
+	It("lets nobody go who has not said twice that there are no requests, and been washed since", func(ctx SpecContext) {
+		cloud.instances = []controller.CloudInstance{{ID: "i-1"}}
+		register(ctx, "i-1", "use1")
+		seen := func() (drained, washed bool) {
+			GinkgoHelper()
+			in := observe(ctx).Instances[0]
+			return in.Drained, in.Washed
+		}
+		wash := func(passed bool) {
+			GinkgoHelper()
+			w := state.Wash{Region: "use1", Trigger: "operator", StartedAt: clock.Now(), Passed: passed, Steps: []state.WashStep{{Name: "clear_gpu", Passed: passed}}}
+			_, err := state.WashTable(washes).Put(ctx, state.Record[state.Wash]{Key: state.WashKey("i-1", clock.Now()), Value: w}, state.Anyway())
+			Expect(err).NotTo(HaveOccurred())
+		}
+		expect := func(drained, washed bool) {
+			GinkgoHelper()
+			isDrained, isWashed := seen()
+			Expect([]bool{isDrained, isWashed}).To(Equal([]bool{drained, washed}))
+		}
+		expect(false, false)
+		wash(true)
+		Expect(scaling.Execute(ctx, "1", autoscaler.Action{Kind: autoscaler.Drain, Instance: "i-1"})).To(Succeed())
+		expect(false, false)
+		beat(ctx, time.Second, "i-1", fleet.Load{})
+		expect(false, false)
+		expect(false, false)
+		beat(ctx, time.Second, "i-1", fleet.Load{Running: 1})
+		expect(false, false)
+		beat(ctx, time.Second, "i-1", fleet.Load{})
+		expect(false, false)
+		beat(ctx, time.Second, "i-1", fleet.Load{})
+		expect(true, false)
+		Expect(scaling.Execute(ctx, "2", autoscaler.Action{Kind: autoscaler.Wash, Instance: "i-1"})).To(Succeed())
+		Expect(ordered).To(Equal([]string{"i-1"}))
+		clock.Advance(time.Second)
+		wash(false)
+		expect(true, false)
+		clock.Advance(time.Second)
+		wash(true)
+		expect(true, true)
+		Expect(scaling.Execute(ctx, "3", autoscaler.Action{Kind: autoscaler.Terminate, Instance: "i-1"})).To(Succeed())
+		Expect(cloud.terminated).To(Equal([]string{"i-1"}))
+		cloud.instances = nil
+		Expect(observe(ctx).Instances).To(BeEmpty())
+	})
+
+	It("wants no wash where instances are not washed", func(ctx SpecContext) {
+		scaling = build(false)
+		cloud.instances = []controller.CloudInstance{{ID: "i-1"}}
+		register(ctx, "i-1", "use1")
+		Expect(rows.SetDraining(ctx, "i-1", true)).To(Succeed())
+		observe(ctx)
+		for range 2 {
+			beat(ctx, time.Second, "i-1", fleet.Load{})
+			observe(ctx)
+		}
+		Expect(observe(ctx).Instances[0]).To(And(HaveField("Drained", true), HaveField("Washed", true)))
+	})
+
+	It("tells the next step how launches ended, once", func(ctx SpecContext) {
+		action := autoscaler.Action{Kind: autoscaler.Launch, Intent: "use1-1-1", Attempt: 2}
+		Expect(scaling.Execute(ctx, "1", action)).To(Succeed())
+		cloud.full = true
+		Expect(scaling.Execute(ctx, "2", action)).To(Succeed())
+		Expect(observe(ctx).Results).To(HaveExactElements(
+			autoscaler.Result{Intent: "use1-1-1", Attempt: 2, Instance: "i-new"}, HaveField("NoCapacity", true)))
+		Expect(observe(ctx).Results).To(BeEmpty())
+		cloud.fails = errors.New("no answer")
+		Expect(scaling.Execute(ctx, "3", action)).To(MatchError("no answer"))
+	})
+
+	It("drains who never registered, which takes no requests", func(ctx SpecContext) {
+		Expect(scaling.Execute(ctx, "1", autoscaler.Action{Kind: autoscaler.Drain, Instance: "i-9"})).To(Succeed())
+		Expect(scaling.Execute(ctx, "2", autoscaler.Action{Kind: autoscaler.Wash, Instance: "i-9"})).To(Succeed())
+		Expect(ordered).To(BeEmpty())
+	})
+
+	It("is not built of half of it", func() {
+		_, err := controller.NewScaling(autoscaler.Config{}, controller.Scaled{Cloud: cloud})
+		Expect(err).To(MatchError(ContainSubstring("the fleet's store")))
+		_, err = controller.NewScaling(autoscaler.Config{}, controller.Scaled{Cloud: cloud, Fleet: rows, Washes: washes})
+		Expect(err).To(MatchError(ContainSubstring("or neither")))
+	})
+})
