@@ -2,6 +2,7 @@ package moto
 
 import (
 	"bytes"
+	"context"
 	"fmt"
 	"io"
 	"net/http"
@@ -23,7 +24,12 @@ type Front struct {
 	asked    []url.Values        // guarded by mu
 	launches map[string]*launch  // guarded by mu; by client token
 	pages    string              // guarded by mu
+	hear     Hear                // guarded by mu; nil: nobody does
 }
+
+// Hear is told of a call, its parameters, when it has come, and when it is done and not
+// answered yet, and says whether it is lost there.
+type Hear func(call url.Values, done bool) (lost bool)
 
 // Refusal is an error that an action gets.
 type Refusal struct {
@@ -63,6 +69,13 @@ func (f *Front) Lose(action string, answers int) {
 	f.lose[action] = answers
 }
 
+// Tell has every call told of from now on.
+func (f *Front) Tell(hear Hear) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hear = hear
+}
+
 // PageBy has lists come in pages of so many.
 func (f *Front) PageBy(n int) {
 	f.mu.Lock()
@@ -93,26 +106,27 @@ func (f *Front) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	code, lost := f.note(form)
+	code, lost, hear := f.note(form)
 	if code != "" {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		_, _ = fmt.Fprintf(w, `<Response><Errors><Error><Code>%s</Code><Message>it is so</Message></Error></Errors><RequestID>1</RequestID></Response>`, code)
 		return
 	}
+	if hear(form, false) {
+		panic(http.ErrAbortHandler) // which closes the connection
+	}
 	status, answer := f.do(r, form)
-	if !lost {
-		w.Header().Set("Content-Type", "text/xml")
-		w.WriteHeader(status)
-		_, _ = w.Write(answer)
-		return
+	if hear(form, true) || lost {
+		panic(http.ErrAbortHandler)
 	}
-	if conn, _, err := http.NewResponseController(w).Hijack(); err == nil {
-		_ = conn.Close()
-	}
+	w.Header().Set("Content-Type", "text/xml")
+	w.WriteHeader(status)
+	_, _ = w.Write(answer) //nolint:gosec // to an SDK, in tests
 }
 
-// note remembers a call, and says whether it is refused, or its answer lost.
-func (f *Front) note(form url.Values) (code string, lost bool) {
+// note remembers a call, and says whether it is refused, or its answer lost, and who is
+// to hear of it.
+func (f *Front) note(form url.Values) (code string, lost bool, hear Hear) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.asked = append(f.asked, form)
@@ -125,14 +139,17 @@ func (f *Front) note(form url.Values) (code string, lost bool) {
 		if refusal.Times--; refusal.Times == 0 {
 			delete(f.refusals, name)
 		}
-		return refusal.Code, false
+		return refusal.Code, false, nil
 	}
 	lost = f.lose[action] > 0
 	f.lose[action]--
 	if action == "DescribeInstances" && f.pages != "" {
 		form.Set("MaxResults", f.pages)
 	}
-	return "", lost
+	if hear = f.hear; hear == nil {
+		hear = func(url.Values, bool) bool { return false }
+	}
+	return "", lost, hear
 }
 
 // do has moto do it, a launch once for a token.
@@ -154,7 +171,8 @@ func (f *Front) do(r *http.Request, form url.Values) (status int, answer []byte)
 
 func (f *Front) forward(r *http.Request, form url.Values) (status int, answer []byte) {
 	content := []byte(form.Encode())
-	out := r.Clone(r.Context())
+	// What has come is done, also when who has asked is gone.
+	out := r.Clone(context.WithoutCancel(r.Context()))
 	out.Body, out.ContentLength = io.NopCloser(bytes.NewReader(content)), int64(len(content))
 	recorded := httptest.NewRecorder()
 	f.proxy.ServeHTTP(recorded, out)
