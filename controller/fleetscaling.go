@@ -82,7 +82,6 @@ func (s *scaler) observe(ctx context.Context) (autoscaler.Observation, error) {
 	snapshot, fleetErr := s.Fleet.Snapshot(ctx)
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	o.Results, s.results = s.results, nil
 	byID := map[string]*fleet.Instance{}
 	if fleetErr == nil {
 		for _, in := range snapshot.Instances {
@@ -112,6 +111,7 @@ func (s *scaler) observe(ctx context.Context) (autoscaler.Observation, error) {
 			delete(s.drained, id)
 		}
 	}
+	o.Results, s.results = s.results, nil // not before nothing can fail any more
 	return o, nil
 }
 

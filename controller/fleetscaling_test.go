@@ -15,6 +15,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet/sqlite"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/memory"
+	"github.com/mrgc/mrgc/internal/state/schema"
 	"github.com/mrgc/mrgc/internal/testclock"
 )
 
@@ -37,6 +38,19 @@ func (c *listedCloud) Instances(context.Context) ([]controller.CloudInstance, er
 func (c *listedCloud) Terminate(_ context.Context, id string) error {
 	c.terminated = append(c.terminated, id)
 	return c.fails
+}
+
+// unlisted is a store that fails to list when it is told to.
+type unlisted struct {
+	state.Store
+	fails error
+}
+
+func (u *unlisted) List(ctx context.Context, table schema.Table, query state.Query) ([]state.Item, error) {
+	if u.fails != nil {
+		return nil, u.fails
+	}
+	return u.Store.List(ctx, table, query)
 }
 
 var _ = Describe("What a region is scaled by", func() {
@@ -199,6 +213,27 @@ var _ = Describe("What a region is scaled by", func() {
 		Expect(observe(ctx).Results).To(BeEmpty())
 		cloud.fails = errors.New("no answer")
 		Expect(scaling.Execute(ctx, "3", action)).To(MatchError("no answer"))
+	})
+
+	It("tells how launches ended after a look that failed, too", func(ctx SpecContext) {
+		away := &unlisted{Store: washes}
+		washes = away
+		scaling = build(true)
+		cloud.instances = []controller.CloudInstance{{ID: "i-1"}}
+		register(ctx, "i-1", "use1")
+		Expect(rows.SetDraining(ctx, "i-1", true)).To(Succeed())
+		observe(ctx)
+		for range 2 {
+			beat(ctx, time.Second, "i-1", fleet.Load{})
+			observe(ctx)
+		}
+		cloud.full = true
+		Expect(scaling.Execute(ctx, "1", autoscaler.Action{Kind: autoscaler.Launch, Intent: "use1-1-1"})).To(Succeed())
+		away.fails = errors.New("away")
+		_, err := scaling.Observe(ctx)
+		Expect(err).To(MatchError(ContainSubstring("washes of i-1: away")))
+		away.fails = nil
+		Expect(observe(ctx).Results).To(HaveExactElements(HaveField("NoCapacity", true)))
 	})
 
 	It("drains who never registered, which takes no requests", func(ctx SpecContext) {
