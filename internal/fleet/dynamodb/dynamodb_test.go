@@ -43,7 +43,7 @@ var _ = Describe("An item", func() {
 		in := fleet.Instance{
 			ID: "a", Region: "use1", Zone: "use1-az1", Address: "127.0.0.1:8080", Models: []string{"m"},
 			Versions: map[string]string{"m": "v2"}, KeyIDs: []string{"00112233445566aa"}, Health: fleet.Health{Engine: true, Reason: "why"},
-			Load: fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: time.Millisecond},
+			Load: fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: time.Millisecond, Requests: 4},
 		}
 		Expect(open(ctx, cfg).Register(ctx, in)).To(Succeed())
 		got, err := client(cfg).GetItem(ctx, &sdk.GetItemInput{TableName: &cfg.Table, Key: map[string]types.AttributeValue{"instance_id": s("a")}})
@@ -52,7 +52,7 @@ var _ = Describe("An item", func() {
 			"instance_id": s("a"), "region": s("use1"), "zone": s("use1-az1"), "address": s("127.0.0.1:8080"),
 			"models": list(s("m")), "versions": &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{"m": s("v2")}}, "key_ids": list(s("00112233445566aa")), "draining": yes(false),
 			"enclave_ok": yes(false), "engine_ok": yes(true), "health_reason": s("why"),
-			"running_requests": n("1"), "queued_requests": n("2"), "slots": n("3"), "latency_ns": n("1000000"),
+			"running_requests": n("1"), "queued_requests": n("2"), "slots": n("3"), "latency_ns": n("1000000"), "requests": n("4"),
 			"registered_at_unix_ns": n("1000000005"), "heartbeat_at_unix_ns": n("1000000005"), "version": n("1"),
 			"expires_at_unix_s": n("86401"), // a day after the last heartbeat
 		}))
@@ -64,6 +64,16 @@ var _ = Describe("An item", func() {
 		Expect(store.Register(ctx, instance("a"))).To(Succeed())
 		change(ctx, cfg, "a", "versions", nil)
 		Expect(storetest.Instances(ctx, store)).To(HaveExactElements(HaveField("Versions", BeEmpty())))
+	})
+
+	It("may lack the requests, as one of before they were counted does", func(ctx SpecContext) {
+		cfg := createTable(ctx)
+		store := open(ctx, cfg)
+		in := instance("a")
+		in.Load.Requests = 9
+		Expect(store.Register(ctx, in)).To(Succeed())
+		change(ctx, cfg, "a", "requests", nil)
+		Expect(storetest.Instances(ctx, store)).To(HaveExactElements(HaveField("Load.Requests", BeZero())))
 	})
 
 	It("may have attributes that this version does not know, and keeps them", func(ctx SpecContext) {
