@@ -42,9 +42,10 @@ dynamodb-local: ## fetch DynamoDB Local, for the fleet store's tests, checksums 
 moto: $(TOOLS)/moto-5.2.5/.done ## fetch moto, for the scaling loop's tests
 
 $(TOOLS)/moto-5.2.5/.done: controller/ec2/moto/requirements.txt
-	rm -rf $(@D)
-	$(PYTHON) -m pip install --quiet --require-hashes --no-compile --target $(@D) -r $<
-	touch $@
+	rm -rf $(@D).part
+	$(PYTHON) -m pip install --quiet --require-hashes --no-compile --target $(@D).part -r $<
+	touch $(@D).part/.done
+	rm -rf $(@D) && mv $(@D).part $(@D)
 
 test: test-unit test-e2e test-enclave ## run every test: unit, against the real Envoy, end to end with the real model
 

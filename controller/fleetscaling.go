@@ -84,11 +84,17 @@ func (s *scaler) observe(ctx context.Context) (autoscaler.Observation, error) {
 	defer s.mu.Unlock()
 	byID := map[string]*fleet.Instance{}
 	if fleetErr == nil {
+		ours, heard := 0, 0
 		for _, in := range snapshot.Instances {
 			byID[in.ID] = in
-			o.Known = o.Known || !snapshot.Stale(in, s.StaleAfter)
+			if in.Region != s.region {
+				continue
+			}
+			if ours++; !snapshot.Stale(in, s.StaleAfter) {
+				heard++
+			}
 		}
-		o.Known = o.Known || len(snapshot.Instances) == 0
+		o.Known = heard > 0 || ours == 0 // a region does not fall silent at once; the way of its heartbeats does
 		s.load(&o, snapshot)
 	}
 	for _, in := range listed {
