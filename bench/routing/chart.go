@@ -53,7 +53,7 @@ func (b *book) chart() result.Chart {
 
 // chart is the sealed book's.
 func (b *sealedBook) chart() result.Chart {
-	c := result.Chart{Name: "routing-sealed-p99", Title: "Time to first token, sealed: what a choice of three costs", Unit: "ms"}
+	c := result.Chart{Name: b.options.result + "-p99", Title: "Time to first token, sealed: what a choice of three costs", Unit: "ms"}
 	for _, s := range b.scenarios() {
 		panel := result.Panel{Title: s}
 		for _, contender := range sealedField() {

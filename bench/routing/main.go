@@ -13,6 +13,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -57,7 +58,7 @@ func main() {
 	flag.Float64Var(&o.rate, "rate", 0, "requests per second; 0: 85 % of what the best peer can take within -slo")
 	flag.DurationVar(&o.slo, "slo", time.Second, "time to first token that 99 % must keep")
 	flag.StringVar(&only, "only", "", "measure the contenders whose names match this regular expression")
-	flag.StringVar(&o.result, "result", "routing", "name of the result, for a part that is measured by itself")
+	flag.StringVar(&o.result, "result", "", "name of the result, for a part that is measured by itself (default routing, or routing-sealed)")
 	flag.BoolVar(&o.sealed, "sealed", false, "measure our policies with everything real, sealed, at the rate of the last unsealed measurement")
 	flag.StringVar(&scene, "scenario", "", "measure the scenarios whose names match this regular expression")
 	flag.BoolVar(&o.virtual, "virtual", false, "simulate all in virtual time instead: a minute, on any machine")
@@ -70,8 +71,10 @@ func main() {
 	}
 	if err == nil {
 		if o.sealed {
+			o.result = cmp.Or(o.result, "routing-sealed")
 			err = runSealed(ctx, o)
 		} else {
+			o.result = cmp.Or(o.result, "routing")
 			err = run(ctx, o)
 		}
 	}

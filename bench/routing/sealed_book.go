@@ -11,7 +11,7 @@ import (
 func (b *sealedBook) result() result.Result {
 	o := b.options
 	r := result.Result{
-		Name: "routing-sealed", Title: "Routing, sealed: everything real but the engines", Command: command(),
+		Name: o.result, Title: "Routing, sealed: everything real but the engines", Command: command(),
 		Figures: []result.Figure{{Name: rateFigure, Value: o.rate, Unit: "requests/s"}},
 		Notes: []string{
 			fmt.Sprintf("The engines and the traffic of the table in clear, %.1f requests/s for %v, %d seeds, through package client (which verifies "+
