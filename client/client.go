@@ -296,7 +296,7 @@ func (c *Client) askRegion(req *http.Request, key *credential.Key, q *question, 
 	if kid, ok := c.homes.get(q.affinity); ok {
 		home = list.find(kid)
 	}
-	recipients := list.choose(c.config.Recipients, home)
+	recipients := list.choose(c.config.Recipients, home, c.recipients.turn.Add(1))
 	resp, err := c.send(req, r, key, q, recipients)
 	if !errors.Is(err, errStaleRecipients) {
 		return resp, err
@@ -328,7 +328,7 @@ func (c *Client) sealAgain(req *http.Request, key *credential.Key, q *question, 
 	}
 	c.recipients.forget(r, q.model, gone)
 	newer.earlier = nil // what was fetched just now is sure to be there
-	to := newer.choose(c.config.Recipients, nil)
+	to := newer.choose(c.config.Recipients, nil, c.recipients.turn.Add(1))
 	resp, err := c.send(req, r, key, q, to)
 	if errors.Is(err, errStaleRecipients) {
 		return ofFleet(newer, to, err)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/singleflight"
@@ -26,6 +27,10 @@ const (
 	recipientsRefresh  = 5 * time.Second
 	recipientsTimeout  = 10 * time.Second
 	maxRecipientsBytes = 1 << 20
+	// setsWanted is how many selections of recipients a list has: with two local ones in
+	// each, all of a region of 20 instances and more, for a client that sends much within
+	// recipientsRefresh.
+	setsWanted = api.MaxSets
 	// maxEarlier is how many recipients are kept beside the present list.
 	maxEarlier = 256
 )
@@ -37,6 +42,7 @@ type recipientCache struct {
 	client  *Client
 	fetches singleflight.Group
 
+	turn  atomic.Uint64 // counts the requests that were given recipients
 	mu    sync.Mutex
 	lists map[listOf]recipientList // guarded by mu
 }
@@ -57,6 +63,9 @@ type recipient struct {
 // recipientList is one fetch's verified recipients. It does not change.
 type recipientList struct {
 	recipients []*recipient
+	// sets are selections of them, each as good as the others, for requests to take in
+	// turn; none: of a server that knows of none.
+	sets [][]*recipient
 	// earlier are those of earlier fetches that were not listed again: busier now,
 	// but good, and perhaps where a conversation is at home.
 	earlier []*recipient
@@ -111,16 +120,16 @@ func (rc *recipientCache) fetchNewer(ctx context.Context, r *region, key *creden
 		}
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), recipientsTimeout)
 		defer cancel()
-		offered, err := rc.fetch(ctx, r, key, model)
+		answer, err := rc.fetch(ctx, r, key, model)
 		if err != nil {
 			rc.client.config.Logger.Warn("recipients could not be fetched; those that are known go on", "endpoint", r.url.Host, "model", model, "error", err)
 			return recipientList{}, err
 		}
-		verified, err := rc.verify(offered, model)
+		verified, err := rc.verify(answer.Recipients, model)
 		if err != nil {
 			return recipientList{}, err
 		}
-		return rc.store(r, model, verified), nil
+		return rc.store(r, model, verified, answer.Sets), nil
 	})
 }
 
@@ -131,6 +140,10 @@ func (rc *recipientCache) usable(r *region, model string) recipientList {
 	now := rc.client.config.Now()
 	expired := func(r *recipient) bool { return !rc.outlasts(r.Claims(), now) }
 	list.recipients = slices.DeleteFunc(slices.Clone(list.recipients), expired)
+	list.sets = slices.Clone(list.sets)
+	for i, set := range list.sets {
+		list.sets[i] = slices.DeleteFunc(slices.Clone(set), expired)
+	}
 	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), expired)
 	list.fleet = slices.DeleteFunc(slices.Clone(list.fleet), expired)
 	return list
@@ -155,21 +168,27 @@ func (l recipientList) find(kid seal.KeyID) *recipient {
 	return nil
 }
 
-// choose gives n recipients to seal to: the first ones, as the server's order is
-// a hint about load, and home, unless that is nil or among them. It comes on top of
-// three, as each of those may be the only one of its kind: of a version, or of
-// another region, as the last often is. Where there is no room, or fewer are wanted,
-// home takes the place of the last but one. A list
-// that is short, as one is that an instance gives in the routers' place, is
-// filled up with earlier ones: else all requests would be for that instance. When
-// there is nobody else it is a fleet's key.
-func (l recipientList) choose(n int, home *recipient) []*recipient {
+// choose gives n recipients to seal to: those of the set whose turn it is, in the
+// server's order, which is a hint about load, and home, unless that is nil or among
+// them. It comes on top of three, as each of those may be the only one of its kind: of
+// a version, or of another region, as the last often is. Where there is no room, or
+// fewer are wanted, home takes the place of the last but one. A set that is short, as
+// one is that an instance gives in the routers' place, is filled up with others, and
+// with earlier ones: else all requests would be for that instance. When there is nobody
+// else it is a fleet's key.
+func (l recipientList) choose(n int, home *recipient, turn uint64) []*recipient {
 	if len(l.recipients)+len(l.earlier) == 0 {
 		return l.fleet[:min(1, len(l.fleet))]
 	}
-	first := l.recipients[:min(n, len(l.recipients))]
-	if missing := min(n-len(first), len(l.earlier)); missing > 0 {
-		first = slices.Concat(first, l.earlier[:missing])
+	var first []*recipient
+	if len(l.sets) > 0 {
+		first = slices.Clone(l.sets[turn%uint64(len(l.sets))])
+	}
+	first = first[:min(n, len(first))]
+	for _, r := range slices.Concat(l.recipients, l.earlier) {
+		if len(first) < n && !slices.Contains(first, r) {
+			first = append(first, r)
+		}
 	}
 	if home == nil || slices.Contains(first, home) {
 		return first
@@ -193,21 +212,37 @@ func (rc *recipientCache) list(r *region, model string) recipientList {
 	return rc.lists[listOf{r, model}]
 }
 
-func (rc *recipientCache) store(from *region, model string, verified []*recipient) recipientList {
+// store makes what was verified the present list. Places of verified that are nil were
+// refused, and are missing in sets.
+func (rc *recipientCache) store(from *region, model string, verified []*recipient, sets [][]int) recipientList {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
 	of := listOf{from, model}
 	before := rc.lists[of]
 	list := recipientList{version: before.version + 1, fetched: rc.client.config.Now()}
 	for _, r := range verified {
-		if r.Type() == seal.TypeFleet {
+		switch {
+		case r == nil:
+		case r.Type() == seal.TypeFleet:
 			list.fleet = append(list.fleet, r)
-		} else {
+		default:
 			list.recipients = append(list.recipients, r)
 		}
 	}
+	for _, places := range sets {
+		var set []*recipient
+		for _, place := range places {
+			if r := verified[place]; slices.Contains(list.recipients, r) && !slices.Contains(set, r) {
+				set = append(set, r)
+			}
+		}
+		if len(set) > 0 {
+			list.sets = append(list.sets, set)
+		}
+	}
 	kept := func(r *recipient) bool {
-		return !slices.ContainsFunc(verified, func(v *recipient) bool { return v.KeyID() == r.KeyID() }) && rc.outlasts(r.Claims(), list.fetched)
+		listed := func(v *recipient) bool { return v != nil && v.KeyID() == r.KeyID() }
+		return !slices.ContainsFunc(verified, listed) && rc.outlasts(r.Claims(), list.fetched)
 	}
 	for _, r := range slices.Concat(before.recipients, before.earlier) {
 		if len(list.earlier) < maxEarlier && kept(r) {
@@ -236,9 +271,9 @@ func (rc *recipientCache) forget(from *region, model string, gone []*recipient) 
 	rc.lists[of] = list
 }
 
-// verify drops every recipient that the policy refuses. One that has been
-// verified before, for whatever region, stays so until its claims expire: its key
-// cannot have changed.
+// verify gives the recipients in their places, and nil in those of every one that the
+// policy refuses. One that has been verified before, for whatever region, stays so
+// until its claims expire: its key cannot have changed.
 func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*recipient, error) {
 	known := map[seal.KeyID]*recipient{}
 	for _, from := range rc.client.regions {
@@ -248,7 +283,7 @@ func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*reci
 		}
 	}
 	now := rc.client.config.Now()
-	var verified []*recipient
+	verified := make([]*recipient, len(offered))
 	var refused []error
 	seen := map[seal.KeyID]bool{}
 	for i, o := range offered {
@@ -264,12 +299,12 @@ func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*reci
 			return nil, api.Errorf(http.StatusBadGateway, "invalid_recipients", "the cluster lists a recipient twice")
 		}
 		seen[recipient.KeyID()] = true
-		verified = append(verified, recipient)
+		verified[i] = recipient
 	}
 	if len(refused) > 0 {
 		rc.client.config.Logger.Warn("recipients refused", "model", model, "error", errors.Join(refused...))
 	}
-	if len(verified) == 0 {
+	if len(seen) == 0 {
 		if len(refused) == 0 && len(offered) > 0 {
 			refused = append(refused, errRefusedType)
 		}
@@ -283,7 +318,7 @@ func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*reci
 var errRefusedType = errors.New("recipient of a type that is not accepted")
 
 func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known map[seal.KeyID]*recipient, now time.Time) (*recipient, error) {
-	parsed, err := seal.ParseRecipient(offered.Claims)
+	parsed, err := rc.parse(offered, known)
 	if err != nil {
 		return nil, err
 	}
@@ -303,26 +338,57 @@ func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known m
 	return &recipient{Recipient: verified, attestation: offered.Attestation, verifiedAt: now}, nil
 }
 
-func (rc *recipientCache) fetch(ctx context.Context, r *region, key *credential.Key, model string) ([]api.Recipient, error) {
-	query := url.Values{"model": {model}}
+// parse reads a recipient's claims, or finds the one of which only the key id was listed.
+func (rc *recipientCache) parse(offered api.Recipient, known map[seal.KeyID]*recipient) (*seal.Recipient, error) {
+	if offered.KeyID == "" {
+		return seal.ParseRecipient(offered.Claims)
+	}
+	kids, err := seal.ParseKeyIDs(offered.KeyID)
+	if err != nil {
+		return nil, err
+	}
+	if r := known[kids[0]]; r != nil {
+		return r.Recipient, nil
+	}
+	return nil, errors.New("named by its key id, and not known")
+}
+
+// fetch asks for recipients, and says which ones it need not be told of again.
+func (rc *recipientCache) fetch(ctx context.Context, r *region, key *credential.Key, model string) (answer api.Recipients, err error) {
+	query := url.Values{"model": {model}, "sets": {strconv.Itoa(setsWanted)}}
+	var known []seal.KeyID
+	list := rc.usable(r, model)
+	for _, r := range list.all() {
+		known = append(known, r.KeyID())
+	}
+	if known = known[:min(len(known), api.MaxKnown)]; len(known) > 0 {
+		query.Set("known", seal.FormatKeyIDs(known))
+	}
 	if n := rc.client.config.Recipients; n > api.Offered {
 		query.Set("n", strconv.Itoa(n))
 	}
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, r.url.JoinPath(api.PathKeys).String()+"?"+query.Encode(), nil)
 	if err != nil {
-		return nil, err
+		return answer, err
 	}
 	resp, err := rc.client.request(req, key)
 	if err != nil {
-		return nil, err
+		return answer, err
 	}
 	defer resp.Body.Close()
 	if resp.StatusCode != http.StatusOK {
-		return nil, readError(resp)
+		return answer, readError(resp)
 	}
-	var answer api.Recipients
-	if err := json.NewDecoder(io.LimitReader(resp.Body, maxRecipientsBytes)).Decode(&answer); err != nil {
-		return nil, api.Errorf(http.StatusBadGateway, "unexpected_response", "the list of recipients cannot be read")
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxRecipientsBytes)).Decode(&answer); err != nil || !setsWithin(answer) {
+		return answer, api.Errorf(http.StatusBadGateway, "unexpected_response", "the list of recipients cannot be read")
 	}
-	return answer.Recipients, nil
+	return answer, nil
+}
+
+// setsWithin says whether sets name recipients that are there, no more than were asked for.
+func setsWithin(answer api.Recipients) bool {
+	outside := func(place int) bool { return place < 0 || place >= len(answer.Recipients) }
+	return len(answer.Sets) <= setsWanted && !slices.ContainsFunc(answer.Sets, func(set []int) bool {
+		return len(set) > seal.MaxRecipients || slices.ContainsFunc(set, outside)
+	})
 }

@@ -3,7 +3,10 @@ package client_test
 import (
 	"context"
 	"crypto/rand"
+	"encoding/json"
+	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -57,7 +60,7 @@ var _ = Describe("Recipients", func() {
 			c.clock.Advance(time.Second)
 		}
 		Expect(e.requests(api.PathKeys)).To(HaveLen(1))
-		Expect(e.requests(api.PathKeys)[0].url).To(Equal(api.PathKeys + "?model=smol"))
+		Expect(e.requests(api.PathKeys)[0].url).To(Equal(api.PathKeys + "?model=smol&sets=16"))
 	})
 
 	DescribeTable("are asked for by number by those who seal to more than are offered", func(ctx SpecContext, n int, query string) {
@@ -67,8 +70,78 @@ var _ = Describe("Recipients", func() {
 		expectReply(t.ask(ctx))
 		Expect(e.requests(api.PathKeys)[0].url).To(Equal(api.PathKeys + query))
 	},
-		Entry("one", 1, "?model=smol"), Entry("as many", 3, "?model=smol"), Entry("more", 4, "?model=smol&n=4"),
+		Entry("one", 1, "?model=smol&sets=16"), Entry("as many", 3, "?model=smol&sets=16"), Entry("more", 4, "?model=smol&n=4&sets=16"),
 	)
+
+	Describe("in sets", func() {
+		var listed []api.Recipient
+		answer := func(answer api.Recipients) {
+			e.on(api.PathKeys, func(w http.ResponseWriter, _ *http.Request) { _ = json.NewEncoder(w).Encode(answer) })
+		}
+		BeforeEach(func() {
+			c.replace(append(c.present(), c.newEnclave(), c.newEnclave(), c.newEnclave(), c.newEnclave())...)
+			listed = c.recipients()
+		})
+
+		// sealedTo is whom so many requests of conversations of their own are sealed to.
+		sealedTo := func(ctx context.Context, requests int) (seen []string) {
+			GinkgoHelper()
+			for i := range requests {
+				resp, err := t.send(ctx, http.MethodPost, "/chat/completions", strings.NewReader(strings.Replace(chat, prompt, fmt.Sprintf("%d", i), 1)))
+				Expect(err).NotTo(HaveOccurred())
+				Expect(resp.StatusCode).To(Equal(http.StatusOK))
+				seen = append(seen, last())
+			}
+			return seen
+		}
+
+		It("are sealed to in turn", func(ctx SpecContext) {
+			answer(api.Recipients{Recipients: listed, Sets: [][]int{{0, 1, 2}, {3, 1, 4}, {4, 0}}})
+			seen := sealedTo(ctx, 6)
+			Expect(seen[:3]).To(ConsistOf(
+				kids(listed[0], listed[1], listed[2]), kids(listed[3], listed[1], listed[4]), kids(listed[4], listed[0], listed[1])), "the last of them filled up")
+			Expect(seen[3:]).To(Equal(seen[:3]))
+		})
+
+		It("lack those that were refused, and no others", func(ctx SpecContext) {
+			forged := slices.Clone(listed)
+			forged[1].Attestation = forged[2].Attestation
+			answer(api.Recipients{Recipients: forged, Sets: [][]int{{0, 1, 2}, {1}, {4, 3, 1}}})
+			Expect(sealedTo(ctx, 2)).To(ConsistOf(kids(listed[0], listed[2], listed[3]), kids(listed[4], listed[3], listed[0])))
+		})
+
+		DescribeTable("are refused if they name what is not there", func(ctx SpecContext, sets [][]int) {
+			answer(api.Recipients{Recipients: listed, Sets: sets})
+			refused := refusal(t.ask(ctx))
+			Expect(refused.Status).To(Equal(http.StatusBadGateway))
+			Expect(refused.Code).To(Equal("unexpected_response"))
+			Expect(e.requests(api.PathSealed)).To(BeEmpty())
+		},
+			Entry("a place too far", [][]int{{0, 5}}), Entry("a place before the first", [][]int{{-1}}), Entry("too many in one", [][]int{{0, 1, 2, 3, 4}}),
+			Entry("more than were asked for", slices.Repeat([][]int{{0}}, api.MaxSets+1)),
+		)
+	})
+
+	It("are not told again of when they are known", func(ctx SpecContext) {
+		c.replace(append(c.present(), c.newEnclave())...)
+		listed := c.recipients()
+		expectReply(t.ask(ctx))
+		fresh := c.newEnclave()
+		c.replace(append(c.present(), fresh)...)
+		answered := make(chan struct{})
+		e.on(api.PathKeys, func(w http.ResponseWriter, r *http.Request) {
+			defer close(answered)
+			Expect(r.URL.Query().Get("known")).To(Equal(kids(listed...)))
+			writeRecipients(w, []api.Recipient{{KeyID: kids(listed[1])}, recipientsOf(fresh)[0], {KeyID: "0123456789abcdef"}, {KeyID: "no id"}})
+		})
+		c.clock.Advance(5 * time.Second)
+		expectReply(t.ask(ctx)) // has them fetched
+		Eventually(answered).Should(BeClosed())
+		Eventually(func() string {
+			expectReply(t.ask(ctx))
+			return last()
+		}).WithTimeout(10*time.Second).Should(Equal(kids(listed[1], recipientsOf(fresh)[0], listed[0])), "without the two that it has never heard of")
+	})
 
 	It("are fetched anew beside a request once they have aged", func(ctx SpecContext) {
 		expectReply(t.ask(ctx))

@@ -2,10 +2,13 @@ package router
 
 import (
 	"encoding/json"
+	"fmt"
 	"math/rand/v2"
 	"net/http"
+	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -30,21 +33,32 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 			"this tenant's data may not be in region %s: use the endpoint of a region that is allowed to it", r.config.Region).Write(w)
 		return
 	}
-	n, ok := wanted(req)
-	if !ok {
-		api.Errorf(http.StatusBadRequest, "invalid_request", "n is how many recipients to list, 1 to %d", seal.MaxRecipients).Write(w)
+	asked, err := parseWanted(req.URL.Query())
+	if err != nil {
+		api.Errorf(http.StatusBadRequest, "invalid_request", "%v", err).Write(w)
 		return
 	}
 	way := r.way(model, rules.Name).Within(func(region fleet.Region) bool { return rules.Regions.Allow(string(region)) })
-	var answer api.Recipients
 	offer := routing.Offer{
-		Model: model, N: n,
+		Model: model, N: asked.n,
 		Regions: way.Regions,
 		Detours: way.Detours,
 		Split:   r.split(model),
-		Seed:    rand.Uint64(), //nolint:gosec // tenants must not herd; there is no secret in it
+		Taken:   map[string]int{},
 	}
-	answer.Recipients = r.recipients.offered(routing.Candidates(offer, r.picker.Candidates()))
+	candidates := r.picker.Candidates()
+	selections := make([][]*fleet.Instance, max(1, asked.sets))
+	for i := range selections {
+		offer.Seed = rand.Uint64() //nolint:gosec // tenants must not herd; there is no secret in it
+		selections[i] = routing.Candidates(offer, candidates)
+		for _, in := range selections[i] {
+			offer.Taken[in.ID]++
+		}
+	}
+	answer := r.recipients.answer(selections, asked.known)
+	if asked.sets == 0 {
+		answer.Sets = nil
+	}
 	if len(answer.Recipients) == 0 {
 		none := api.Errorf(http.StatusServiceUnavailable, "no_instance_ready", "no instance is ready for the model; try again")
 		none.RetryAfter = fleet.RefreshInterval
@@ -54,14 +68,34 @@ func (r *Router) serveKeys(w http.ResponseWriter, req *http.Request) {
 	writeJSON(w, http.StatusOK, answer)
 }
 
-// wanted is how many recipients a client asks for.
-func wanted(req *http.Request) (n int, ok bool) {
-	text := req.URL.Query().Get("n")
-	if text == "" {
-		return api.Offered, true
+// wanted is what a client asks the keys route for.
+type wanted struct {
+	n     int      // recipients in a selection
+	sets  int      // selections; 0: one, which is not named
+	known []string // key ids of the recipients that the client has
+}
+
+func parseWanted(query url.Values) (w wanted, err error) {
+	number := func(name string, otherwise, least, most int) int {
+		text := query.Get(name)
+		if text == "" {
+			return otherwise
+		}
+		n, atoi := strconv.Atoi(text)
+		if atoi != nil || n < least || n > most {
+			err = fmt.Errorf("%s is a number from %d to %d", name, least, most)
+		}
+		return n
 	}
-	n, err := strconv.Atoi(text)
-	return n, err == nil && n >= 1 && n <= seal.MaxRecipients
+	w.n = number("n", api.Offered, 1, seal.MaxRecipients)
+	w.sets = number("sets", 0, 1, api.MaxSets)
+	if text := query.Get("known"); text != "" {
+		w.known = strings.SplitN(text, ",", api.MaxKnown+1)
+		if len(w.known) > api.MaxKnown {
+			err = fmt.Errorf("known is at most %d key ids", api.MaxKnown)
+		}
+	}
+	return w, err
 }
 
 // serveModels answers [api.PathModels].

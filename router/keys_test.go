@@ -2,7 +2,9 @@ package router_test
 
 import (
 	"encoding/json"
+	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -81,12 +83,48 @@ var _ = Describe("The keys route", func() {
 		Expect(recipients(r.get(ctx, keys+"&n=1"))).To(HaveLen(1))
 	})
 
-	DescribeTable("lists no number of recipients that is", func(ctx SpecContext, n string) {
+	It("draws several sets for who asks for them, and names what is known", func(ctx SpecContext) {
+		var parents []*parent
+		for i := range 9 {
+			parents = append(parents, startParent(r.ca, "use1", fmt.Sprintf("use1-%d", i)))
+		}
+		r.publish(append(parents, startParent(r.ca, "use2", "use2-0"))...)
+		Eventually(func() int { return r.adminPage("/ready").status }).Should(Equal(http.StatusOK))
+		ask := func(query string) (answer api.Recipients) {
+			GinkgoHelper()
+			Expect(json.NewDecoder(r.get(ctx, keys+query).Body).Decode(&answer)).To(Succeed())
+			return answer
+		}
+		Eventually(func() int { return len(ask("&sets=16").Recipients) }).Should(Equal(10), "all of the recipients have been fetched")
+		answer := ask("&sets=16")
+		Expect(answer.Sets).To(HaveLen(16))
+		Expect(answer.Sets[0]).To(Equal([]int{0, 1, 2}))
+		claims := func(place int) string { return string(answer.Recipients[place].Claims) }
+		listed := map[string]bool{}
+		for _, set := range answer.Sets {
+			Expect(set).To(HaveExactElements(
+				WithTransform(claims, HavePrefix("claims of use1-")), WithTransform(claims, HavePrefix("claims of use1-")), WithTransform(claims, Equal("claims of use2-0"))))
+			for _, place := range set {
+				listed[claims(place)] = true
+			}
+		}
+		Expect(listed).To(And(HaveLen(10), HaveLen(len(answer.Recipients))), "all, each once, and none that is in no set")
+
+		known := ask("&sets=1&known=" + kidOf("use2-0") + "," + kidOf("use1-99"))
+		Expect(known.Recipients).To(HaveExactElements(
+			HaveField("KeyID", ""), HaveField("KeyID", ""), Equal(api.Recipient{KeyID: kidOf("use2-0")})))
+		Expect(known.Sets).To(Equal([][]int{{0, 1, 2}}))
+		Expect(ask("").Sets).To(BeEmpty(), "nor for who does not")
+		Expect(refusal(r.get(ctx, keys+"&known="+strings.Repeat(",", api.MaxKnown))).Code).To(Equal("invalid_request"))
+	})
+
+	DescribeTable("takes no number that is", func(ctx SpecContext, n string) {
+		Expect(refusal(r.get(ctx, keys+"&sets="+n)).Code).To(Equal("invalid_request"))
 		refused := refusal(r.get(ctx, keys+"&n="+n))
 		Expect(refused.Status).To(Equal(http.StatusBadRequest))
 		Expect(refused.Code).To(Equal("invalid_request"))
 	},
-		Entry("nothing", "0"), Entry("negative", "-1"), Entry("more than a request can be sealed to", "5"), Entry("no number", "all"),
+		Entry("nothing", "0"), Entry("negative", "-1"), Entry("more than a request can be sealed to", "17"), Entry("no number", "all"),
 	)
 
 	It("knows no other model", func(ctx SpecContext) {

@@ -60,28 +60,68 @@ func (c *collector) get(kid string) (held, bool) {
 	return h, ok
 }
 
-// offered gives the newest own recipient of each instance (an older key is for
-// requests that are on their way), and after these the newest fleet's of the first
-// that has one.
-func (c *collector) offered(instances []*fleet.Instance) (recipients []api.Recipient) {
-	var shared *api.Recipient
+// own gives the newest recipient of an instance's own: an older key is for requests
+// that are on their way.
+func (c *collector) own(in *fleet.Instance) (api.Recipient, bool) {
+	for _, kid := range in.KeyIDs {
+		if h, ok := c.get(kid); ok && !h.shared {
+			return h.recipient, true
+		}
+	}
+	return api.Recipient{}, false
+}
+
+// fleets gives the newest recipient of a fleet's, of the first instance that has one.
+func (c *collector) fleets(instances []*fleet.Instance) (api.Recipient, bool) {
 	for _, in := range instances {
-		own := false
 		for _, kid := range in.KeyIDs {
-			h, ok := c.get(kid)
-			switch {
-			case !ok:
-			case h.shared && shared == nil:
-				shared = &h.recipient
-			case !h.shared && !own:
-				recipients, own = append(recipients, h.recipient), true
+			if h, ok := c.get(kid); ok && h.shared {
+				return h.recipient, true
 			}
 		}
 	}
-	if shared != nil {
-		recipients = append(recipients, *shared)
+	return api.Recipient{}, false
+}
+
+// answer lists the recipients of the instances of all selections, each once, which
+// of them each selection has, and last a fleet's. Of what the client knows it has the
+// key ids alone.
+func (c *collector) answer(selections [][]*fleet.Instance, known []string) (answer api.Recipients) {
+	list := func(r api.Recipient) {
+		if kid := kidOfClaims(r.Claims); slices.Contains(known, kid) {
+			r = api.Recipient{KeyID: kid}
+		}
+		answer.Recipients = append(answer.Recipients, r)
 	}
-	return recipients
+	places := map[string]int{} // in the answer, by instance
+	for _, selection := range selections {
+		var set []int
+		for _, in := range selection {
+			place, ok := places[in.ID]
+			if !ok {
+				r, ok := c.own(in)
+				if !ok {
+					continue
+				}
+				place = len(answer.Recipients)
+				places[in.ID] = place
+				list(r)
+			}
+			set = append(set, place)
+		}
+		if len(set) > 0 {
+			answer.Sets = append(answer.Sets, set)
+		}
+	}
+	if shared, ok := c.fleets(slices.Concat(selections...)); ok {
+		list(shared)
+	}
+	return answer
+}
+
+func kidOfClaims(claims []byte) string {
+	hash := sha256.Sum256(claims)
+	return hex.EncodeToString(hash[:8])
 }
 
 // refresh fetches what is missing or older than documentRefresh, and forgets
@@ -152,8 +192,7 @@ func (c *collector) fetch(ctx context.Context, in *fleet.Instance, now time.Time
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for _, r := range answer.Recipients {
-		hash := sha256.Sum256(r.Claims)
-		kid := hex.EncodeToString(hash[:8])
+		kid := kidOfClaims(r.Claims)
 		if slices.Contains(in.KeyIDs, kid) { // no instance speaks for another's key
 			claims, _ := seal.ParseClaims(r.Claims) // of what cannot be read, the zero value
 			c.known[kid] = held{recipient: r, fetched: now, shared: claims.Type == seal.TypeFleet, mode: claims.Mode}

@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/mrgc/mrgc/bench/result"
+	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/routing"
 )
 
@@ -15,8 +16,15 @@ type virtualContender struct {
 	make func(engines int) balancer
 }
 
-// offered is how many recipients routers offer a client.
-const offered = 3
+// everything has every request choose among all instances, and offered is what routers
+// offer to clients of which each has some of the traffic, in one set for all of a
+// client's requests or in as many as package client asks for.
+var (
+	everything = offering{clients: 1, sets: 1}
+	offered    = offering{clients: manyClients, recipients: api.Offered, sets: api.MaxSets}
+)
+
+const manyClients = 50
 
 func virtualContenders() []virtualContender {
 	all := []virtualContender{
@@ -25,7 +33,7 @@ func virtualContenders() []virtualContender {
 		{"cache-aware, as peers are tuned", func(n int) balancer { return newCacheAware(n) }},
 	}
 	for _, policy := range policies {
-		all = append(all, virtualContender{"MRGC " + policy.String(), func(n int) balancer { return newVirtualPicker(n, 0, policy) }})
+		all = append(all, virtualContender{"MRGC " + policy.String(), func(n int) balancer { return newVirtualPicker(n, everything, policy) }})
 	}
 	return all
 }
@@ -42,8 +50,9 @@ func runVirtual(ctx context.Context, o options, recording []arrival) error {
 		Notes: []string{
 			fmt.Sprintf("The traffic and the engines of the table above, %.1f requests/s before four engines, without Envoy, network or clock; %d seeds of %v. "+
 				"The first three are ideals of what peers do. Ratios are geometric means within seeds, with their 95 %% intervals.", o.rate, o.seeds, o.duration),
-			fmt.Sprintf("Offered: each of %d clients seals to the %d recipients that it was offered within the last %v, and to a conversation's last one. "+
-				"Fleets grow with their traffic, which the recording bounds to %d requests.", virtualClients, offered, virtualRefresh, len(recording)-1),
+			fmt.Sprintf("Offered: a client seals to %d recipients that it was offered within the last %v, and to a conversation's last one: always the same in one set, "+
+				"the next of %d with each request in sets. Fleets grow with their traffic, which the recording bounds to %d requests.",
+				offered.recipients, virtualRefresh, offered.sets, len(recording)-1),
 		},
 	}
 	for _, s := range wellScenarios() {
@@ -118,29 +127,48 @@ func quantiles(runs []virtualRun, share float64) []float64 {
 // virtualOffers compares the default policy among a few offered recipients with
 // the same among all, in fleets of several sizes.
 func virtualOffers(ctx context.Context, o options, recording []arrival) (result.Table, error) {
+	sides := []struct {
+		says string
+		offering
+	}{
+		{fmt.Sprintf("%d clients, one set", manyClients), offering{clients: manyClients, recipients: api.Offered, sets: 1}},
+		{fmt.Sprintf("%d clients, sets", manyClients), offered},
+		{"one client, one set", offering{clients: 1, recipients: api.Offered, sets: 1}},
+		{"one client, sets", offering{clients: 1, recipients: api.Offered, sets: offered.sets}},
+	}
 	table := result.Table{
-		Title:   fmt.Sprintf("In virtual time: requests sealed to %d offered recipients against all", offered),
-		Columns: []string{"instances", "traffic", "p99 among all, ms", "p99 among the offered, ms", "ratio"},
+		Title:   fmt.Sprintf("In virtual time: p99 of requests sealed to %d offered recipients over that among all", api.Offered),
+		Columns: []string{"instances", "traffic", "p99 among all, ms"},
+	}
+	for _, side := range sides {
+		table.Columns = append(table.Columns, side.says)
 	}
 	for _, engines := range []int{engineCount, 16, 40} {
 		for _, s := range wellScenarios() {
-			var all, few []float64
-			for seed := range uint64(o.seeds) {
-				requests := traffic(recording, shape{rate: o.rate * float64(engines) / engineCount, duration: o.duration, reuse: s.reuse}, seed)
-				for _, side := range []struct {
-					offered int
-					to      *[]float64
-				}{{0, &all}, {offered, &few}} {
-					run, err := simulate(requests, engines, newVirtualPicker(engines, side.offered, routing.PolicyGateThenLoad))
+			p99s := func(of offering) (all []float64, err error) {
+				for seed := range uint64(o.seeds) {
+					requests := traffic(recording, shape{rate: o.rate * float64(engines) / engineCount, duration: o.duration, reuse: s.reuse}, seed)
+					run, err := simulate(requests, engines, newVirtualPicker(engines, of, routing.PolicyGateThenLoad))
 					if err != nil || ctx.Err() != nil {
-						return table, fmt.Errorf("%d engines: %w", engines, firstError(err, ctx.Err()))
+						return nil, fmt.Errorf("%d engines: %w", engines, firstError(err, ctx.Err()))
 					}
-					*side.to = append(*side.to, quantile(run.firsts, 0.99))
+					all = append(all, quantile(run.firsts, 0.99))
 				}
+				return all, nil
 			}
-			table.Rows = append(table.Rows, []string{
-				fmt.Sprint(engines), s.name, fmt.Sprintf("%.0f", quantile(all, 0.5)), fmt.Sprintf("%.0f", quantile(few, 0.5)), ratio(few, all).text(),
-			})
+			among, err := p99s(everything)
+			if err != nil {
+				return table, err
+			}
+			row := []string{fmt.Sprint(engines), s.name, fmt.Sprintf("%.0f", quantile(among, 0.5))}
+			for _, side := range sides {
+				few, err := p99s(side.offering)
+				if err != nil {
+					return table, err
+				}
+				row = append(row, ratio(few, among).text())
+			}
+			table.Rows = append(table.Rows, row)
 		}
 	}
 	return table, nil

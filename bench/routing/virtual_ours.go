@@ -22,9 +22,15 @@ type virtualPicker struct {
 	requests   map[int]*virtualRequest
 	homes      map[int]int // engine by conversation
 	sequence   uint64
-	// offered is how many recipients a client seals its requests to; 0: all.
-	offered int
-	clients []virtualClient
+	offering   offering
+	clients    []virtualClient
+}
+
+// offering is what clients are offered.
+type offering struct {
+	clients    int // that the conversations are divided among
+	recipients int // in a set; 0: all there are
+	sets       int // that a client is offered at once, for its requests to take in turn
 }
 
 type virtualParent struct {
@@ -41,21 +47,21 @@ type virtualRequest struct {
 // virtualClient is what asks the keys route for recipients, for all its
 // conversations, and keeps them for virtualRefresh as package client does.
 type virtualClient struct {
-	recipients []string
-	until      time.Duration
+	sets  [][]string // of key ids
+	turn  int
+	until time.Duration
 }
 
 const (
-	virtualClients = 50
 	virtualRefresh = 5 * time.Second
 	// virtualTransit is how long a request or a report is on its way at most, as
 	// package extproc has it.
 	virtualTransit = 5 * time.Millisecond
 )
 
-func newVirtualPicker(engines, offered int, policy routing.Policy) *virtualPicker {
+func newVirtualPicker(engines int, o offering, policy routing.Policy) *virtualPicker {
 	p := &virtualPicker{
-		policy: policy, offered: offered, parents: make([]virtualParent, engines), clients: make([]virtualClient, virtualClients),
+		policy: policy, offering: o, parents: make([]virtualParent, engines), clients: make([]virtualClient, o.clients),
 		requests: map[int]*virtualRequest{}, homes: map[int]int{},
 	}
 	for i := range engines {
@@ -106,24 +112,32 @@ func (p *virtualPicker) look(now time.Duration) {
 	}
 }
 
-// recipients are those that the conversation's client seals to: those that it was
-// offered last, and who answered the conversation before.
+// recipients are those that the conversation's client seals to: the next set that it
+// was offered, and who answered the conversation before.
 func (p *virtualPicker) recipients(now time.Duration, conversation int) []string {
-	offer := routing.Offer{Model: rig.Model, N: p.offered, Regions: []fleet.Region{rig.Region}, Seed: p.sequence}
-	if p.offered == 0 {
-		offer.N = len(p.candidates)
-	}
 	c := &p.clients[conversation%len(p.clients)]
 	if now >= c.until {
-		c.recipients, c.until = nil, now+virtualRefresh
-		for _, in := range routing.Candidates(offer, p.candidates) {
-			c.recipients = append(c.recipients, in.KeyIDs...)
+		c.sets, c.until = nil, now+virtualRefresh
+		offer := routing.Offer{Model: rig.Model, N: p.offering.recipients, Regions: []fleet.Region{rig.Region}, Seed: p.sequence, Taken: map[string]int{}}
+		if offer.N == 0 {
+			offer.N = len(p.candidates)
+		}
+		for range p.offering.sets {
+			var set []string
+			for _, in := range routing.Candidates(offer, p.candidates) {
+				set = append(set, in.KeyIDs...)
+				offer.Taken[in.ID]++
+			}
+			c.sets = append(c.sets, set)
+			offer.Seed = offer.Seed*0x9e3779b97f4a7c15 + 1
 		}
 	}
-	if home, ok := p.homes[conversation]; ok && !slices.Contains(c.recipients, rig.KeyID(home)) {
-		return append(slices.Clone(c.recipients), rig.KeyID(home))
+	c.turn++
+	set := c.sets[c.turn%len(c.sets)]
+	if home, ok := p.homes[conversation]; ok && !slices.Contains(set, rig.KeyID(home)) {
+		return append(slices.Clone(set), rig.KeyID(home))
 	}
-	return c.recipients
+	return set
 }
 
 func (p *virtualPicker) begun(now time.Duration, request int) {

@@ -25,7 +25,7 @@ func p99s(t *testing.T, reuse bool, of func() balancer) []float64 {
 	return quantiles(runs, 0.99)
 }
 
-func ours99(t *testing.T, reuse bool, offered int, policy routing.Policy) []float64 {
+func ours99(t *testing.T, reuse bool, offered offering, policy routing.Policy) []float64 {
 	return p99s(t, reuse, func() balancer { return newVirtualPicker(engineCount, offered, policy) })
 }
 

@@ -21,7 +21,11 @@ type Offer struct {
 	Seed uint64
 	// Split is the model's.
 	Split Split
+	// Taken counts, by instance, in how many sets for the same client it is already.
+	Taken map[string]int
 }
+
+const repeated = 2
 
 // Candidates chooses up to N instances to seal requests to, best first, among
 // those that are ready and serve the model in a version that gets requests:
@@ -97,7 +101,7 @@ func (o *Offer) draw(candidates []Candidate) []ranked {
 		if len(o.Detours) > 0 {
 			r.key += detourOf(o.Detours, r.distance)
 		}
-		r.key *= -math.Log(1 - fraction(r.tie, forOffer)) // of 1 to just above 0
+		r.key *= repeated*float64(o.Taken[r.instance.ID]) - math.Log(1-fraction(r.tie, forOffer)) // of 1 to just above 0
 	}
 	slices.SortFunc(able, ranked.compare)
 	return able

@@ -32,6 +32,27 @@ var _ = Describe("Candidates", func() {
 		Expect(first["b"]).To(BeNumerically("~", 4000, 250))
 	})
 
+	It("has all in a client's sets as often as they are drawn, and none twice in one", func() {
+		var all []routing.Candidate
+		for i := range 8 {
+			all = append(all, candidate(string(rune('a'+i)), "use1"))
+		}
+		for seed := range 100 {
+			o := offer(2)
+			o.Seed, o.Taken = uint64(seed), map[string]int{}
+			for range 16 {
+				got := ids(routing.Candidates(o, all))
+				Expect(got).To(HaveLen(2))
+				Expect(got[0]).NotTo(Equal(got[1]))
+				for _, id := range got {
+					o.Taken[id]++
+				}
+				o.Seed = o.Seed*31 + 1000
+			}
+			Expect(o.Taken).To(And(HaveLen(8), HaveEach(BeNumerically("~", 4, 2))))
+		}
+	})
+
 	DescribeTable("spreads over zones and regions where it can",
 		func(n int, want types.GomegaMatcher, all ...routing.Candidate) {
 			for seed := range 100 {
