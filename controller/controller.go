@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -44,9 +45,9 @@ type Config struct {
 	Door func(ctx context.Context, region fleet.Region) error
 	// Publish sends the region's minutes to somewhere else, too. nil: nowhere.
 	Publish func(ctx context.Context, region fleet.Region, minutes []state.Record[state.Minute]) error
-	// StaleAfter is the age of an instance's heartbeat that no longer counts. Default
-	// 15 s.
-	StaleAfter time.Duration
+	// StaleAfter gives the age of an instance's heartbeat that no longer counts, at each
+	// look anew. nil: 15 s.
+	StaleAfter func() time.Duration
 	// Loops run while this controller leads.
 	Loops []Runner
 	// Lease is how long a lease lasts, and so how soon a standby takes over: within
@@ -58,6 +59,8 @@ type Config struct {
 	Admin net.Listener
 	// Logger hears what is done and why. nil: nobody does.
 	Logger *slog.Logger
+	// Version of the configuration that this was made by; see [Controller.Configured].
+	Version string
 	// Now is the wall clock that loops are told the time by. nil: time.Now.
 	Now func() time.Time
 }
@@ -70,14 +73,17 @@ type Controller struct {
 	registry *prometheus.Registry
 	electors []*elector
 	standing []func(context.Context) // what loops do while they stand by, each until the context ends
+
+	configured atomic.Pointer[ConfigStatus] // never nil
 }
 
 // Defaults.
 const (
-	defaultLease      = 5 * time.Second
-	defaultAlarm      = 5 * time.Second
-	defaultStaleAfter = 15 * time.Second
+	defaultLease = 5 * time.Second
+	defaultAlarm = 5 * time.Second
 )
+
+func staleByDefault() time.Duration { return 15 * time.Second }
 
 // New checks the configuration and builds the parts.
 func New(config Config) (*Controller, error) {
@@ -99,8 +105,11 @@ func New(config Config) (*Controller, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
+	if config.StaleAfter == nil {
+		config.StaleAfter = staleByDefault
+	}
 	for setting, value := range map[*time.Duration]time.Duration{
-		&config.Lease: defaultLease, &config.Alarm: defaultAlarm, &config.StaleAfter: defaultStaleAfter,
+		&config.Lease: defaultLease, &config.Alarm: defaultAlarm,
 	} {
 		if *setting == 0 {
 			*setting = value
@@ -110,6 +119,7 @@ func New(config Config) (*Controller, error) {
 		config: config, self: config.Name + "-" + rand.Text()[:8], registry: prometheus.NewRegistry(),
 		log: config.Logger.With("region", config.Region),
 	}
+	c.Configured(config.Version, nil)
 	c.registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	metric, err := newMetrics(c.registry, string(config.Region))
 	if err != nil {
@@ -238,7 +248,24 @@ func (c *Controller) Run(ctx context.Context) error {
 type Status struct {
 	Region fleet.Region  `json:"region"`
 	Name   string        `json:"name"`
+	Config ConfigStatus  `json:"config"`
 	Leases []LeaseStatus `json:"leases"`
+}
+
+// ConfigStatus is the configuration that a controller goes by.
+type ConfigStatus struct {
+	Version string `json:"version"`           // in force
+	Refused string `json:"refused,omitempty"` // why what there is now is not
+}
+
+// Configured tells the controller, for its status, which configuration is in force, and
+// why a newer one is not; nil: there is none.
+func (c *Controller) Configured(version string, refused error) {
+	status := ConfigStatus{Version: version}
+	if refused != nil {
+		status.Refused = refused.Error()
+	}
+	c.configured.Store(&status)
 }
 
 // LeaseStatus is a lease as a controller sees it.
@@ -250,7 +277,7 @@ type LeaseStatus struct {
 }
 
 func (c *Controller) status() Status {
-	s := Status{Region: c.config.Region, Name: c.self}
+	s := Status{Region: c.config.Region, Name: c.self, Config: *c.configured.Load()}
 	for _, e := range c.electors {
 		e.mu.Lock()
 		token, _ := e.candidate.Held(time.Now())

@@ -26,7 +26,7 @@ func (l Lags) Behind(region fleet.Region, now time.Time) (time.Duration, bool) {
 type Minutes struct{ m *minutes }
 
 func NewMinutes(config Config) *Minutes {
-	config.StaleAfter = defaultStaleAfter
+	config.StaleAfter = staleByDefault
 	return &Minutes{newMinutes(&config, slog.New(slog.DiscardHandler))}
 }
 

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
@@ -39,25 +40,27 @@ type Scaled struct {
 	Washes state.Store
 	// Wash orders the full wash of an instance that has drained. It goes with Washes.
 	Wash func(ctx context.Context, in *fleet.Instance) error
-	// StaleAfter is the age of a heartbeat that no longer counts. Default 15 s.
-	StaleAfter time.Duration
+	// StaleAfter gives the age of a heartbeat that no longer counts, at each look anew.
+	// nil: 15 s.
+	StaleAfter func() time.Duration
 }
 
 // NewScaling is the loop that scales a region by EC2, or what stands for it, and by what
 // instances say in the fleet's store. How many requests there are it learns from two
-// heartbeats of an instance, so that the first decision takes as long.
-func NewScaling(config autoscaler.Config, of Scaled) (Scaling, error) {
+// heartbeats of an instance, so that the first decision takes as long. Config gives the
+// rules that hold now.
+func NewScaling(config func() autoscaler.Config, of Scaled) (Scaling, error) {
 	if of.Cloud == nil || of.Fleet == nil {
 		return Scaling{}, errors.New("controller: scaling needs a cloud and the fleet's store")
 	}
 	if (of.Washes == nil) != (of.Wash == nil) {
 		return Scaling{}, errors.New("controller: washes are ordered and recorded, or neither")
 	}
-	if of.StaleAfter == 0 {
-		of.StaleAfter = defaultStaleAfter
+	if of.StaleAfter == nil {
+		of.StaleAfter = staleByDefault
 	}
-	s := &scaler{Scaled: of, region: config.Region, demand: map[string]*demand{}, drained: map[string]*drainSeen{}}
-	return Scaling{Config: config, Observe: s.observe, Execute: s.execute}, nil
+	s := &scaler{Scaled: of, region: config().Region, heard: map[string]*heard{}, mean: map[string]float64{}, drained: map[string]*drainSeen{}}
+	return Scaling{Config: config, Observe: s.observe, Decided: s.decided, Execute: s.execute}, nil
 }
 
 // scaler is the edge of the scaling loop. What it remembers is of what it has seen, and
@@ -67,9 +70,10 @@ type scaler struct {
 	region fleet.Region
 
 	mu      sync.Mutex
-	demand  map[string]*demand    // guarded by mu; by instance
+	heard   map[string]*heard     // guarded by mu; by instance
+	mean    map[string]float64    // guarded by mu; tokens of a request, by model
 	drained map[string]*drainSeen // guarded by mu; by instance
-	results []autoscaler.Result   // guarded by mu; not observed yet
+	results []autoscaler.Result   // guarded by mu; no decision on them is stored yet
 }
 
 func (s *scaler) observe(ctx context.Context) (autoscaler.Observation, error) {
@@ -83,6 +87,7 @@ func (s *scaler) observe(ctx context.Context) (autoscaler.Observation, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	byID := map[string]*fleet.Instance{}
+	staleAfter := s.StaleAfter()
 	if fleetErr == nil {
 		ours, heard := 0, 0
 		for _, in := range snapshot.Instances {
@@ -90,17 +95,17 @@ func (s *scaler) observe(ctx context.Context) (autoscaler.Observation, error) {
 			if in.Region != s.region {
 				continue
 			}
-			if ours++; !snapshot.Stale(in, s.StaleAfter) {
+			if ours++; !snapshot.Stale(in, staleAfter) {
 				heard++
 			}
 		}
 		o.Known = heard > 0 || ours == 0 // a region does not fall silent at once; the way of its heartbeats does
-		s.load(&o, snapshot)
+		s.load(&o, snapshot, staleAfter)
 	}
 	for _, in := range listed {
 		seen := autoscaler.Instance{ID: in.ID, Intent: in.Intent, Zone: in.Zone, Leaving: in.Leaving}
 		if says := byID[in.ID]; says != nil {
-			stale := snapshot.Stale(says, s.StaleAfter)
+			stale := snapshot.Stale(says, staleAfter)
 			seen.Registered, seen.Draining = true, says.Draining
 			seen.Healthy = says.Health.OK() && !stale
 			seen.Drained = s.hasDrained(says, snapshot.At)
@@ -117,37 +122,54 @@ func (s *scaler) observe(ctx context.Context) (autoscaler.Observation, error) {
 			delete(s.drained, id)
 		}
 	}
-	o.Results, s.results = s.results, nil // not before nothing can fail any more
+	o.Results = slices.Clone(s.results)
 	return o, nil
 }
 
-// load fills in what regions' tenants ask for.
-func (s *scaler) load(o *autoscaler.Observation, snapshot *fleet.Snapshot) {
-	loads := map[fleet.Region]autoscaler.Load{}
+// decided forgets the results that a decision was made on, now that it is stored.
+func (s *scaler) decided(o autoscaler.Observation) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.results = slices.Clone(s.results[len(o.Results):])
+}
+
+// load fills in what regions' tenants ask for. A region that has instances and has not
+// been heard of lately is one whose load is not known.
+func (s *scaler) load(o *autoscaler.Observation, snapshot *fleet.Snapshot, staleAfter time.Duration) {
+	regions := map[fleet.Region]*asked{} // nil: not known
 	there := map[string]bool{}
 	for _, in := range snapshot.Instances {
 		there[in.ID] = true
-		d := s.demand[in.ID]
-		if d == nil {
-			d = &demand{}
-			s.demand[in.ID] = d
+		h := s.heard[in.ID]
+		if h == nil {
+			h = &heard{}
+			s.heard[in.ID] = h
 		}
-		d.see(in.HeartbeatAt, in.Load.Requests)
-		if snapshot.Stale(in, s.StaleAfter) {
+		h.see(in)
+		of, seen := regions[in.Region]
+		if !seen {
+			regions[in.Region] = nil
+		}
+		if snapshot.Stale(in, staleAfter) {
 			continue
 		}
-		if rate, known := d.rate(); known {
-			load := loads[in.Region]
-			load.Fresh, load.Requests = true, load.Requests+rate
-			loads[in.Region] = load
+		if of == nil {
+			of = &asked{}
+		}
+		if of.add(*h) {
+			regions[in.Region] = of
 		}
 	}
-	for id := range s.demand {
+	for id := range s.heard {
 		if !there[id] {
-			delete(s.demand, id)
+			delete(s.heard, id)
 		}
 	}
-	for region, load := range loads {
+	for _, region := range slices.Sorted(maps.Keys(regions)) {
+		var load autoscaler.Load
+		if of := regions[region]; of != nil {
+			load = of.load(s.mean)
+		}
 		if region == s.region {
 			o.Load = load
 		} else {
@@ -156,49 +178,11 @@ func (s *scaler) load(o *autoscaler.Observation, snapshot *fleet.Snapshot) {
 	}
 }
 
-// demandOver is what an instance's requests per second are a mean of.
-const demandOver = 30 * time.Second
-
-// demand is how many requests an instance has had by which heartbeats, the oldest first.
-type demand struct {
-	at       []time.Time
-	requests []int64
-}
-
-// see takes a heartbeat, maybe one that was seen before.
-func (d *demand) see(at time.Time, requests int64) {
-	last := len(d.at) - 1
-	switch {
-	case last >= 0 && !at.After(d.at[last]):
-		return
-	case last >= 0 && requests < d.requests[last]: // its parent has started anew
-		d.at, d.requests = nil, nil
-	}
-	d.at, d.requests = append(d.at, at), append(d.requests, requests)
-	for len(d.at) > 2 && at.Sub(d.at[1]) >= demandOver {
-		d.at, d.requests = d.at[1:], d.requests[1:]
-	}
-}
-
-// rate is in requests per second; it is not known by one heartbeat.
-func (d *demand) rate() (perSecond float64, known bool) {
-	last := len(d.at) - 1
-	if last < 1 {
-		return 0, false
-	}
-	return float64(d.requests[last]-d.requests[0]) / d.at[last].Sub(d.at[0]).Seconds(), true
-}
-
 // drainSeen is an instance that drains, as it was seen.
 type drainSeen struct {
-	heartbeat time.Time // the last
-	idle      int       // in a row that say that there are no requests
-	since     time.Time // when there were none, of a router's last request, too
+	fleet.Drain
+	since time.Time // when there were no requests, of a router's last one, too
 }
-
-// idleHeartbeats say that an instance has drained: of one, a router may not have known
-// of the drain yet.
-const idleHeartbeats = 2
 
 func (s *scaler) hasDrained(in *fleet.Instance, now time.Time) bool {
 	if !in.Draining {
@@ -206,16 +190,13 @@ func (s *scaler) hasDrained(in *fleet.Instance, now time.Time) bool {
 	}
 	d := s.drained[in.ID]
 	if d == nil {
-		s.drained[in.ID] = &drainSeen{heartbeat: in.HeartbeatAt}
-		return false
+		d = &drainSeen{}
+		s.drained[in.ID] = d
 	}
-	if in.HeartbeatAt.After(d.heartbeat) {
-		d.heartbeat = in.HeartbeatAt
-		if d.idle++; in.Load.Running+in.Load.Queued > 0 {
-			d.idle, d.since = 0, time.Time{}
-		}
-	}
-	if d.idle >= idleHeartbeats && d.since.IsZero() {
+	switch done := d.See(in); {
+	case !done:
+		d.since = time.Time{}
+	case d.since.IsZero():
 		d.since = now
 	}
 	return !d.since.IsZero()

@@ -45,15 +45,17 @@ func cloudScaler(ctx context.Context) (controller.Runner, error) {
 	if err != nil {
 		return nil, err
 	}
-	scaling, err := controller.NewScaling(autoscaler.Config{
-		Region: "use1", Zones: []string{"us-east-1a", "us-east-1b"}, Min: 2, Max: 20, Settle: 3 * time.Second,
-	}, controller.Scaled{Cloud: cloud, Fleet: instances, StaleAfter: 5 * time.Second})
+	rules := autoscaler.Config{Region: "use1", Zones: []string{"us-east-1a", "us-east-1b"}, Min: 2, Max: 20, Settle: 3 * time.Second}
+	scaling, err := controller.NewScaling(always(rules), controller.Scaled{Cloud: cloud, Fleet: instances, StaleAfter: always(5 * time.Second)})
 	if err != nil {
 		return nil, err
 	}
 	scaling.Every = 100 * time.Millisecond
 	return scaling.Loop()
 }
+
+// always gives the same.
+func always[T any](v T) func() T { return func() T { return v } }
 
 func cloudConfig(endpoint string) awsec2.Config {
 	return awsec2.Config{

@@ -2,6 +2,7 @@ package controller_test
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"path/filepath"
 	"time"
@@ -25,13 +26,20 @@ type listedCloud struct {
 	fails      error
 	full       bool
 	terminated []string
+	before     func() // each listing
 }
 
 func (c *listedCloud) Launch(_ context.Context, a autoscaler.Action) (autoscaler.Result, error) {
-	return autoscaler.Result{Intent: a.Intent, Attempt: a.Attempt, NoCapacity: c.full, Instance: "i-new"}, c.fails
+	if c.full {
+		return autoscaler.Result{Intent: a.Intent, Attempt: a.Attempt, NoCapacity: true}, c.fails
+	}
+	return autoscaler.Result{Intent: a.Intent, Attempt: a.Attempt, Instance: "i-new"}, c.fails
 }
 
 func (c *listedCloud) Instances(context.Context) ([]controller.CloudInstance, error) {
+	if c.before != nil {
+		c.before()
+	}
 	return c.instances, c.fails
 }
 
@@ -72,7 +80,7 @@ var _ = Describe("What a region is scaled by", func() {
 				return nil
 			}
 		}
-		built, err := controller.NewScaling(autoscaler.Config{Region: "use1", Zones: []string{"a"}}, of)
+		built, err := controller.NewScaling(always(autoscaler.Config{Region: "use1", Zones: []string{"a"}}), of)
 		Expect(err).NotTo(HaveOccurred())
 		return built
 	}
@@ -123,6 +131,97 @@ var _ = Describe("What a region is scaled by", func() {
 		Expect(observe(ctx).Others["use2"].Fresh).To(BeFalse(), "it has not been heard of")
 		beat(ctx, 5*time.Second, "i-1", fleet.Load{Requests: 3})
 		Expect(observe(ctx).Load.Fresh).To(BeFalse(), "its parent has started anew")
+	})
+
+	Describe("is what the tokens of models take", func() {
+		models := func(ctx context.Context) map[string]autoscaler.Usage {
+			GinkgoHelper()
+			return observe(ctx).Load.Models
+		}
+		// used is a heartbeat with what one model was used for.
+		used := func(ctx context.Context, after time.Duration, id string, m fleet.Usage) {
+			GinkgoHelper()
+			clock.Advance(after)
+			Expect(rows.Heartbeat(ctx, fleet.Heartbeat{ID: id, Health: well, Load: fleet.Load{Requests: m.Requests}, Usage: map[string]fleet.Usage{"m": m}})).To(Succeed())
+		}
+
+		It("by what answers took lately, over all instances", func(ctx SpecContext) {
+			register(ctx, "i-1", "use1")
+			register(ctx, "i-2", "use1")
+			used(ctx, 0, "i-1", fleet.Usage{})
+			used(ctx, 0, "i-2", fleet.Usage{})
+			observe(ctx)
+			used(ctx, 10*time.Second, "i-1", fleet.Usage{Requests: 40, Ended: 20, Late: 5, Answers: 16, PromptTokens: 1200, OutputTokens: 400})
+			used(ctx, 0, "i-2", fleet.Usage{Requests: 20, Ended: 10})
+			Expect(models(ctx)).To(Equal(map[string]autoscaler.Usage{"m": {Tokens: 600, Served: 300, Late: 5.0 / 30}}),
+				"6 requests/s come, 3 end, with 100 tokens each")
+		})
+
+		It("by what the last took while none is told of", func(ctx SpecContext) {
+			register(ctx, "i-1", "use1")
+			used(ctx, 0, "i-1", fleet.Usage{})
+			observe(ctx)
+			used(ctx, 10*time.Second, "i-1", fleet.Usage{Requests: 10})
+			Expect(models(ctx)).To(BeNil(), "nothing is known of it yet")
+			used(ctx, 10*time.Second, "i-1", fleet.Usage{Requests: 20, Ended: 10, Answers: 10, PromptTokens: 1000})
+			Expect(models(ctx)).To(HaveKeyWithValue("m", autoscaler.Usage{Tokens: 100, Served: 50}))
+			for i := range 4 {
+				used(ctx, 10*time.Second, "i-1", fleet.Usage{Requests: 20 + 10*int64(i+1), Ended: 10 + 5*int64(i+1), Answers: 10, PromptTokens: 1000})
+				observe(ctx)
+			}
+			Expect(models(ctx)).To(HaveKeyWithValue("m", autoscaler.Usage{Tokens: 100, Served: 50}))
+		})
+
+		It("by what they took since the start when a new leader has seen no other", func(ctx SpecContext) {
+			register(ctx, "i-1", "use1")
+			used(ctx, 0, "i-1", fleet.Usage{Requests: 100, Ended: 100, Answers: 96, OutputTokens: 9600})
+			observe(ctx)
+			used(ctx, 10*time.Second, "i-1", fleet.Usage{Requests: 110, Ended: 110, Answers: 96, OutputTokens: 9600})
+			Expect(models(ctx)).To(HaveKeyWithValue("m", autoscaler.Usage{Tokens: 100, Served: 100}))
+		})
+
+		It("of a model of which too little is known, as of the others", func(ctx SpecContext) {
+			register(ctx, "i-1", "use1")
+			both := func(after time.Duration, m, other fleet.Usage) {
+				GinkgoHelper()
+				clock.Advance(after)
+				Expect(rows.Heartbeat(ctx, fleet.Heartbeat{ID: "i-1", Health: well, Usage: map[string]fleet.Usage{"m": m, "other": other, "idle": {}}})).To(Succeed())
+			}
+			both(0, fleet.Usage{}, fleet.Usage{})
+			observe(ctx)
+			both(10*time.Second, fleet.Usage{Requests: 20, Ended: 20, Answers: 20, PromptTokens: 4000}, fleet.Usage{Requests: 10, Ended: 5})
+			Expect(models(ctx)).To(Equal(map[string]autoscaler.Usage{"m": {Tokens: 400, Served: 400}, "other": {Tokens: 200, Served: 100}, "idle": {}}))
+		})
+
+		It("and is not known while an instance does not say, which leaves requests", func(ctx SpecContext) {
+			register(ctx, "i-1", "use1")
+			register(ctx, "i-2", "use1")
+			used(ctx, 0, "i-1", fleet.Usage{})
+			beat(ctx, 0, "i-2", fleet.Load{})
+			observe(ctx)
+			used(ctx, 10*time.Second, "i-1", fleet.Usage{Requests: 10, Ended: 10, PromptTokens: 1000})
+			beat(ctx, 0, "i-2", fleet.Load{Requests: 10})
+			o := observe(ctx)
+			Expect(o.Load.Models).To(BeNil())
+			Expect(o.Load.Requests).To(BeNumerically("~", 2, 1e-9))
+		})
+
+		It("from when a parent has started anew, whichever counter shows it", func(ctx SpecContext) {
+			register(ctx, "i-1", "use1")
+			used(ctx, 0, "i-1", fleet.Usage{})
+			observe(ctx)
+			used(ctx, 10*time.Second, "i-1", fleet.Usage{Requests: 10, Ended: 10, Late: 3})
+			Expect(observe(ctx).Load.Fresh).To(BeTrue())
+			used(ctx, 10*time.Second, "i-1", fleet.Usage{Requests: 11, Ended: 11, Late: 2})
+			Expect(observe(ctx).Load.Fresh).To(BeFalse())
+		})
+	})
+
+	It("is not known of another region that has instances and is not heard of", func(ctx SpecContext) {
+		register(ctx, "i-1", "use1")
+		Expect(observe(ctx).Others).To(BeEmpty())
+		register(ctx, "i-2", "use2")
+		Expect(observe(ctx).Others).To(Equal(map[fleet.Region]autoscaler.Load{"use2": {}}))
 	})
 
 	It("is what EC2 lists, with what the fleet says of each", func(ctx SpecContext) {
@@ -204,16 +303,47 @@ var _ = Describe("What a region is scaled by", func() {
 		Expect(observe(ctx).Instances[0]).To(And(HaveField("Drained", true), HaveField("Washed", true)))
 	})
 
-	It("tells the next step how launches ended, once", func(ctx SpecContext) {
+	It("tells of how launches ended until a decision that knows of it is stored", func(ctx SpecContext) {
 		action := autoscaler.Action{Kind: autoscaler.Launch, Intent: "use1-1-1", Attempt: 2}
 		Expect(scaling.Execute(ctx, "1", action)).To(Succeed())
 		cloud.full = true
 		Expect(scaling.Execute(ctx, "2", action)).To(Succeed())
 		Expect(observe(ctx).Results).To(HaveExactElements(
 			autoscaler.Result{Intent: "use1-1-1", Attempt: 2, Instance: "i-new"}, HaveField("NoCapacity", true)))
+		seen := observe(ctx)
+		Expect(seen.Results).To(HaveLen(2))
+		Expect(scaling.Execute(ctx, "3", action)).To(Succeed())
+		scaling.Decided(seen)
+		seen = observe(ctx)
+		Expect(seen.Results).To(HaveLen(1), "that was not known yet")
+		scaling.Decided(seen)
 		Expect(observe(ctx).Results).To(BeEmpty())
 		cloud.fails = errors.New("no answer")
 		Expect(scaling.Execute(ctx, "3", action)).To(MatchError("no answer"))
+	})
+
+	It("tells how launches ended to a decision that is made anew, as somebody wrote meanwhile", func(ctx SpecContext) {
+		data := memory.New(clock.Now)
+		loop, err := scaling.Loop()
+		Expect(err).NotTo(HaveOccurred())
+		leader := &controller.Leader{Store: data.Open(), Token: 1, Now: clock.Now}
+		cloud.full = true
+		Expect(loop.Round(ctx, leader)).To(Succeed())
+		clock.Advance(10 * time.Second)
+		written := 0
+		cloud.before = func() {
+			if written++; written == 1 {
+				Expect(data.Edit(schema.AutoscalingState, use1, map[string]json.RawMessage{"max_capacity": json.RawMessage("7")})).To(Succeed())
+			}
+		}
+		Expect(loop.Round(ctx, leader)).To(Succeed())
+		Expect(written).To(Equal(2), "it was decided twice")
+		row, err := state.AutoscalingTable(data.Open()).Get(ctx, use1)
+		Expect(err).NotTo(HaveOccurred())
+		var remembered autoscaler.State
+		Expect(json.Unmarshal(row.Value.Memory, &remembered)).To(Succeed())
+		Expect(remembered.Zones).To(HaveKeyWithValue("a", clock.Now().Add(5*time.Minute)), "the only zone is known to have no capacity")
+		Expect(remembered.Members).To(HaveEach(HaveField("Attempt", 1)))
 	})
 
 	It("tells how launches ended after a look that failed, too", func(ctx SpecContext) {
@@ -244,9 +374,9 @@ var _ = Describe("What a region is scaled by", func() {
 	})
 
 	It("is not built of half of it", func() {
-		_, err := controller.NewScaling(autoscaler.Config{}, controller.Scaled{Cloud: cloud})
+		_, err := controller.NewScaling(always(autoscaler.Config{}), controller.Scaled{Cloud: cloud})
 		Expect(err).To(MatchError(ContainSubstring("the fleet's store")))
-		_, err = controller.NewScaling(autoscaler.Config{}, controller.Scaled{Cloud: cloud, Fleet: rows, Washes: washes})
+		_, err = controller.NewScaling(always(autoscaler.Config{}), controller.Scaled{Cloud: cloud, Fleet: rows, Washes: washes})
 		Expect(err).To(MatchError(ContainSubstring("or neither")))
 	})
 })

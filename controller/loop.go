@@ -43,6 +43,11 @@ type Loop[S state.Row, O, A any] struct {
 	// Step decides, and is pure. Times that it is given never go back, whichever
 	// controller gives them. It is not called while actions are pending.
 	Step func(S, O, time.Time) (S, []A)
+	// Decided hears of an observation once the decision on it holds: stored, or the same
+	// as what is stored. An observation of whose decision that is not known, as somebody
+	// else wrote the row or no answer came, is made again, and has to have all that this
+	// one had. nil: nobody does.
+	Decided func(O)
 	// Same says whether two states are alike in all that must outlive the leader. What
 	// differs else the leader keeps in its memory. nil: whether their JSON is the same.
 	Same func(a, b S) bool
@@ -285,7 +290,7 @@ func (r *round[S, O, A]) decide() error {
 		return err
 	}
 	if !changed && len(actions) == 0 {
-		r.keep(next)
+		r.holds(next, observed)
 		return nil
 	}
 	if err := next.Validate(); err != nil {
@@ -308,8 +313,16 @@ func (r *round[S, O, A]) decide() error {
 	if err := r.store(&next); err != nil {
 		return err
 	}
-	r.keep(next)
+	r.holds(next, observed)
 	return r.perform()
+}
+
+// holds has the leader go on with a state that was decided by what was observed.
+func (r *round[S, O, A]) holds(next S, observed O) {
+	r.keep(next)
+	if r.Decided != nil {
+		r.Decided(observed)
+	}
 }
 
 // keep has the leader go on with a state while the row's version stays.

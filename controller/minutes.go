@@ -13,7 +13,7 @@ import (
 type minutes struct {
 	region fleet.Region
 	fleet  fleet.Store
-	stale  time.Duration
+	stale  func() time.Duration
 	log    *slog.Logger
 
 	// What follows is the goroutine's that runs a term.
@@ -93,7 +93,7 @@ func (m *minutes) sample(ctx context.Context, now time.Time) {
 		return
 	}
 	ready := map[string]bool{}
-	for _, in := range snapshot.Ready(m.stale) {
+	for _, in := range snapshot.Ready(m.stale()) {
 		ready[in.ID] = true
 	}
 	m.gathered.Samples++

@@ -24,7 +24,7 @@ var _ = Describe("What the loops remember", func() {
 		GinkgoHelper()
 		cloud := &ec2{instances: map[string]autoscaler.Instance{}}
 		scale, err := controller.Scaling{
-			Config:  autoscaler.Config{Region: "use1", Zones: []string{"a", "b"}, Learn: true, Forecast: true, Reserve: true},
+			Config:  always(autoscaler.Config{Region: "use1", Zones: []string{"a", "b"}, Learn: true, Forecast: true, Reserve: true}),
 			Observe: cloud.observe, Execute: cloud.execute,
 		}.Loop()
 		Expect(err).NotTo(HaveOccurred())

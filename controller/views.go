@@ -35,7 +35,7 @@ type watcher struct {
 	regions []fleet.Region
 	door    func(context.Context, fleet.Region) error
 	fleet   fleet.Store
-	stale   time.Duration
+	stale   func() time.Duration
 	table   state.Table[failover.Report]
 	log     *slog.Logger
 
@@ -122,7 +122,7 @@ func (w *watcher) look(ctx context.Context) (map[fleet.Region]failover.Sight, er
 	if err != nil {
 		return nil, fmt.Errorf("fleet: %w", err)
 	}
-	seen := seen{regions: w.regions, open: map[fleet.Region]bool{}, snapshot: snapshot, stale: w.stale, lag: map[fleet.Region]time.Duration{}, been: w.been}
+	seen := seen{regions: w.regions, open: map[fleet.Region]bool{}, snapshot: snapshot, stale: w.stale(), lag: map[fleet.Region]time.Duration{}, been: w.been}
 	for i, region := range w.regions {
 		seen.open[region] = answers[i] == nil
 		if ctx.Err() == nil {

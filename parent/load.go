@@ -1,6 +1,7 @@
 package parent
 
 import (
+	"cmp"
 	"math"
 	"net/http"
 	"strconv"
@@ -8,6 +9,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/routing"
 	"github.com/mrgc/mrgc/internal/size"
 )
@@ -17,9 +19,12 @@ type load struct {
 	limit func() int    // how many may run at once, now
 	woken chan struct{} // told when there is a request after there was none
 
+	late func() time.Duration // after which an answer that has not begun is late, now
+
 	mu    sync.Mutex
-	seen  counts        // guarded by mu
-	meter routing.Meter // guarded by mu
+	seen  counts           // guarded by mu
+	meter routing.Meter    // guarded by mu
+	used  map[string]*used // guarded by mu; of the instance's models, by its own engine
 }
 
 // counts are what a load has counted.
@@ -39,22 +44,31 @@ type counts struct {
 // latencyWeight makes the mean follow the last ten requests or so.
 const latencyWeight = 0.1
 
-func newLoad(limit func() int) *load { return &load{limit: limit, woken: make(chan struct{}, 1)} }
+func newLoad(limit func() int, late func() time.Duration, models []string) *load {
+	l := &load{limit: limit, late: late, woken: make(chan struct{}, 1), used: map[string]*used{}}
+	for _, model := range models {
+		l.used[model] = &used{}
+	}
+	return l
+}
 
 // admitted is a request that counts as load.
 type admitted struct {
 	load   *load
 	work   work
 	prompt *routing.Prompt // nil: another instance's engine reads it
+	used   *used           // guarded by load.mu; nil: it counts as none of this engine's
+	began  time.Time
+	first  time.Duration // until its answer began; 0: it has not
 }
 
 // begin admits a request unless the limit is reached. It says whether the
 // instance's own engine is to read its prompt.
-func (l *load) begin(w work, here bool, now time.Time) (admitted, bool) {
+func (l *load) begin(w work, here bool, now time.Time) (*admitted, bool) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.seen.running >= l.limit() {
-		return admitted{}, false
+		return nil, false
 	}
 	l.seen.running++
 	l.seen.tokens += w.declared
@@ -64,18 +78,22 @@ func (l *load) begin(w work, here bool, now time.Time) (admitted, bool) {
 		default: // nobody has looked since the last time
 		}
 	}
-	a := admitted{load: l, work: w}
+	a := &admitted{load: l, work: w, began: now}
 	if here {
 		a.prompt = l.meter.Begin(w.uncached, now)
+		if a.used = l.used[w.model]; a.used != nil {
+			a.used.Requests++
+		}
 	}
 	return a, true
 }
 
 // answers is when the first byte of its answer has come.
-func (a admitted) answers(now time.Time, firstByte time.Duration) {
-	l := a.load
+func (a *admitted) answers(now time.Time) {
+	l, firstByte := a.load, now.Sub(a.began)
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	a.first = firstByte
 	if a.prompt != nil {
 		l.meter.First(a.prompt, now)
 	}
@@ -86,11 +104,28 @@ func (a admitted) answers(now time.Time, firstByte time.Duration) {
 	l.seen.latency += time.Duration(latencyWeight * float64(firstByte-l.seen.latency))
 }
 
+// has takes what its answer has used, of this engine.
+func (a *admitted) has(tokens size.Buckets) {
+	a.load.mu.Lock()
+	defer a.load.mu.Unlock()
+	if a.used != nil {
+		a.used.PromptTokens += int64(tokens.Prompt)
+		a.used.OutputTokens += int64(tokens.Output)
+		a.used.Answers++
+	}
+}
+
 // end is when it is over, with an answer or without.
-func (a admitted) end(now time.Time) {
+func (a *admitted) end(now time.Time) {
 	l := a.load
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if a.used != nil {
+		a.used.Ended++
+		if waited := cmp.Or(a.first, now.Sub(a.began)); waited > l.late() {
+			a.used.Late++
+		}
+	}
 	if a.prompt != nil {
 		l.meter.End(a.prompt, now)
 	}
@@ -105,6 +140,32 @@ func (l *load) fail() {
 	l.seen.failed++
 }
 
+// used is what has been used of a model.
+type used struct {
+	fleet.Usage
+	told fleet.Usage // in the fleet
+}
+
+// usageBatch is how many answers' tokens are told in the fleet at once, at least, so that
+// nobody who reads of them there learns a single one's.
+const usageBatch = 16
+
+// usage is what has been used of the instance's models, as far as it is told.
+func (l *load) usage() map[string]fleet.Usage {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	of := make(map[string]fleet.Usage, len(l.used))
+	for model, u := range l.used {
+		before := u.told
+		u.told = u.Usage
+		if u.Answers-before.Answers < usageBatch {
+			u.told.Answers, u.told.PromptTokens, u.told.OutputTokens = before.Answers, before.PromptTokens, before.OutputTokens
+		}
+		of[model] = u.told
+	}
+	return of
+}
+
 func (l *load) read() counts {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -115,8 +176,9 @@ func (l *load) read() counts {
 
 // work is what a request means for the engine, in tokens.
 type work struct {
-	declared int // prompt and maximum output; the enclave refuses one that lies
-	uncached int // of the prompt, as far as the engine has to read it anew
+	model    string // as it is asked for
+	declared int    // prompt and maximum output; the enclave refuses one that lies
+	uncached int    // of the prompt, as far as the engine has to read it anew
 }
 
 // workOf reads it from a request's headers. What the picker expects to be cached
@@ -126,7 +188,7 @@ func workOf(h http.Header) work {
 	if err != nil {
 		declared = size.Buckets{}
 	}
-	w := work{declared: declared.Prompt + declared.Output, uncached: declared.Prompt}
+	w := work{model: h.Get(api.HeaderModel), declared: declared.Prompt + declared.Output, uncached: declared.Prompt}
 	if uncached, err := strconv.ParseUint(h.Get(api.HeaderUncached), 10, 31); err == nil {
 		w.uncached = int(uncached)
 	}

@@ -109,6 +109,7 @@ type Settings struct {
 	StaleAfter         time.Duration // age of another instance's heartbeat that no longer counts; default 15 s
 	RequestBodyBytes   int64         // default 8 MiB
 	ConcurrentRequests int           // default 64; more are told to go elsewhere
+	FirstTokenWithin   time.Duration // an answer that begins later is counted as late; default 2 s
 	Wash               wash.Config   // when the instance is washed in full; whose is not said here
 }
 
@@ -117,6 +118,7 @@ func (s Settings) withDefaults() *Settings {
 	s.StaleAfter = cmp.Or(s.StaleAfter, 15*time.Second)
 	s.RequestBodyBytes = cmp.Or(s.RequestBodyBytes, 8<<20)
 	s.ConcurrentRequests = cmp.Or(s.ConcurrentRequests, 64)
+	s.FirstTokenWithin = cmp.Or(s.FirstTokenWithin, 2*time.Second)
 	return &s
 }
 
@@ -202,7 +204,9 @@ func New(config Config) (*Parent, error) {
 		first.client = enclaveClient(func(context.Context) (net.Conn, error) { return nil, errNoEnclave })
 	}
 	p.enclaves = newEnclaves(first)
-	p.load = newLoad(func() int { return p.settings.Load().ConcurrentRequests })
+	p.load = newLoad(
+		func() int { return p.settings.Load().ConcurrentRequests },
+		func() time.Duration { return p.settings.Load().FirstTokenWithin }, config.Instance.Models)
 	empty := loadreport.Report{Slots: config.EngineSlots, Models: reportedModels(&config)}
 	if err := empty.Validate(); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)

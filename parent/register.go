@@ -33,6 +33,7 @@ const (
 type observation struct {
 	health fleet.Health
 	load   fleet.Load
+	usage  map[string]fleet.Usage
 	keyIDs []string
 }
 
@@ -99,14 +100,14 @@ func (p *Parent) probeNow() {
 // report writes an observation to the store.
 func (p *Parent) report(ctx context.Context, seen observation, whole bool) error {
 	if !whole {
-		err := p.config.Store.Heartbeat(ctx, fleet.Heartbeat{ID: p.config.Instance.ID, Health: seen.health, Load: seen.load})
+		err := p.config.Store.Heartbeat(ctx, fleet.Heartbeat{ID: p.config.Instance.ID, Health: seen.health, Load: seen.load, Usage: seen.usage})
 		if !errors.Is(err, fleet.ErrNotFound) {
 			return err
 		}
 	}
 	instance := p.config.Instance
 	instance.Versions = p.versions()
-	instance.Health, instance.Load, instance.KeyIDs = seen.health, seen.load, seen.keyIDs
+	instance.Health, instance.Load, instance.Usage, instance.KeyIDs = seen.health, seen.load, seen.usage, seen.keyIDs
 	return p.config.Store.Register(ctx, instance)
 }
 
@@ -141,7 +142,7 @@ func (p *Parent) probe(ctx context.Context) observation {
 	} else {
 		seen.health.Engine = true
 	}
-	seen.load = p.engineLoad(ctx)
+	seen.load, seen.usage = p.engineLoad(ctx), p.load.usage()
 	return seen
 }
 

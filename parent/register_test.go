@@ -1,7 +1,9 @@
 package parent_test
 
 import (
+	"context"
 	"net/http"
+	"sync"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -64,6 +66,94 @@ var _ = Describe("An instance", func() {
 		Expect(readAll(in.send(in.sealed(ctx, "request")))).To(Equal("sealed answer"))
 		in.eventuallyRegistered(ctx, HaveField("Load.Latency", BeNumerically(">", 0)))
 	}, NodeTimeout(specTimeout))
+
+	Describe("tells what its models were asked for, and have used", func() {
+		used := func(of fleet.Usage) OmegaMatcher {
+			return HaveField("Usage", Equal(map[string]fleet.Usage{"m": of}))
+		}
+
+		// sends so many requests, one after the other, each answered so.
+		sends := func(ctx context.Context, in *instance, n int, size string) {
+			GinkgoHelper()
+			in.enclave.answers(uses(size))
+			for range n {
+				readAll(in.send(in.sealed(ctx, "request")))
+			}
+		}
+
+		It("in sums to powers of two, of sixteen answers at least", func(ctx SpecContext) {
+			in := start()
+			in.eventuallyRegistered(ctx, used(fleet.Usage{}))
+			sends(ctx, in, 14, "64/1024")
+			sends(ctx, in, 1, "128/64")
+			in.eventuallyRegistered(ctx, used(fleet.Usage{Requests: 15, Ended: 15}))
+			sends(ctx, in, 1, "128/64")
+			all := fleet.Usage{Requests: 16, Ended: 16, Answers: 16, PromptTokens: 14*64 + 2*128, OutputTokens: 14*1024 + 2*64}
+			in.eventuallyRegistered(ctx, used(all))
+			sends(ctx, in, 1, "1024/64")
+			all.Requests, all.Ended = 17, 17
+			in.eventuallyRegistered(ctx, used(all))
+		}, NodeTimeout(specTimeout))
+
+		It("of each model by itself, and not of fewer answers though more requests have ended", func(ctx SpecContext) {
+			in := start(func(c *parent.Config) { c.Instance.Models = []string{"m", "other"} })
+			both := func(m, other fleet.Usage) OmegaMatcher {
+				return HaveField("Usage", Equal(map[string]fleet.Usage{"m": m, "other": other}))
+			}
+			sends(ctx, in, 10, "64/64")
+			for range 10 {
+				req := in.sealed(ctx, "request")
+				req.Header.Set(api.HeaderModel, "other")
+				readAll(in.send(req))
+			}
+			in.enclave.answers(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusServiceUnavailable) })
+			for range 6 {
+				in.send(in.sealed(ctx, "request"))
+			}
+			in.eventuallyRegistered(ctx, both(fleet.Usage{Requests: 16, Ended: 16}, fleet.Usage{Requests: 10, Ended: 10}))
+			sends(ctx, in, 6, "128/64")
+			in.eventuallyRegistered(ctx, both(
+				fleet.Usage{Requests: 22, Ended: 22, Answers: 16, PromptTokens: 10*64 + 6*128, OutputTokens: 16 * 64}, fleet.Usage{Requests: 10, Ended: 10}))
+		}, NodeTimeout(specTimeout))
+
+		It("and which were late, by the settings of then", func(ctx SpecContext) {
+			in := start(func(c *parent.Config) { c.FirstTokenWithin = time.Nanosecond })
+			sends(ctx, in, 1, "64/64")
+			in.eventuallyRegistered(ctx, used(fleet.Usage{Requests: 1, Ended: 1, Late: 1}))
+			in.parent.SetSettings(parent.Settings{HeartbeatInterval: 50 * time.Millisecond, FirstTokenWithin: time.Hour})
+			sends(ctx, in, 1, "64/64")
+			in.eventuallyRegistered(ctx, used(fleet.Usage{Requests: 2, Ended: 2, Late: 1}))
+		}, NodeTimeout(specTimeout))
+
+		It("those under way among them", func(ctx SpecContext) {
+			in := start()
+			entered, leave := make(chan struct{}), make(chan struct{})
+			in.enclave.answers(waitsIn(entered, leave))
+			var answered sync.WaitGroup
+			answered.Go(func() {
+				defer GinkgoRecover()
+				readAll(in.send(in.sealed(ctx, "request")))
+			})
+			Eventually(ctx, entered).Should(Receive())
+			in.eventuallyRegistered(ctx, used(fleet.Usage{Requests: 1}))
+			close(leave)
+			answered.Wait()
+			in.eventuallyRegistered(ctx, used(fleet.Usage{Requests: 1, Ended: 1}))
+		}, NodeTimeout(specTimeout))
+
+		It("and nothing of what another instance does", func(ctx SpecContext) {
+			in := start()
+			in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+			in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere)
+			Eventually(ctx, func(g Gomega) {
+				snapshot, err := in.store.Snapshot(ctx)
+				g.Expect(err).NotTo(HaveOccurred())
+				g.Expect(snapshot.Instances).To(ContainElement(Satisfy(func(in *fleet.Instance) bool {
+					return in.ID == instanceID && in.Load.Requests > in.Usage["m"].Requests
+				})))
+			}).Should(Succeed())
+		}, NodeTimeout(specTimeout))
+	})
 
 	It("registers again when the enclave's keys change", func(ctx SpecContext) {
 		in := start()

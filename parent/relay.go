@@ -60,9 +60,8 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		api.Errorf(http.StatusForbidden, api.CodeRegionNotAllowed, "this tenant's data may not be in region %s", p.config.Instance.Region).Write(w)
 		return
 	}
-	started := time.Now()
 	next := p.next(r, peer.Role)
-	request, ok := p.load.begin(workOf(r.Header), next.to == toEnclave, started)
+	request, ok := p.load.begin(workOf(r.Header), next.to == toEnclave, time.Now())
 	if !ok {
 		overloaded := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
 		overloaded.RetryAfter = time.Second
@@ -101,8 +100,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	opened = resp.StatusCode == http.StatusOK
 	if opened { // a refusal is quick, and says nothing of the engine
-		answered := time.Now()
-		request.answers(answered, answered.Sub(started))
+		request.answers(time.Now())
 	}
 	if resp.Header.Get(api.HeaderKeyStatus) == api.KeyStatusStale {
 		p.probeNow() // the enclave may have other keys than it had
@@ -120,6 +118,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set(http.TrailerPrefix+api.HeaderUsage, used.String())
 		if next.to == toEnclave { // what a peer's enclave has used the peer accounts for
 			p.metrics.use(used)
+			request.has(used)
 		}
 	}
 	switch outcome := resp.Trailer.Get(api.HeaderOutcome); outcome {

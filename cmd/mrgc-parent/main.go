@@ -189,6 +189,7 @@ func settingsOf(cluster *config.Config) parent.Settings {
 		StaleAfter:         cluster.Fleet.StaleAfter,
 		RequestBodyBytes:   int64(cluster.Limits.RequestBodyBytes),
 		ConcurrentRequests: cluster.Limits.ConcurrentRequestsPerInstance,
+		FirstTokenWithin:   cluster.Scaling.FirstTokenWithin,
 		Wash: wash.Config{
 			EveryRequests: cluster.Wash.EveryRequests, Every: cluster.Wash.Every,
 			OnTenantChange: cluster.Wash.OnTenantChange, Strict: cluster.Wash.Strict,

@@ -45,7 +45,10 @@ Told where the regions' front doors are, it watches all regions, and one control
 all decides which of them tenants are sent to (see "mrgc failover").
 
 Told of a launch template, it keeps as many instances as the region's requests want
-(see "mrgc scale"), and names as the fleet does: an instance is called by its EC2 id.`,
+(see "mrgc scale"), and names as the fleet does: an instance is called by its EC2 id.
+
+It follows the configuration: what is changed there holds from its next step on. Which
+regions there are, and what routers cannot change either, takes a restart.`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error { return runController(cmd.Context(), o, logger(cmd)) },
 	}
@@ -71,10 +74,12 @@ func runController(ctx context.Context, o controllerOptions, log *slog.Logger) (
 	if err != nil {
 		return err
 	}
+	held := holding(cluster)
 	settings, err := controllerConfig(cluster, o)
 	if err != nil {
 		return err
 	}
+	settings.StaleAfter = held.staleAfter
 	settings.Logger = log
 	if o.cloudwatch != "" {
 		publisher, err := openCloudWatch(ctx, o, log)
@@ -103,7 +108,7 @@ func runController(ctx context.Context, o controllerOptions, log *slog.Logger) (
 		return err
 	}
 	defer stop()
-	stopScaling, err := o.scale(ctx, cluster, &settings, identified)
+	stopScaling, err := o.scale(ctx, held, &settings, identified)
 	if err != nil {
 		return err
 	}
@@ -115,6 +120,11 @@ func runController(ctx context.Context, o controllerOptions, log *slog.Logger) (
 	if err != nil {
 		return errors.Join(err, settings.Admin.Close())
 	}
+	following, stopFollowing := context.WithCancel(ctx)
+	var followed sync.WaitGroup
+	followed.Go(func() { held.follow(following, o.config, settings.Region, c, log) })
+	defer followed.Wait()
+	defer stopFollowing()
 	return c.Run(ctx)
 }
 
@@ -137,7 +147,7 @@ func openCloudWatch(ctx context.Context, o controllerOptions, log *slog.Logger) 
 // controllerConfig is what mrgc.yaml says to a region's controller.
 func controllerConfig(cluster *config.Config, o controllerOptions) (controller.Config, error) {
 	settings := controller.Config{
-		Region: fleet.Region(o.region), Name: o.name, Lease: o.lease, StaleAfter: cluster.Fleet.StaleAfter,
+		Region: fleet.Region(o.region), Name: o.name, Lease: o.lease, Version: cluster.Version(),
 	}
 	for _, region := range cluster.Regions {
 		settings.Regions = append(settings.Regions, region.Name)

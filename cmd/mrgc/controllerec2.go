@@ -13,7 +13,6 @@ import (
 	"github.com/mrgc/mrgc/controller/ec2"
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/awsclient"
-	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 )
@@ -23,7 +22,7 @@ const ec2Form = "LAUNCH_TEMPLATE?zones=ZONE[:SUBNET],…[&cluster=NAME&region=RE
 // scale has a controller keep its region as large as it decides, if it was told of a
 // launch template. Identified gives who it is to instances; nobody, if they are not to be
 // washed before they are terminated. Stop is for when the controller has ended.
-func (o *controllerOptions) scale(ctx context.Context, cluster *config.Config, settings *controller.Config, identified func() (*identity.Source, error)) (stop func(), err error) {
+func (o *controllerOptions) scale(ctx context.Context, held *heldConfig, settings *controller.Config, identified func() (*identity.Source, error)) (stop func(), err error) {
 	if o.ec2 == "" {
 		return func() {}, nil
 	}
@@ -37,7 +36,7 @@ func (o *controllerOptions) scale(ctx context.Context, cluster *config.Config, s
 	if at.Others["zones"] == "" {
 		return nil, fmt.Errorf("--ec2 %q: no zones: want %s", o.ec2, ec2Form)
 	}
-	region := cluster.Region(settings.Region)
+	region := held.Load().Region(settings.Region)
 	if region == nil {
 		return nil, fmt.Errorf("%s has no region %q", o.config, settings.Region)
 	}
@@ -62,11 +61,11 @@ func (o *controllerOptions) scale(ctx context.Context, cluster *config.Config, s
 	if self != nil {
 		scaled.Washes, scaled.Wash = settings.Store, orderWash(self)
 	}
-	rules := autoscaler.Config{Region: settings.Region}
+	var names []string
 	for _, zone := range zones {
-		rules.Zones = append(rules.Zones, zone.Name)
+		names = append(names, zone.Name)
 	}
-	loop, err := scalingLoop(rules, scaled)
+	loop, err := scalingLoop(func() autoscaler.Config { return held.rules(settings.Region, names) }, scaled)
 	if err != nil {
 		cloud.Close()
 		return nil, err
@@ -75,7 +74,7 @@ func (o *controllerOptions) scale(ctx context.Context, cluster *config.Config, s
 	return cloud.Close, nil
 }
 
-func scalingLoop(rules autoscaler.Config, of controller.Scaled) (controller.Runner, error) {
+func scalingLoop(rules func() autoscaler.Config, of controller.Scaled) (controller.Runner, error) {
 	scaling, err := controller.NewScaling(rules, of)
 	if err != nil {
 		return nil, err

@@ -95,13 +95,13 @@ func (o *drainOptions) drain(ctx context.Context, w io.Writer, id string) (err e
 func (o *drainOptions) waitFor(ctx context.Context, store fleet.Store, id string) error {
 	ctx, cancel := context.WithTimeout(ctx, o.wait)
 	defer cancel()
-	var d drained
+	var d fleet.Drain
 	for snapshot := range store.Watch(ctx) {
-		if done, err := d.see(find(snapshot, id)); done || err != nil {
+		if done, err := drained(&d, id, find(snapshot, id)); done || err != nil {
 			return err
 		}
 	}
-	return fmt.Errorf("%s drains, and %s within %s", id, d.why(), o.wait)
+	return fmt.Errorf("%s drains, and %s within %s", id, whyNot(&d), o.wait)
 }
 
 func find(s *fleet.Snapshot, id string) *fleet.Instance {
@@ -127,37 +127,23 @@ func lastOf(s *fleet.Snapshot, id string) (models []string) {
 	return models
 }
 
-// drained sees an instance until it has no requests: in two heartbeats since the drain
-// was seen, as a router may have sent one before it knew.
-type drained struct {
-	heartbeat time.Time // the last that was seen
-	idle      int
-	requests  int // in the last
-}
-
-const idleHeartbeats = 2
-
-// see takes the instance as it is now, nil when it has left, which is as good.
-func (d *drained) see(in *fleet.Instance) (done bool, err error) {
+// drained says whether an instance that drains has no requests any more; one that has
+// left, nil, has none either.
+func drained(d *fleet.Drain, id string, in *fleet.Instance) (done bool, err error) {
 	switch {
 	case in == nil:
 		return true, nil
 	case !in.Draining:
-		return false, fmt.Errorf("somebody has ended the drain of %s", in.ID)
-	case d.heartbeat.IsZero():
-		d.heartbeat = in.HeartbeatAt
-	case in.HeartbeatAt.After(d.heartbeat):
-		d.heartbeat, d.requests = in.HeartbeatAt, in.Load.Running+in.Load.Queued
-		if d.idle++; d.requests > 0 {
-			d.idle = 0
-		}
+		return false, fmt.Errorf("somebody has ended the drain of %s", id)
+	default:
+		return d.See(in), nil
 	}
-	return d.idle >= idleHeartbeats, nil
 }
 
-func (d *drained) why() string {
-	if d.requests > 0 {
-		return fmt.Sprintf("has had %d requests still", d.requests)
+// whyNot says why an instance is not known to have drained.
+func whyNot(d *fleet.Drain) string {
+	if d.Requests() > 0 {
+		return fmt.Sprintf("has had %d requests still", d.Requests())
 	}
 	return "has not said twice that it has no requests"
 }

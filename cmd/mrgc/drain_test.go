@@ -108,29 +108,13 @@ var _ = Describe("mrgc drain", func() {
 	})
 })
 
-var _ = Describe("An instance that drains", func() {
-	began := time.Date(2026, 11, 1, 12, 0, 0, 0, time.UTC)
-	at := func(seconds, running, queued int) *fleet.Instance {
-		return &fleet.Instance{ID: "i", Draining: true, HeartbeatAt: began.Add(time.Duration(seconds) * time.Second), Load: fleet.Load{Running: running, Queued: queued}}
-	}
-	DescribeTable("has no requests when it has said so twice since", func(done bool, seen ...*fleet.Instance) {
-		var d drained
-		for i, in := range seen {
-			is, err := d.see(in)
-			Expect(err).NotTo(HaveOccurred())
-			Expect(is).To(Equal(done && i == len(seen)-1))
-		}
-	},
-		Entry("before the drain", false, at(0, 0, 0)),
-		Entry("once", false, at(0, 0, 0), at(5, 0, 0), at(5, 0, 0)),
-		Entry("twice", true, at(0, 9, 9), at(5, 0, 0), at(10, 0, 0)),
-		Entry("and not in between", false, at(0, 0, 0), at(5, 0, 0), at(10, 0, 1), at(15, 0, 0)),
-		Entry("or it has left", true, at(0, 9, 0), nil),
-	)
+var _ = Describe("An instance that is waited for", func() {
+	It("has no requests when it has left", func() {
+		Expect(drained(&fleet.Drain{}, "i", nil)).To(BeTrue())
+	})
 
-	It("may be ended by somebody else", func() {
-		var d drained
-		_, err := d.see(&fleet.Instance{ID: "i"})
-		Expect(err).To(MatchError(ContainSubstring("somebody has ended the drain")))
+	It("may be made to take requests again by somebody else", func() {
+		_, err := drained(&fleet.Drain{}, "i", &fleet.Instance{ID: "i"})
+		Expect(err).To(MatchError("somebody has ended the drain of i"))
 	})
 })

@@ -32,8 +32,9 @@ func scaleCommand() *cobra.Command {
 	status := &cobra.Command{
 		Use:   "status",
 		Short: "Show each region's capacity, and what its controller last did",
-		Long: `Status reads autoscaling_state: each region's capacity and limits, and the actions
-that its controller decided on, with the reason for each. It asks no controller.`,
+		Long: `Status reads autoscaling_state: each region's capacity and limits, which rules are on and
+what each said of the load, and the actions that its controller decided on, with the
+reason for each. It asks no controller.`,
 		Example: `  mrgc scale status --state dynamodb:?region=us-east-1
   mrgc scale status --state dynamodb:?region=us-east-1 --why`,
 		Args: cobra.NoArgs,
@@ -42,7 +43,7 @@ that its controller decided on, with the reason for each. It asks no controller.
 	f := status.Flags()
 	o.state.flag(f)
 	o.output.flag(status, f)
-	f.BoolVar(&o.why, "why", false, "show each of the last actions, and its reason")
+	f.BoolVar(&o.why, "why", false, "show what each rule says, and each of the last actions and its reason")
 	cmd.AddCommand(status)
 	return cmd
 }
@@ -103,6 +104,9 @@ func printScale(w io.Writer, regions []regionScale, why bool) error {
 	}
 	if !why {
 		return table.Flush()
+	}
+	if err := printSayings(table, regions); err != nil {
+		return err
 	}
 	fmt.Fprintln(table, "\nREGION\tDECIDED\tACTION\tREASON\tOUTCOME")
 	for _, r := range regions {

@@ -64,6 +64,29 @@ var _ = Describe("mrgc scale status", func() {
 		Expect(got.stdout).To(MatchRegexp(`launch in use1-az3 +still too busy +pending, tried 1 times: throttled\n`))
 	})
 
+	It("says which rules were on, and what each said", func(ctx SpecContext) {
+		why := func(remembered string) string {
+			GinkgoHelper()
+			_, err := store.Write(ctx, schema.AutoscalingState, state.Write{
+				Key: state.Key{Partition: "use1"}, Version: state.AnyVersion,
+				Fields: json.RawMessage(`{"desired_capacity":4,"min_capacity":2,"max_capacity":20,"memory":` + remembered + `}`),
+			})
+			Expect(err).NotTo(HaveOccurred())
+			got := mrgc("scale", "status", "--state", address, "--why")
+			Expect(got.err).NotTo(HaveOccurred())
+			return got.stdout
+		}
+		Expect(why(`null`)).NotTo(ContainSubstring("load"))
+		Expect(why(`{"Said":{}}`)).To(And(MatchRegexp(`use1 +load +not known`), MatchRegexp(`use1 +plain rules`)))
+		all := why(`{"Said":{"Learn":true,"Reserve":true,"Forecast":true,"Fresh":true,"Demand":41.5,"Ahead":60,"Reserved":90,"Needed":6},
+			"Capacity":{"m":{"Tokens":2500},"a":{"Tokens":10}},"Forecast":{"Margin":0.25,"Day":[1,0],"Days":[2,0]}}`)
+		Expect(all).To(MatchRegexp(`use1 +load +41\.5 requests/s; .* 6 instances\n`))
+		Expect(all).To(MatchRegexp(`use1 +learn +tokens/s of an instance: a 10, m 2500\n`))
+		Expect(all).To(MatchRegexp(`use1 +reserve +room for 90\.0 requests/s should another region be lost\n`))
+		Expect(all).To(MatchRegexp(`use1 +forecast +up to 60\.0 requests/s while .* 25 % included; 50 % of the day`))
+		Expect(all).NotTo(ContainSubstring("plain rules"))
+	})
+
 	It("is JSON for programs", func(ctx SpecContext) {
 		fill(ctx)
 		got := mrgc("scale", "status", "--state", address, "-o", "json")

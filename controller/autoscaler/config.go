@@ -73,6 +73,10 @@ func (c Config) withDefaults() Config {
 // Defaulted is the configuration with the defaults filled in.
 func (c Config) Defaulted() Config { return c.withDefaults() }
 
+// MostInstances of a region can be stored in one item of DynamoDB's, of 400 KB, when all
+// of them are drained at once.
+const MostInstances = 250
+
 // Check says what of a configuration cannot be.
 func (c Config) Check() error {
 	c = c.withDefaults()
@@ -82,8 +86,8 @@ func (c Config) Check() error {
 	switch {
 	case len(c.Zones) == 0:
 		return fmt.Errorf("autoscaler: %s: no zones to launch in", c.Region)
-	case c.Min < 1 || c.Max < c.Min || c.Max > 1000:
-		return fmt.Errorf("autoscaler: %s: %d to %d instances: want 1 ≤ min ≤ max ≤ 1000", c.Region, c.Min, c.Max)
+	case c.Min < 1 || c.Max < c.Min || c.Max > MostInstances:
+		return fmt.Errorf("autoscaler: %s: %d to %d instances: want 1 ≤ min ≤ max ≤ %d", c.Region, c.Min, c.Max, MostInstances)
 	case !(c.TargetLow > 0 && c.TargetLow <= c.TargetHigh):
 		return fmt.Errorf("autoscaler: %s: target of %v to %v requests/s: want 0 < low ≤ high", c.Region, c.TargetLow, c.TargetHigh)
 	}

@@ -39,6 +39,10 @@ func (c Capacity) learn(asked, served, late float64, dt time.Duration) Capacity 
 	return c
 }
 
+// maxModels bounds what is learned, which is stored. With more models requests count as
+// requests.
+const maxModels = 64
+
 // models are in order, so that sums are the same each time.
 func (l *Load) models() []string { return slices.Sorted(maps.Keys(l.Models)) }
 
@@ -64,11 +68,14 @@ func (c *Config) demand(s *State, l Load) float64 {
 	}
 	units := 0.0
 	for _, model := range l.models() {
-		capacity := s.Capacity[model]
-		if capacity.Tokens <= 0 {
+		tokens, capacity := l.Models[model].Tokens, s.Capacity[model].Tokens
+		switch {
+		case tokens == 0:
+		case capacity <= 0:
 			return l.Requests
+		default:
+			units += tokens / capacity
 		}
-		units += l.Models[model].Tokens / capacity.Tokens
 	}
 	return units * c.TargetHigh
 }
@@ -86,9 +93,15 @@ func (s *State) learn(c *Config, l Load, serving int, dt time.Duration) {
 	if total <= 0 || l.Requests <= 0 {
 		return
 	}
+	if len(s.Capacity) >= maxModels { // those that nobody serves any more make room
+		maps.DeleteFunc(s.Capacity, func(model string, _ Capacity) bool { _, there := l.Models[model]; return !there })
+	}
 	units, known := 0.0, true
 	for _, model := range l.models() {
 		if s.Capacity[model].Tokens == 0 { // until there is evidence, a request is a request
+			if len(s.Capacity) >= maxModels {
+				return
+			}
 			s.Capacity[model] = Capacity{Tokens: c.TargetHigh * total / l.Requests}
 			known = false
 		}
@@ -144,6 +157,7 @@ func (c *Config) knows(o *Observation) bool {
 
 // decide changes the number that is wanted, if it is to change.
 func (s *State) decide(c *Config, o *Observation, serving int, dt time.Duration, interrupted bool, now time.Time) {
+	s.Said = Said{Learn: c.Learn, Reserve: c.Reserve, Forecast: c.Forecast}
 	if o.Hand > 0 {
 		s.AboveSince, s.BelowSince = time.Time{}, time.Time{}
 		why := fmt.Sprintf("%d by hand", o.Hand)
@@ -153,12 +167,15 @@ func (s *State) decide(c *Config, o *Observation, serving int, dt time.Duration,
 		s.want(c.clamp(o.Hand), why, now)
 		return
 	}
+	if n := c.clamp(s.Desired); n != s.Desired {
+		s.want(n, fmt.Sprintf("%d is not within %d to %d", s.Desired, c.Min, c.Max), now)
+	}
 	if !o.Load.Fresh || serving == 0 {
 		s.AboveSince, s.BelowSince = time.Time{}, time.Time{}
-		s.want(c.clamp(s.Desired), s.Reason, now)
 		return
 	}
 	demand := c.demand(s, o.Load)
+	s.Said.Fresh, s.Said.Demand = true, demand
 	if c.Forecast {
 		s.foresee(c, o, demand, serving, dt, interrupted, now)
 		return
@@ -170,18 +187,18 @@ func (s *State) decide(c *Config, o *Observation, serving int, dt time.Duration,
 // instance can serve, and the rest against the middle of the band.
 func (s *State) plain(c *Config, o *Observation, demand float64, serving int, interrupted bool, now time.Time) {
 	withReserve := c.reserve(s, o, demand)
+	s.Said.Reserved = withReserve
 	busiest := max(demand, withReserve) / float64(serving)
 	since(&s.AboveSince, busiest > c.TargetHigh, interrupted, now)
 	since(&s.BelowSince, demand/float64(serving) < c.target()/2 && busiest < c.TargetHigh/2, interrupted, now)
-	if now.Sub(s.Changed) < c.Cooldown && now.After(s.Changed) {
-		return
-	}
 	wanted := need{sized(demand, c.target()), fmt.Sprintf("%.1f requests/s", demand)}
 	if n := sized(withReserve, c.TargetHigh); n > wanted.n {
 		wanted = need{n, fmt.Sprintf("%.1f requests/s should another region be lost", withReserve)}
 	}
 	n := c.clamp(wanted.n)
+	s.Said.Needed = n
 	switch {
+	case now.Sub(s.Changed) < c.Cooldown && now.After(s.Changed):
 	case lasted(s.AboveSince, c.UpAfter, now) && n > s.Desired:
 		s.want(n, fmt.Sprintf("up: %s, above %g for each instance since %v", wanted.why, c.TargetHigh, c.UpAfter), now)
 	case lasted(s.BelowSince, c.DownAfter, now) && n < s.Desired && c.knows(o):
@@ -199,10 +216,12 @@ func (s *State) foresee(c *Config, o *Observation, demand float64, serving int, 
 	s.Forecast.note(demand, late, dt, now, c.Lead)
 	ahead := s.Forecast.ahead(demand, now, c.Lead)
 	wanted := need{sized(ahead, c.TargetHigh), fmt.Sprintf("%.1f requests/s now, up to %.1f within %v", demand, ahead, c.Lead)}
-	if withReserve := c.reserve(s, o, ahead); withReserve > ahead {
+	withReserve := c.reserve(s, o, ahead)
+	if withReserve > ahead {
 		wanted = need{sized(withReserve, c.TargetHigh), wanted.why + fmt.Sprintf(", %.1f should another region be lost", withReserve)}
 	}
 	n := c.clamp(wanted.n)
+	s.Said.Ahead, s.Said.Reserved, s.Said.Needed = ahead, withReserve, n
 	since(&s.BelowSince, n < s.Desired && c.knows(o), interrupted, now)
 	s.Forecast.peak(n, s.BelowSince.Equal(now))
 	switch {

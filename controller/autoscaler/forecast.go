@@ -39,6 +39,7 @@ const (
 	recentCount = 10  // minutes whose mean is the level of now
 	blur        = 4   // bins on each side that a usual value is the mean of, as each alone fluctuates
 	maxRise     = 3.0 // within a lead, as far as the days before are believed
+	maxUnseen   = 5   // minutes, after which what was just before says nothing of now
 
 	// goal is the share of requests that may be late: below 1 %, as there is more
 	// than forecasts that makes them so. The margin rises by learning for each minute in
@@ -63,8 +64,11 @@ func (f Forecast) clone() Forecast {
 // note takes the present demand, and the share of requests that have been late for dt;
 // below 0: not known.
 func (f *Forecast) note(demand, late float64, dt time.Duration, now time.Time, lead time.Duration) {
-	if f.Minute.Of == 0 {
+	switch {
+	case f.Minute.Of == 0:
 		f.Margin = firstMargin
+	case now.Unix()/60-f.Minute.Of > maxUnseen:
+		f.Minute, f.Bin, f.Recent, f.Promised = mean{}, mean{}, nil, nil
 	}
 	if late >= 0 {
 		f.raise(late-goal, dt)

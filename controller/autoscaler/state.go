@@ -76,12 +76,24 @@ type State struct {
 	Failed  int                  // times in a row that what was launched never came up
 	Pause   time.Time            // no launch before: for that
 
-	AboveSince, BelowSince time.Time // load without interruption; zero: it is not
-	Capacity               map[string]Capacity
+	AboveSince, BelowSince time.Time           // load without interruption; zero: it is not
+	Capacity               map[string]Capacity // by model; at most maxModels
 	Forecast               Forecast
+	Said                   Said
 
 	Term    int64
 	Stepped time.Time
+}
+
+// Said is which rules were on at the last step, and what they said, for people.
+type Said struct {
+	Learn, Reserve, Forecast bool
+
+	Fresh    bool    // the load was known; else nothing below is
+	Demand   float64 // requests/s, and where Learn is on of the size that the target means
+	Ahead    float64 // Forecast: the most within Lead, margin included
+	Reserved float64 // Reserve: what there has to be room for should another region be lost
+	Needed   int     // instances for all of that, within the limits
 }
 
 // MemberPhase is where an instance is in its life.

@@ -136,6 +136,20 @@ func (r *region) did(kind autoscaler.ActionKind) (n int) {
 }
 
 var _ = Describe("The number of instances", func() {
+	It("follows its limits when these change, at once", func() {
+		r := loaded(4, 12)
+		r.config.Max = 3
+		r.step()
+		Expect(r.state.Desired).To(Equal(3))
+		Expect(r.state.Reason).To(Equal("4 is not within 2 to 3"))
+		r.config.Min, r.config.Max = 6, 9
+		r.obs.Load.Fresh = false
+		r.step()
+		Expect(r.state.Desired).To(Equal(6), "whatever the load")
+		r.goes(10 * time.Minute)
+		Expect(r.ready()).To(Equal(6))
+	})
+
 	It("begins with the minimum, over the zones", func() {
 		r := newRegion()
 		r.goes(10 * time.Minute)
@@ -501,6 +515,32 @@ var _ = Describe("What a request takes", func() {
 		Expect(r.state.Capacity["m"].Tokens).To(BeNumerically("<", 12000))
 		Expect(r.state.Desired).To(BeNumerically(">", 4))
 	})
+	It("is learned of so many models at most, and of new ones when others are gone", func() {
+		r := loaded(4, 12)
+		r.config.Learn = true
+		use := func(first, n int) {
+			r.obs.Load.Models = map[string]autoscaler.Usage{}
+			for i := range n {
+				r.obs.Load.Models[fmt.Sprintf("m%03d", first+i)] = autoscaler.Usage{Tokens: 480, Served: 480}
+			}
+			r.goes(time.Minute)
+		}
+		use(0, 100)
+		Expect(r.state.Capacity).To(HaveLen(64))
+		Expect(r.state.Said.Demand).To(Equal(48.0), "what is not learned weighs as requests do")
+		use(90, 10)
+		Expect(r.state.Capacity).To(HaveLen(10))
+		Expect(r.state.Capacity).To(HaveKey("m099"))
+	})
+	It("is nothing of a model that nobody asks for", func() {
+		r := loaded(4, 12)
+		r.config.Learn = true
+		r.obs.Load.Models = map[string]autoscaler.Usage{"m": {Tokens: 48_000, Served: 48_000}}
+		r.goes(time.Minute)
+		r.obs.Load.Models = map[string]autoscaler.Usage{"m": {Tokens: 24_000, Served: 24_000}, "other": {}}
+		r.step()
+		Expect(r.state.Said.Demand).To(BeNumerically("~", 24, 0.5))
+	})
 	It("is told apart by model", func() {
 		r := loaded(4, 12)
 		r.config.Learn = true
@@ -583,6 +623,21 @@ var _ = Describe("A forecast", func() {
 		Expect(margin(1, true)).To(BeNumerically("<", 0.5), "only what was before it was known")
 		Expect(margin(1, false)).To(Equal(0.6), "bounded")
 	})
+	It("goes by what is now when it was off for hours, and by the days before all the same", func() {
+		r := loaded(2, 12)
+		r.config.Forecast = true
+		r.goes(time.Hour)
+		before := r.state.Forecast
+		r.config.Forecast = false
+		r.obs.Load.Requests = 90
+		r.goes(3 * time.Hour)
+		r.config.Forecast = true
+		r.step()
+		Expect(r.state.Said.Ahead).To(BeNumerically("~", 90*(1+r.state.Forecast.Margin), 1), "not the mean with what was hours ago")
+		Expect(r.state.Forecast.Days).To(Equal(before.Days))
+		Expect(r.state.Forecast.Margin).To(Equal(before.Margin))
+	})
+
 	It("lets go half an hour after less is needed, and not of more than that", func() {
 		r := loaded(2, 12)
 		r.config.Forecast = true
@@ -608,6 +663,7 @@ var _ = DescribeTable("A configuration is refused", func(change func(*autoscaler
 	Entry("without a region", func(c *autoscaler.Config) { c.Region = "" }, "region"),
 	Entry("without zones", func(c *autoscaler.Config) { c.Zones = nil }, "no zones"),
 	Entry("with less than its minimum", func(c *autoscaler.Config) { c.Min, c.Max = 3, 2 }, "min ≤ max"),
+	Entry("with more than can be remembered", func(c *autoscaler.Config) { c.Max = 251 }, "max ≤ 250"),
 	Entry("with a band upside down", func(c *autoscaler.Config) { c.TargetLow = 16 }, "low ≤ high"),
 	Entry("with a negative duration", func(c *autoscaler.Config) { c.Settle = -1 }, "negative"),
 )

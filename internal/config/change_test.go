@@ -42,6 +42,8 @@ listeners: {tenant_port: 443, health_port: 8080}
 		Entry("in its fleet", "stale_after: 15s", "stale_after: 20s"),
 		Entry("in where a region spills to", "spill_to: [use2]", "spill_to: []"),
 		Entry("in its other regions", ", {name: usw2, aws_region: us-west-2}", ""),
+		Entry("in how it is scaled", "# words", "scaling: {max_instances: 30, learn: true, reserve: true, forecast: true}"),
+		Entry("in how many instances a region has", "name: use1,", "name: use1, min_instances: 3,"),
 		Entry("in words alone", "# words", "# others"),
 	)
 
@@ -53,6 +55,25 @@ listeners: {tenant_port: 443, health_port: 8080}
 		Entry("in what AWS calls the region", "aws_region of use1: us-east-1 cannot become eu-west-1", "us-east-1", "eu-west-1"),
 		Entry("without the region", `"use1", where this runs, is gone`, "name: use1", "name: euw1"),
 		Entry("in whose certificates tenants may show", `tenant_client_ca: "" cannot become "ca.pem"`, "# words", "tenant_client_ca: ca.pem"),
+	)
+
+	DescribeTable("that controllers watch all regions by may not change either", func(reason string, replacements ...string) {
+		before, err := config.Parse("mrgc.yaml", []byte(file))
+		Expect(err).NotTo(HaveOccurred())
+		after, err := config.Parse("mrgc.yaml", []byte(strings.NewReplacer(replacements...).Replace(file)))
+		Expect(err).NotTo(HaveOccurred())
+		if reason == "" {
+			Expect(before.ChangeEverywhere(after, "use1")).To(Succeed())
+			return
+		}
+		Expect(before.ChangeEverywhere(after, "use1")).To(MatchError(ContainSubstring(reason)))
+	},
+		Entry("by an instance less", "", "name: use1,", "name: use1, min_instances: 1,"),
+		Entry("without another region", `"usw2" is gone`, ", {name: usw2, aws_region: us-west-2}", ""),
+		Entry("with one more", `"euw1" is new`, "us-west-2}]", "us-west-2}, {name: euw1, aws_region: eu-west-1}]"),
+		Entry("in what AWS calls another", "aws_region of usw2: us-west-2 cannot become us-west-1", "us-west-2", "us-west-1"),
+		Entry("in what AWS calls its own, once", "aws_region of use1: us-east-1 cannot become us-east-3", "us-east-1", "us-east-3"),
+		Entry("in what routers refuse", "listeners.tenant_port", "tenant_port: 443", "tenant_port: 8443"),
 	)
 
 	It("says all of it that may not", func() {

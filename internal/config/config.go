@@ -43,6 +43,7 @@ type Config struct {
 	Picker    Picker    `yaml:"picker"`
 	Fleet     Fleet     `yaml:"fleet"`
 	Wash      Wash      `yaml:"wash"`
+	Scaling   Scaling   `yaml:"scaling"`
 	Listeners Listeners `yaml:"listeners"`
 }
 
@@ -110,6 +111,9 @@ type Region struct {
 	// RoundTrips are those to other regions, for as long as routers have measured
 	// none. Default: not known, which counts as far.
 	RoundTrips []RoundTrip `yaml:"round_trips"`
+	// MinInstances and MaxInstances are the region's own. Default: scaling's.
+	MinInstances int `yaml:"min_instances"`
+	MaxInstances int `yaml:"max_instances"`
 }
 
 // RoundTrip is how far another region is.
@@ -298,6 +302,7 @@ func defaults() *Config {
 		},
 		Picker:    Picker{MessageTimeout: 50 * time.Millisecond},
 		Fleet:     Fleet{HeartbeatInterval: 5 * time.Second, StaleAfter: 15 * time.Second},
+		Scaling:   Scaling{MinInstances: 2, MaxInstances: 20, TargetLow: 10, TargetHigh: 15, FirstTokenWithin: 2 * time.Second},
 		Listeners: Listeners{TenantPort: 443, HealthPort: 8080},
 	}
 }
@@ -308,6 +313,12 @@ func (c *Config) complete(given places) {
 	for i := range c.Regions {
 		if !given.has("regions[%d].spill_nearest", i) {
 			c.Regions[i].SpillNearest = !given.has("regions[%d].spill_to", i)
+		}
+		if !given.has("regions[%d].min_instances", i) {
+			c.Regions[i].MinInstances = c.Scaling.MinInstances
+		}
+		if !given.has("regions[%d].max_instances", i) {
+			c.Regions[i].MaxInstances = c.Scaling.MaxInstances
 		}
 		if given.has("regions[%d].spill_to", i) {
 			continue

@@ -29,9 +29,9 @@ var _ = Describe("A configuration", func() {
 	It("has the documented defaults where the file says nothing", func() {
 		Expect(config.Parse("mrgc.yaml", []byte(minimal))).To(Equal(&config.Config{
 			Regions: []config.Region{
-				{Name: "use1", AWSRegion: "us-east-1", SpillTo: []fleet.Region{"use2", "usw2"}, SpillNearest: true},
-				{Name: "use2", AWSRegion: "us-east-2", SpillTo: []fleet.Region{"use1", "usw2"}, SpillNearest: true},
-				{Name: "usw2", AWSRegion: "us-west-2", SpillTo: []fleet.Region{"use1", "use2"}, SpillNearest: true},
+				{Name: "use1", AWSRegion: "us-east-1", SpillTo: []fleet.Region{"use2", "usw2"}, SpillNearest: true, MinInstances: 2, MaxInstances: 20},
+				{Name: "use2", AWSRegion: "us-east-2", SpillTo: []fleet.Region{"use1", "usw2"}, SpillNearest: true, MinInstances: 2, MaxInstances: 20},
+				{Name: "usw2", AWSRegion: "us-west-2", SpillTo: []fleet.Region{"use1", "use2"}, SpillNearest: true, MinInstances: 2, MaxInstances: 20},
 			},
 			Models: []config.Model{{Name: "m"}},
 			Limits: config.Limits{
@@ -39,6 +39,7 @@ var _ = Describe("A configuration", func() {
 			},
 			Picker:    config.Picker{MessageTimeout: 50 * time.Millisecond},
 			Fleet:     config.Fleet{HeartbeatInterval: 5 * time.Second, StaleAfter: 15 * time.Second},
+			Scaling:   config.Scaling{MinInstances: 2, MaxInstances: 20, TargetLow: 10, TargetHigh: 15, FirstTokenWithin: 2 * time.Second},
 			Listeners: config.Listeners{TenantPort: 443, HealthPort: 8080},
 		}))
 	})
@@ -71,6 +72,12 @@ var _ = Describe("A configuration", func() {
 		},
 		Entry("no region to spill to", "us-east-2}", "us-east-2, spill_to: []}",
 			func(c *config.Config) any { return c.Regions[1].SpillTo }, []fleet.Region{}),
+		Entry("a region's own least, and the cluster's most", "us-east-2}", "us-east-2, min_instances: 4}",
+			func(c *config.Config) any {
+				return []int{c.Regions[1].MinInstances, c.Regions[1].MaxInstances, c.Regions[0].MinInstances}
+			}, []int{4, 20, 2}),
+		Entry("the cluster's limits for each region", "models:", "scaling: {min_instances: 3, max_instances: 30}\nmodels:",
+			func(c *config.Config) any { return []int{c.Regions[1].MinInstances, c.Regions[1].MaxInstances} }, []int{3, 30}),
 		Entry("regions to spill to, in order", "us-east-2}", "us-east-2, spill_to: [usw2, use1]}",
 			func(c *config.Config) any { return c.Regions[1].SpillTo }, []fleet.Region{"usw2", "use1"}),
 		Entry("the nearest first, of regions in any order", "us-east-2}", "us-east-2, spill_to: [usw2], spill_nearest: true}",

@@ -46,12 +46,13 @@ var _ = Describe("mrgc.example.yaml", func() {
 		Expect(example.Limits).To(Equal(defaults.Limits))
 		Expect(example.Picker).To(Equal(defaults.Picker))
 		Expect(example.Fleet).To(Equal(defaults.Fleet))
+		Expect(example.Scaling).To(Equal(defaults.Scaling))
 		Expect(example.Listeners).To(Equal(defaults.Listeners))
 
 		documented := regexp.MustCompile(`Default ([0-9a-z]+)`)
 		for field, shown := range exampleFields() {
 			switch section, name, _ := strings.Cut(field, "."); section {
-			case "limits", "picker", "fleet", "listeners":
+			case "limits", "picker", "fleet", "scaling", "listeners":
 				if name != "" {
 					Expect(documented.FindStringSubmatch(shown.comment)).To(HaveExactElements(Not(BeEmpty()), shown.value), field)
 				}

@@ -129,7 +129,7 @@ var _ = Describe("A trace", func() {
 		fill(reflect.ValueOf(&r).Elem(), &n)
 		in := r.Candidates[0].Instance
 		r.Decision.Instances[0] = in
-		in.Address, in.RegisteredAt, in.Version = "", time.Time{}, 0 // of no use to a pick
+		in.Address, in.Usage, in.RegisteredAt, in.Version = "", nil, time.Time{}, 0 // of no use to a pick
 		Expect(read(trace(r))).To(Equal([]decision.Record{r}))
 	})
 

@@ -49,6 +49,9 @@ type Instance struct {
 	Draining bool // set by SetDraining: takes no new requests
 	Health   Health
 	Load     Load
+	// Usage is what it has done for each of its models; nil: not known, as of a parent that
+	// does not count it.
+	Usage map[string]Usage
 
 	RegisteredAt time.Time
 	HeartbeatAt  time.Time
@@ -76,11 +79,24 @@ type Load struct {
 	Requests int64
 }
 
+// Usage is what an instance's own enclave and engine were asked for of one model, and
+// have done, since its parent started.
+type Usage struct {
+	Requests int64 // that came
+	Ended    int64 // of these
+	Late     int64 // of those that ended: whose answer began later than it should, or not at all by then
+	// Tokens are those of so many answers, each's rounded up to powers of two (package size),
+	// which is all that a parent learns of them. It tells of many answers at once, and so of
+	// the last ones later.
+	Answers, PromptTokens, OutputTokens int64
+}
+
 // Heartbeat is what an instance reports of itself.
 type Heartbeat struct {
 	ID     string
 	Health Health
 	Load   Load
+	Usage  map[string]Usage // nil: not known
 }
 
 // ErrNotFound is returned for an instance that is not registered. A parent

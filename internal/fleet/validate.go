@@ -58,7 +58,10 @@ func (in *Instance) Validate() error {
 			return fmt.Errorf("instance %s: key ids[%d]: %s is listed twice", in.ID, i, kid)
 		}
 	}
-	return in.Load.validate(in.ID)
+	if err := in.Load.validate(in.ID); err != nil {
+		return err
+	}
+	return validateUsage(in.ID, in.Usage)
 }
 
 // Validate checks a heartbeat. The error names the first field at fault.
@@ -66,7 +69,10 @@ func (hb *Heartbeat) Validate() error {
 	if err := ValidateID(hb.ID); err != nil {
 		return err
 	}
-	return hb.Load.validate(hb.ID)
+	if err := hb.Load.validate(hb.ID); err != nil {
+		return err
+	}
+	return validateUsage(hb.ID, hb.Usage)
 }
 
 // Validate checks a region's name.
@@ -130,6 +136,37 @@ func (l *Load) validate(id string) error {
 	} {
 		if field.value < 0 {
 			return fmt.Errorf("instance %s: load: %s is negative", id, field.name)
+		}
+	}
+	return nil
+}
+
+// maxUsedModels bounds a heartbeat: no instance serves more models.
+const maxUsedModels = 64
+
+func validateUsage(id string, of map[string]Usage) error {
+	if len(of) > maxUsedModels {
+		return fmt.Errorf("instance %s: usage of %d models, want at most %d", id, len(of), maxUsedModels)
+	}
+	for _, model := range slices.Sorted(maps.Keys(of)) {
+		if err := ValidateModel(model); err != nil {
+			return fmt.Errorf("instance %s: usage: %w", id, err)
+		}
+		used := of[model]
+		for _, field := range []struct {
+			name  string
+			value int64
+		}{
+			{"requests", used.Requests},
+			{"ended", used.Ended},
+			{"late", used.Late},
+			{"answers", used.Answers},
+			{"prompt tokens", used.PromptTokens},
+			{"output tokens", used.OutputTokens},
+		} {
+			if field.value < 0 {
+				return fmt.Errorf("instance %s: usage of %s: %s is negative", id, model, field.name)
+			}
 		}
 	}
 	return nil

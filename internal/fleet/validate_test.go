@@ -1,6 +1,7 @@
 package fleet_test
 
 import (
+	"fmt"
 	"strings"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -98,5 +99,15 @@ var _ = Describe("Validation of a heartbeat", func() {
 		Entry("queued", func(hb *fleet.Heartbeat) { hb.Load.Queued = -1 }, "instance a: load: queued is negative"),
 		Entry("slots", func(hb *fleet.Heartbeat) { hb.Load.Slots = -1 }, "instance a: load: slots is negative"),
 		Entry("latency", func(hb *fleet.Heartbeat) { hb.Load.Latency = -1 }, "instance a: load: latency is negative"),
+		Entry("usage", func(hb *fleet.Heartbeat) { hb.Usage = map[string]fleet.Usage{"a": {}, "m": {Late: -1}} },
+			"instance a: usage of m: late is negative"),
+		Entry("usage of what is no model", func(hb *fleet.Heartbeat) { hb.Usage = map[string]fleet.Usage{"m\n": {}} },
+			`instance a: usage: model "m\n": want 1 to 128 of A-Z, a-z, 0-9 and ._/:-`),
+		Entry("usage of too much", func(hb *fleet.Heartbeat) {
+			hb.Usage = map[string]fleet.Usage{}
+			for i := range 65 {
+				hb.Usage[fmt.Sprint("m", i)] = fleet.Usage{}
+			}
+		}, "instance a: usage of 65 models, want at most 64"),
 	)
 })

@@ -117,8 +117,8 @@ func RoutingTable(store Store) Table[Routing] {
 // What the decision remembers besides is an M.
 type AutoscalingOf[M any] struct {
 	DesiredCapacity int       `json:"desired_capacity"` // instances
-	Min             int       `json:"min_capacity"`
-	Max             int       `json:"max_capacity"`
+	Min             int       `json:"min_capacity"`     // 0: what the configuration says
+	Max             int       `json:"max_capacity"`     // 0: what the configuration says
 	CooldownUntil   time.Time `json:"cooldown_until"`
 	LastAction      string    `json:"last_action"` // for people
 	LastReason      string    `json:"last_reason"`
@@ -135,8 +135,8 @@ var ByHand = []string{"desired_capacity", "min_capacity", "max_capacity"}
 
 // Validate checks what was read.
 func (a AutoscalingOf[M]) Validate() error {
-	if a.Min < 0 || a.Max < a.Min {
-		return fmt.Errorf("min_capacity %d, max_capacity %d: want 0 <= min <= max", a.Min, a.Max)
+	if a.Min < 0 || a.Max < 0 || a.Max < a.Min && a.Max != 0 {
+		return fmt.Errorf("min_capacity %d, max_capacity %d: want 0 <= min <= max, or 0 for what the configuration says", a.Min, a.Max)
 	}
 	if a.DesiredCapacity < 0 {
 		return fmt.Errorf("desired_capacity %d is negative", a.DesiredCapacity)

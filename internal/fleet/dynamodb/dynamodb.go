@@ -139,7 +139,7 @@ func (s *Store) Heartbeat(ctx context.Context, hb fleet.Heartbeat) error {
 	if err := hb.Validate(); err != nil {
 		return fmt.Errorf("heartbeat: %w", err)
 	}
-	return s.write(ctx, "heartbeat of", hb.ID, ifThere(update(hb.ID, encodeHeartbeat(hb.Health, hb.Load, s.clock()), nil)))
+	return s.write(ctx, "heartbeat of", hb.ID, ifThere(update(hb.ID, encodeHeartbeat(hb.Health, hb.Load, hb.Usage, s.clock()), nil)))
 }
 
 // SetDraining starts or ends a drain.

@@ -43,7 +43,8 @@ var _ = Describe("An item", func() {
 		in := fleet.Instance{
 			ID: "a", Region: "use1", Zone: "use1-az1", Address: "127.0.0.1:8080", Models: []string{"m"},
 			Versions: map[string]string{"m": "v2"}, KeyIDs: []string{"00112233445566aa"}, Health: fleet.Health{Engine: true, Reason: "why"},
-			Load: fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: time.Millisecond, Requests: 4},
+			Load:  fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: time.Millisecond, Requests: 4},
+			Usage: map[string]fleet.Usage{"m": {Requests: 4, Ended: 3, Late: 1, Answers: 2, PromptTokens: 192, OutputTokens: 256}},
 		}
 		Expect(open(ctx, cfg).Register(ctx, in)).To(Succeed())
 		got, err := client(cfg).GetItem(ctx, &sdk.GetItemInput{TableName: &cfg.Table, Key: map[string]types.AttributeValue{"instance_id": s("a")}})
@@ -53,6 +54,9 @@ var _ = Describe("An item", func() {
 			"models": list(s("m")), "versions": &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{"m": s("v2")}}, "key_ids": list(s("00112233445566aa")), "draining": yes(false),
 			"enclave_ok": yes(false), "engine_ok": yes(true), "health_reason": s("why"),
 			"running_requests": n("1"), "queued_requests": n("2"), "slots": n("3"), "latency_ns": n("1000000"), "requests": n("4"),
+			"usage": &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{"m": &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{
+				"requests": n("4"), "ended": n("3"), "late": n("1"), "answers": n("2"), "prompt_tokens": n("192"), "output_tokens": n("256"),
+			}}}},
 			"registered_at_unix_ns": n("1000000005"), "heartbeat_at_unix_ns": n("1000000005"), "version": n("1"),
 			"expires_at_unix_s": n("86401"), // a day after the last heartbeat
 		}))
@@ -74,6 +78,17 @@ var _ = Describe("An item", func() {
 		Expect(store.Register(ctx, in)).To(Succeed())
 		change(ctx, cfg, "a", "requests", nil)
 		Expect(storetest.Instances(ctx, store)).To(HaveExactElements(HaveField("Load.Requests", BeZero())))
+	})
+
+	It("may lack what was used of models, which is then not known", func(ctx SpecContext) {
+		cfg := createTable(ctx)
+		store := open(ctx, cfg)
+		in := instance("a")
+		in.Usage = map[string]fleet.Usage{}
+		Expect(store.Register(ctx, in)).To(Succeed())
+		Expect(storetest.Instances(ctx, store)).To(HaveExactElements(HaveField("Usage", Not(BeNil()))))
+		change(ctx, cfg, "a", "usage", nil)
+		Expect(storetest.Instances(ctx, store)).To(HaveExactElements(HaveField("Usage", BeNil())))
 	})
 
 	It("may have attributes that this version does not know, and keeps them", func(ctx SpecContext) {
@@ -122,6 +137,11 @@ var _ = Describe("An item", func() {
 		Entry("a list of numbers", "key_ids", list(n("1")), "attribute key_ids: want a list of strings"),
 		Entry("a list for a map", "versions", list(s("v2")), "attribute versions: want a map of strings"),
 		Entry("a map of numbers", "versions", &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{"m": n("2")}}, "attribute versions: want a map of strings"),
+		Entry("usage that is no map", "usage", n("1"), "attribute usage: want a map of maps of numbers"),
+		Entry("usage of a number", "usage", &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{"m": n("2")}}, "attribute usage: want a map of maps of numbers"),
+		Entry("usage of half", "usage", &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{
+			"m": &types.AttributeValueMemberM{Value: map[string]types.AttributeValue{"requests": n("2")}},
+		}}, "attribute usage: m: attribute ended: want a whole number"),
 		Entry("what no instance may register", "address", s("parent.example:80"), "want IP:port"),
 	)
 })

@@ -18,7 +18,7 @@ func keyOf(id string) item { return item{attrID: text(id)} }
 // encodeRegistration is what a registration sets, but for what is kept of an
 // earlier one.
 func encodeRegistration(in fleet.Instance, now time.Time) item {
-	set := encodeHeartbeat(in.Health, in.Load, now)
+	set := encodeHeartbeat(in.Health, in.Load, in.Usage, now)
 	set[attrRegion] = text(string(in.Region))
 	set[attrZone] = text(in.Zone)
 	set[attrAddress] = text(in.Address)
@@ -30,7 +30,7 @@ func encodeRegistration(in fleet.Instance, now time.Time) item {
 }
 
 // encodeHeartbeat is what a heartbeat sets.
-func encodeHeartbeat(health fleet.Health, load fleet.Load, now time.Time) item {
+func encodeHeartbeat(health fleet.Health, load fleet.Load, usage map[string]fleet.Usage, now time.Time) item {
 	return item{
 		attrEnclaveOK:    boolean(health.Enclave),
 		attrEngineOK:     boolean(health.Engine),
@@ -40,6 +40,7 @@ func encodeHeartbeat(health fleet.Health, load fleet.Load, now time.Time) item {
 		attrSlots:        number(int64(load.Slots)),
 		attrLatency:      number(int64(load.Latency)),
 		attrRequests:     number(load.Requests),
+		attrUsage:        encodeUsage(usage),
 		attrHeartbeatAt:  number(now.UnixNano()),
 		attrExpiresAt:    number(now.Add(silentFor).Unix()),
 	}
@@ -65,6 +66,7 @@ func decode(from item) (*fleet.Instance, error) {
 			Running: int(d.number(attrRunning)), Queued: int(d.number(attrQueued)), Slots: int(d.number(attrSlots)),
 			Latency: time.Duration(d.number(attrLatency)), Requests: d.optionalNumber(attrRequests),
 		},
+		Usage:        d.usage(attrUsage),
 		RegisteredAt: time.Unix(0, d.number(attrRegisteredAt)).UTC(),
 		HeartbeatAt:  time.Unix(0, d.number(attrHeartbeatAt)).UTC(),
 		Version:      d.number(attrVersion),
@@ -97,6 +99,30 @@ func textMap(of map[string]string) types.AttributeValue {
 	values := make(item, len(of))
 	for name, s := range of {
 		values[name] = text(s)
+	}
+	return &types.AttributeValueMemberM{Value: values}
+}
+
+// Names of what was used of a model, each an N.
+const (
+	usedRequests     = "requests"
+	usedEnded        = "ended"
+	usedLate         = "late"
+	usedAnswers      = "answers"
+	usedPromptTokens = "prompt_tokens"
+	usedOutputTokens = "output_tokens"
+)
+
+func encodeUsage(of map[string]fleet.Usage) types.AttributeValue {
+	if of == nil { // as an update cannot leave out what is there
+		return &types.AttributeValueMemberNULL{Value: true}
+	}
+	values := make(item, len(of))
+	for model, used := range of {
+		values[model] = &types.AttributeValueMemberM{Value: item{
+			usedRequests: number(used.Requests), usedEnded: number(used.Ended), usedLate: number(used.Late),
+			usedAnswers: number(used.Answers), usedPromptTokens: number(used.PromptTokens), usedOutputTokens: number(used.OutputTokens),
+		}}
 	}
 	return &types.AttributeValueMemberM{Value: values}
 }
@@ -191,4 +217,33 @@ func (d *decoder) textMap(name string) map[string]string {
 		of[key] = s.Value
 	}
 	return of
+}
+
+// usage is nil where it is not known.
+func (d *decoder) usage(name string) map[string]fleet.Usage {
+	switch value := d.item[name].(type) {
+	case nil, *types.AttributeValueMemberNULL:
+		return nil
+	case *types.AttributeValueMemberM:
+		of := make(map[string]fleet.Usage, len(value.Value))
+		for model, element := range value.Value {
+			used, ok := element.(*types.AttributeValueMemberM)
+			if !ok {
+				break
+			}
+			inner := decoder{item: used.Value}
+			of[model] = fleet.Usage{
+				Requests: inner.number(usedRequests), Ended: inner.number(usedEnded), Late: inner.number(usedLate),
+				Answers: inner.number(usedAnswers), PromptTokens: inner.number(usedPromptTokens), OutputTokens: inner.number(usedOutputTokens),
+			}
+			if inner.err != nil && d.err == nil {
+				d.err = fmt.Errorf("attribute %s: %s: %w", name, model, inner.err)
+			}
+		}
+		if len(of) == len(value.Value) {
+			return of
+		}
+	}
+	d.fail(name, "a map of maps of numbers")
+	return nil
 }

@@ -31,6 +31,7 @@ const (
 	attrSlots    = "slots"            // N, 0: not known
 	attrRequests = "requests"         // N, since the parent started
 	attrLatency  = "latency_ns"       // N, 0: not known
+	attrUsage    = "usage"            // M by model, of M of N; absent: not known
 
 	attrRegisteredAt = "registered_at_unix_ns" // N, nanoseconds since 1970
 	attrHeartbeatAt  = "heartbeat_at_unix_ns"  // N, nanoseconds since 1970

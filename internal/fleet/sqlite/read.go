@@ -12,7 +12,7 @@ import (
 
 const snapshotSQL = `
 SELECT id, region, zone, address, models, versions, key_ids, draining, enclave_ok, engine_ok, reason,
-	running, queued, slots, latency_ns, requests, registered_at_ns, heartbeat_at_ns, version
+	running, queued, slots, latency_ns, requests, usage, registered_at_ns, heartbeat_at_ns, version
 FROM instances`
 
 // queryer is a pool of connections, or one of them.
@@ -43,13 +43,13 @@ func readSnapshot(ctx context.Context, from queryer, at time.Time) (*fleet.Snaps
 
 func scanInstance(rows *sql.Rows) (*fleet.Instance, error) {
 	var (
-		in                         fleet.Instance
-		models, versions, keyIDs   []byte
-		latency, registered, heard int64
+		in                              fleet.Instance
+		models, versions, keyIDs, usage []byte
+		latency, registered, heard      int64
 	)
 	err := rows.Scan(&in.ID, &in.Region, &in.Zone, &in.Address, &models, &versions, &keyIDs, &in.Draining,
 		&in.Health.Enclave, &in.Health.Engine, &in.Health.Reason,
-		&in.Load.Running, &in.Load.Queued, &in.Load.Slots, &latency, &in.Load.Requests, &registered, &heard, &in.Version)
+		&in.Load.Running, &in.Load.Queued, &in.Load.Slots, &latency, &in.Load.Requests, &usage, &registered, &heard, &in.Version)
 	if err != nil {
 		return nil, err
 	}
@@ -61,6 +61,9 @@ func scanInstance(rows *sql.Rows) (*fleet.Instance, error) {
 	}
 	if err := json.Unmarshal(keyIDs, &in.KeyIDs); err != nil {
 		return nil, fmt.Errorf("instance %s: key ids: %w", in.ID, err)
+	}
+	if err := json.Unmarshal(usage, &in.Usage); err != nil {
+		return nil, fmt.Errorf("instance %s: usage: %w", in.ID, err)
 	}
 	in.Load.Latency = time.Duration(latency)
 	in.RegisteredAt = time.Unix(0, registered).UTC()

@@ -4,7 +4,7 @@ import "github.com/mrgc/mrgc/internal/sqlitefile"
 
 var kind = sqlitefile.Kind{
 	Name: "fleet store", ApplicationID: 0x4d524743, // "MRGC"
-	SchemaVersion: 3, Schema: []string{schemaSQL}, Outdated: "instances register again",
+	SchemaVersion: 4, Schema: []string{schemaSQL}, Outdated: "instances register again",
 }
 
 const schemaSQL = `
@@ -25,6 +25,7 @@ CREATE TABLE instances (
 	slots            INTEGER NOT NULL,
 	latency_ns       INTEGER NOT NULL,
 	requests         INTEGER NOT NULL, -- since the parent started
+	usage            TEXT NOT NULL, -- JSON object, by model; null: not known
 	registered_at_ns INTEGER NOT NULL, -- since 1970
 	heartbeat_at_ns  INTEGER NOT NULL, -- since 1970
 	version          INTEGER NOT NULL

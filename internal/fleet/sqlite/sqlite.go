@@ -73,17 +73,17 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 
 const registerSQL = `
 INSERT INTO instances (id, region, zone, address, models, versions, key_ids, draining,
-	enclave_ok, engine_ok, reason, running, queued, slots, latency_ns, requests,
+	enclave_ok, engine_ok, reason, running, queued, slots, latency_ns, requests, usage,
 	registered_at_ns, heartbeat_at_ns, version)
 VALUES (:id, :region, :zone, :address, :models, :versions, :key_ids, :draining,
-	:enclave_ok, :engine_ok, :reason, :running, :queued, :slots, :latency_ns, :requests, :now, :now, 1)
+	:enclave_ok, :engine_ok, :reason, :running, :queued, :slots, :latency_ns, :requests, :usage, :now, :now, 1)
 ON CONFLICT (id) DO UPDATE SET
 	region = excluded.region, zone = excluded.zone, address = excluded.address,
 	models = excluded.models, versions = excluded.versions, key_ids = excluded.key_ids,
 	enclave_ok = excluded.enclave_ok, engine_ok = excluded.engine_ok, reason = excluded.reason,
 	running = excluded.running, queued = excluded.queued, slots = excluded.slots,
-	latency_ns = excluded.latency_ns, requests = excluded.requests, registered_at_ns = excluded.registered_at_ns,
-	heartbeat_at_ns = excluded.heartbeat_at_ns, version = instances.version + 1`
+	latency_ns = excluded.latency_ns, requests = excluded.requests, usage = excluded.usage,
+	registered_at_ns = excluded.registered_at_ns, heartbeat_at_ns = excluded.heartbeat_at_ns, version = instances.version + 1`
 
 // Register adds an instance or replaces its registration.
 func (s *Store) Register(ctx context.Context, in fleet.Instance) error {
@@ -102,7 +102,11 @@ func (s *Store) Register(ctx context.Context, in fleet.Instance) error {
 	if err != nil {
 		return fmt.Errorf("register instance %s: key ids: %w", in.ID, err)
 	}
-	args := append(healthAndLoad(in.Health, in.Load),
+	load, err := healthAndLoad(in.Health, in.Load, in.Usage)
+	if err != nil {
+		return fmt.Errorf("register instance %s: %w", in.ID, err)
+	}
+	args := append(load,
 		sql.Named("id", in.ID), sql.Named("region", string(in.Region)), sql.Named("zone", in.Zone),
 		sql.Named("address", in.Address), sql.Named("models", string(models)), sql.Named("versions", string(versions)),
 		sql.Named("key_ids", string(keyIDs)), sql.Named("draining", in.Draining),
@@ -116,7 +120,7 @@ func (s *Store) Register(ctx context.Context, in fleet.Instance) error {
 const heartbeatSQL = `
 UPDATE instances SET
 	enclave_ok = :enclave_ok, engine_ok = :engine_ok, reason = :reason, running = :running,
-	queued = :queued, slots = :slots, latency_ns = :latency_ns, requests = :requests,
+	queued = :queued, slots = :slots, latency_ns = :latency_ns, requests = :requests, usage = :usage,
 	heartbeat_at_ns = :now, version = version + 1
 WHERE id = :id`
 
@@ -125,8 +129,11 @@ func (s *Store) Heartbeat(ctx context.Context, hb fleet.Heartbeat) error {
 	if err := hb.Validate(); err != nil {
 		return fmt.Errorf("heartbeat: %w", err)
 	}
-	args := append(healthAndLoad(hb.Health, hb.Load),
-		sql.Named("id", hb.ID), sql.Named("now", s.clock().UnixNano()))
+	load, err := healthAndLoad(hb.Health, hb.Load, hb.Usage)
+	if err != nil {
+		return fmt.Errorf("heartbeat of instance %s: %w", hb.ID, err)
+	}
+	args := append(load, sql.Named("id", hb.ID), sql.Named("now", s.clock().UnixNano()))
 	return s.update(ctx, "heartbeat of", hb.ID, heartbeatSQL, args...)
 }
 
@@ -195,10 +202,15 @@ func (s *Store) write(ctx context.Context, query string, args ...any) (int64, er
 	return result.RowsAffected()
 }
 
-func healthAndLoad(h fleet.Health, l fleet.Load) []any {
+func healthAndLoad(h fleet.Health, l fleet.Load, used map[string]fleet.Usage) ([]any, error) {
+	usage, err := json.Marshal(used)
+	if err != nil {
+		return nil, fmt.Errorf("usage: %w", err)
+	}
 	return []any{
 		sql.Named("enclave_ok", h.Enclave), sql.Named("engine_ok", h.Engine), sql.Named("reason", h.Reason),
 		sql.Named("running", l.Running), sql.Named("queued", l.Queued), sql.Named("slots", l.Slots),
 		sql.Named("latency_ns", int64(l.Latency)), sql.Named("requests", l.Requests),
-	}
+		sql.Named("usage", string(usage)),
+	}, nil
 }

@@ -77,8 +77,8 @@ var _ = Describe("The file", func() {
 		}, "another program's SQLite file"),
 		Entry("of a newer version", func(path string) {
 			closeStore(path)
-			execSQL(path, "PRAGMA user_version = 4")
-		}, "newer mrgc (schema 4, this one knows 3)"),
+			execSQL(path, "PRAGMA user_version = 5")
+		}, "newer mrgc (schema 5, this one knows 4)"),
 		Entry("of no version", func(path string) {
 			closeStore(path)
 			execSQL(path, "PRAGMA user_version = 0")

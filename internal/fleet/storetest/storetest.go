@@ -11,6 +11,7 @@ package storetest
 
 import (
 	"context"
+	"math"
 	"time"
 
 	"github.com/onsi/ginkgo/v2"
@@ -71,6 +72,9 @@ func instance(id string) fleet.Instance {
 		Models: []string{"org/model:8b", "other"}, Versions: map[string]string{"org/model:8b": "2026-11-01"}, KeyIDs: []string{"00112233445566aa", "ffeeddccbbaa9988"},
 		Health: fleet.Health{Enclave: true, Reason: "engine: loading"},
 		Load:   fleet.Load{Running: 1, Queued: 2, Slots: 3, Latency: 4 * time.Millisecond, Requests: 5},
+		Usage: map[string]fleet.Usage{
+			"org/model:8b": {Requests: 3, Ended: 2, Late: 1, Answers: 1, PromptTokens: 640, OutputTokens: 128}, "other": {},
+		},
 	}
 }
 
@@ -78,6 +82,9 @@ func heartbeat(id string) fleet.Heartbeat {
 	return fleet.Heartbeat{
 		ID: id, Health: fleet.Health{Enclave: true, Engine: true},
 		Load: fleet.Load{Running: 5, Queued: 6, Slots: 7, Latency: 8 * time.Millisecond, Requests: 9},
+		Usage: map[string]fleet.Usage{
+			"org/model:8b": {Requests: 6, Ended: 5, Late: 2, Answers: 4, PromptTokens: 1280, OutputTokens: math.MaxInt64},
+		},
 	}
 }
 

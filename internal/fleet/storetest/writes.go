@@ -106,8 +106,19 @@ func describeWrites(b *bench) {
 		hb := heartbeat("use1-0")
 		Expect(store.Heartbeat(ctx, hb)).To(Succeed())
 
-		want.Health, want.Load, want.HeartbeatAt, want.Version = hb.Health, hb.Load, now, 2
+		want.Health, want.Load, want.Usage, want.HeartbeatAt, want.Version = hb.Health, hb.Load, hb.Usage, now, 2
 		Expect(only(ctx, store)).To(Equal(want))
+	})
+
+	ginkgo.It("tells usage that is not known from usage that is none", func(ctx ginkgo.SpecContext) {
+		store := b.store(ctx)
+		Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())
+		for _, usage := range []map[string]fleet.Usage{nil, {}, {"m": {}}, nil} {
+			hb := heartbeat("use1-0")
+			hb.Usage = usage
+			Expect(store.Heartbeat(ctx, hb)).To(Succeed())
+			Expect(only(ctx, store).Usage).To(Equal(usage))
+		}
 	})
 
 	ginkgo.It("changes the drain alone with a drain", func(ctx ginkgo.SpecContext) {
