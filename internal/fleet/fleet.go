@@ -58,8 +58,8 @@ type Instance struct {
 // Health is what the parent sees of its instance. The zero value is unhealthy.
 type Health struct {
 	Enclave bool   // answers, and its recipients' claims are valid
-	Engine  bool   // answers, and the model is loaded
-	Reason  string // why not, for people; empty when healthy
+	Engine  bool   // answers, the model is loaded, and no GPU is lost
+	Reason  string // what is wrong, for people, also with what does not make it unhealthy
 }
 
 // OK says whether every part is healthy.
