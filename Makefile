@@ -63,14 +63,8 @@ test-failover: parts ## kill a region of a whole cluster under load, have it bac
 	$(GO) run ./bench/failover $(ARGS)
 	$(GO) run ./bench/report
 
-test-long: parts dynamodb-local moto ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, controllers killed 148 times, a million replays, the enclave compiled anew, ten minutes of fuzzing for every parser, a region killed
-	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./router -ginkgo.focus "through the real Envoy"
-	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./e2e -ginkgo.focus "quarter of an hour"
-	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 45m ./e2e -ginkgo.label-filter threats
-	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 20m ./controller -ginkgo.focus "killed at any time|killed in the middle"
-	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 30m ./enclave/image
-	@$(MAKE) fuzz-long ARGS=
-	@$(MAKE) test-failover ARGS=
+test-long: parts dynamodb-local moto ## what takes too long for every day: 100,000 requests, a router dead for a quarter of an hour, controllers killed 148 times, a million replays, the enclave compiled anew, a region killed, ten minutes of fuzzing for every parser; goes on where it was stopped (hours; ARGS="-only threats")
+	@$(GO) run ./bench/long $(ARGS); passed=$$?; $(GO) run ./bench/report && exit $$passed
 
 # The official OpenAI package, pinned with hashes.
 $(TOOLS)/python-e2e/.done: e2e/requirements.txt

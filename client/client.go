@@ -92,7 +92,8 @@ type Config struct {
 // Client seals requests. It is safe for concurrent use.
 type Client struct {
 	config     Config
-	regions    []*region // in order of preference
+	trust      atomic.Pointer[trust] // never nil
+	regions    []*region             // in order of preference
 	http       *http.Client
 	recipients *recipientCache
 	homes      *homes
@@ -140,6 +141,7 @@ func New(config Config) (*Client, error) {
 		}
 	}
 	c := &Client{config: config}
+	c.trust.Store(&trust{releases: config.Policy.Releases, minVersion: config.Policy.MinVersion})
 	if len(config.Endpoints) == 0 {
 		return nil, errors.New("client: no endpoint")
 	}

@@ -25,7 +25,8 @@ func ParseReleases(data []byte) ([]Release, error) { return attest.ParseReleases
 // Policy is what a tenant demands of the enclaves that get its requests. A
 // server has no say in it.
 type Policy struct {
-	// Releases are the enclave images that are trusted, by their measurements.
+	// Releases are the enclave images that are trusted, by their measurements, until
+	// [Client.SetReleases] says otherwise.
 	Releases []Release
 	// MinVersion refuses releases below it.
 	MinVersion uint64
@@ -55,6 +56,34 @@ type Policy struct {
 	// "process" is accepted: nothing is protected from whoever runs the cluster.
 	// It is for a cluster of one's own on one's own machine.
 	DevelopmentRoot *x509.Certificate
+}
+
+// trust is which releases a client trusts now.
+type trust struct {
+	releases   []Release
+	minVersion uint64
+}
+
+// SetReleases has the client trust other releases from now on, in the place of its
+// policy's: for a roll-out, those before it and the new one; for a recall, all but that
+// one. A minimum below the policy's own changes nothing about that. Recipients that were
+// verified before and are of none of these releases get no further request; what has
+// been sent goes on.
+func (c *Client) SetReleases(releases []Release, minVersion uint64) error {
+	now := &trust{releases: slices.Clone(releases), minVersion: max(minVersion, c.config.Policy.MinVersion)}
+	policy := c.policy(now)
+	if err := policy.check(); err != nil {
+		return err
+	}
+	c.trust.Store(now)
+	return nil
+}
+
+// policy is the client's with those releases.
+func (c *Client) policy(by *trust) Policy {
+	p := c.config.Policy
+	p.Releases, p.MinVersion = by.releases, by.minVersion
+	return p
 }
 
 func (p *Policy) check() error {

@@ -58,6 +58,13 @@ type recipient struct {
 	*seal.Recipient
 	attestation []byte
 	verifiedAt  time.Time
+	judged      atomic.Pointer[judgement] // the newest
+}
+
+// judgement is whether a recipient's release is trusted, by whom.
+type judgement struct {
+	by *trust
+	ok bool
 }
 
 // recipientList is one fetch's verified recipients. It does not change.
@@ -134,19 +141,36 @@ func (rc *recipientCache) fetchNewer(ctx context.Context, r *region, key *creden
 }
 
 // usable gives the present list without recipients that a request made now
-// might outlive.
+// might outlive, or whose release is not trusted any more.
 func (rc *recipientCache) usable(r *region, model string) recipientList {
 	list := rc.list(r, model)
 	now := rc.client.config.Now()
-	expired := func(r *recipient) bool { return !rc.outlasts(r.Claims(), now) }
-	list.recipients = slices.DeleteFunc(slices.Clone(list.recipients), expired)
+	bad := func(r *recipient) bool { return !rc.outlasts(r.Claims(), now) || !rc.trusted(r) }
+	list.recipients = slices.DeleteFunc(slices.Clone(list.recipients), bad)
 	list.sets = slices.Clone(list.sets)
 	for i, set := range list.sets {
-		list.sets[i] = slices.DeleteFunc(slices.Clone(set), expired)
+		list.sets[i] = slices.DeleteFunc(slices.Clone(set), bad)
 	}
-	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), expired)
-	list.fleet = slices.DeleteFunc(slices.Clone(list.fleet), expired)
+	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), bad)
+	list.fleet = slices.DeleteFunc(slices.Clone(list.fleet), bad)
 	return list
+}
+
+// trusted says whether the releases that are trusted now are a recipient's, too: its
+// document is verified again, as of then, when they have changed.
+func (rc *recipientCache) trusted(r *recipient) bool {
+	now := rc.client.trust.Load()
+	judged := r.judged.Load()
+	if judged == nil || judged.by != now {
+		policy := rc.client.policy(now)
+		_, err := policy.attested(r.Recipient, r.attestation, r.verifiedAt)
+		if err != nil {
+			rc.client.config.Logger.Warn("a recipient is trusted no more", "kid", r.KeyID(), "error", err)
+		}
+		judged = &judgement{by: now, ok: err == nil}
+		r.judged.Store(judged)
+	}
+	return judged.ok
 }
 
 // wanting says whether the list has nothing of the kind that requests are sealed to
@@ -273,7 +297,7 @@ func (rc *recipientCache) forget(from *region, model string, gone []*recipient) 
 
 // verify gives the recipients in their places, and nil in those of every one that the
 // policy refuses. One that has been verified before, for whatever region, stays so
-// until its claims expire: its key cannot have changed.
+// until its claims expire or other releases are trusted: its key cannot have changed.
 func (rc *recipientCache) verify(offered []api.Recipient, model string) ([]*recipient, error) {
 	known := map[seal.KeyID]*recipient{}
 	for _, from := range rc.client.regions {
@@ -328,14 +352,18 @@ func (rc *recipientCache) verifyOne(offered api.Recipient, model string, known m
 	if !rc.outlasts(parsed.Claims(), now) {
 		return nil, errors.New("claims are not valid for as long as a request made now")
 	}
-	if r, ok := known[parsed.KeyID()]; ok && parsed.ClaimsDigest() == r.ClaimsDigest() {
+	if r, ok := known[parsed.KeyID()]; ok && parsed.ClaimsDigest() == r.ClaimsDigest() && rc.trusted(r) {
 		return r, nil
 	}
-	verified, err := rc.client.config.Policy.verify(offered, model, now)
+	by := rc.client.trust.Load()
+	policy := rc.client.policy(by)
+	verified, err := policy.verify(offered, model, now)
 	if err != nil {
 		return nil, err
 	}
-	return &recipient{Recipient: verified, attestation: offered.Attestation, verifiedAt: now}, nil
+	r := &recipient{Recipient: verified, attestation: offered.Attestation, verifiedAt: now}
+	r.judged.Store(&judgement{by: by, ok: true})
+	return r, nil
 }
 
 // parse reads a recipient's claims, or finds the one of which only the key id was listed.

@@ -154,6 +154,38 @@ var _ = Describe("Trust", func() {
 		Entry("by default", 0, 3), Entry("one", 1, 1), Entry("as many as there can be", 4, 4),
 	)
 
+	It("changes with the releases, for recipients that were trusted, too", func(ctx SpecContext) {
+		release, err := measured()
+		Expect(err).NotTo(HaveOccurred())
+		other, older := release, release
+		other.PCRs = attest.PCRs{0: attest.ExtendedPCR([]byte("another")), 1: other.PCRs[1], 2: other.PCRs[2]}
+		older.Version = 2
+		config := c.config(e)
+		config.Policy.MinVersion = 3
+		t := c.tenant(config)
+		refused := func(reason string) {
+			GinkgoHelper()
+			before := len(e.requests(api.PathSealed))
+			refused := refusal(t.ask(ctx))
+			Expect(refused.Code).To(Equal("no_trusted_recipient"))
+			Expect(refused.Message).To(ContainSubstring(reason))
+			Expect(e.requests(api.PathSealed)).To(HaveLen(before), "nothing was sealed to it")
+		}
+		expectReply(t.ask(ctx))
+
+		Expect(t.sealing.SetReleases([]attest.Release{other}, 0)).To(Succeed())
+		refused("match no trusted release")
+		Expect(t.sealing.SetReleases([]attest.Release{other, release}, 0)).To(Succeed())
+		expectReply(t.ask(ctx))
+		Expect(t.sealing.SetReleases([]attest.Release{release}, 4)).To(Succeed())
+		refused("below the minimum version 4")
+		Expect(t.sealing.SetReleases([]attest.Release{older}, 0)).To(Succeed())
+		refused("below the minimum version 3") // which the policy itself has
+		Expect(t.sealing.SetReleases([]attest.Release{release}, 0)).To(Succeed())
+		Expect(t.sealing.SetReleases(nil, 0)).To(MatchError(ContainSubstring("no trusted releases")))
+		expectReply(t.ask(ctx))
+	})
+
 	It("accepts each mode that the policy names", func(ctx SpecContext) {
 		config := c.config(e)
 		config.Policy.Modes = []string{seal.ModeNitro, seal.ModeProcess}

@@ -168,7 +168,13 @@ var _ = Describe("The manifest of releases", func() {
 		Expect(get(ctx, router+"/releases")).To(ContainSubstring("match no trusted release"))
 		Expect(show(c, "router-use1", audit.DocumentRefused)).To(ContainSubstring(`"instance":"use1-0"`))
 		Expect(show(c, "router-use1", audit.Manifest)).To(ContainSubstring(`"version":"2"`))
-		status, body := c.chat(ctx, http.DefaultClient, c.base(), "hello")
-		Expect(status).To(Equal(http.StatusOK), body) // the client's own policy decides, and no router's
+
+		By("clients that follow it send nothing there, and others go on: no router decides for them")
+		Eventually(ctx, func() int { status, _ := c.chat(ctx, http.DefaultClient, c.base(), "hello"); return status }, "10s", "100ms").Should(Equal(http.StatusBadGateway))
+		_, body := c.chat(ctx, http.DefaultClient, c.base(), "hello")
+		Expect(body).To(And(ContainSubstring("no_trusted_recipient"), ContainSubstring("match no trusted release")))
+		others := c.connect(ctx) // by releases that are not signed, and do not change
+		status, body := c.chat(ctx, http.DefaultClient, others, "hello")
+		Expect(status).To(Equal(http.StatusOK), body)
 	})
 })

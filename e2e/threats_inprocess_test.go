@@ -66,7 +66,8 @@ var _ = Describe("Somebody who replays", Label("threats"), func() {
 		for range 2 {
 			service, err := enclave.New(ctx, enclave.Config{
 				Model: f.model, Region: "use1", Mode: seal.ModeProcess, NSM: attests{}, Engine: engine, Now: clock.Now,
-				Tenants: tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant("acme", "edge", string(key.EnclaveToken()))),
+				DocumentTime: func([]byte) (time.Time, error) { return clock.Now(), nil },
+				Tenants:      tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant("acme", "edge", string(key.EnclaveToken()))),
 			})
 			Expect(err).NotTo(HaveOccurred())
 			enclaves = append(enclaves, service.Handler())

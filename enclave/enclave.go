@@ -31,6 +31,7 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
+	"github.com/mrgc/mrgc/internal/attest"
 	"github.com/mrgc/mrgc/internal/kms"
 	"github.com/mrgc/mrgc/internal/nsm"
 	"github.com/mrgc/mrgc/internal/seal"
@@ -58,6 +59,10 @@ type Config struct {
 	// CleanWithin is how long copies that a request left in the memory of libraries
 	// may stay after its end, about; 0: until other things need the memory.
 	CleanWithin time.Duration
+
+	// DocumentTime is when a document of NSM's was made, by its own clock; default
+	// [attest.ClaimedTime].
+	DocumentTime func(document []byte) (time.Time, error)
 
 	Now    func() time.Time // default: time.Now
 	Rand   io.Reader        // default: crypto/rand
@@ -88,6 +93,9 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	if config.Now == nil {
 		config.Now = time.Now
+	}
+	if config.DocumentTime == nil {
+		config.DocumentTime = attest.ClaimedTime
 	}
 	if config.Rand == nil {
 		config.Rand = rand.Reader
@@ -210,7 +218,7 @@ func (e *Enclave) serveRecipients(w http.ResponseWriter, r *http.Request) {
 	recipients, err := e.keys.recipients(r.Context(), e.config.Now())
 	if err != nil {
 		e.config.Logger.Error("no attestation document", "error", err)
-		api.Errorf(http.StatusServiceUnavailable, "attestation_failed", "the security module does not answer").Write(w)
+		api.Errorf(http.StatusServiceUnavailable, "attestation_failed", "there is no fresh attestation document").Write(w)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")

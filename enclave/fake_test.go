@@ -13,6 +13,7 @@ import (
 	"net/http/httptest"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -27,6 +28,7 @@ type fakeModule struct {
 
 	mu   sync.Mutex
 	fail error         // guarded by mu
+	off  time.Duration // guarded by mu: by which its clock is ahead
 	hold chan struct{} // guarded by mu: not nil: answers wait until it is closed
 }
 
@@ -48,6 +50,19 @@ func (m *fakeModule) Attest(ctx context.Context, req nsm.Request) ([]byte, error
 		return nil, fail
 	}
 	return fmt.Appendf(nil, "document %d of %s", n, hex.EncodeToString(req.UserData)), nil
+}
+
+// ahead is by how much the module's clock is ahead of the enclave's.
+func (m *fakeModule) ahead() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.off
+}
+
+func (m *fakeModule) setAhead(d time.Duration) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.off = d
 }
 
 func (m *fakeModule) failWith(err error) {

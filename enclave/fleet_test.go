@@ -117,6 +117,7 @@ func at(t time.Time) func(*enclave.Config) {
 	return func(c *enclave.Config) {
 		fixed := testclock.At(t)
 		c.Now = fixed.Now
+		c.DocumentTime = func([]byte) (time.Time, error) { return fixed.Now(), nil }
 	}
 }
 

@@ -26,7 +26,8 @@ const (
 	// documentLimit is how old a document is still offered when the security
 	// module does not renew it: routers keep it for another minute.
 	documentLimit = 4 * time.Minute
-	// clockSkew lets a client whose clock is behind use a key at once.
+	// clockSkew lets a client whose clock is behind use a key at once. By as much
+	// the enclave's own clock may differ from its security module's.
 	clockSkew = time.Minute
 )
 
@@ -174,9 +175,26 @@ func (k *keyring) attest(ctx context.Context, key *seal.RecipientKey, held attes
 	document, err := k.config.NSM.Attest(ctx, nsm.Request{UserData: digest[:]})
 	switch {
 	case err == nil:
+		if err := k.checkClock(document); err != nil {
+			return attestation{}, err
+		}
 		return attestation{document, now}, nil
 	case now.Sub(held.at) < documentLimit:
 		return held, nil
 	}
 	return attestation{}, fmt.Errorf("enclave: attest key %s: %w", key.KeyID(), err)
+}
+
+// checkClock compares the enclave's clock with that of the security module, which has
+// made a document just now. Expiries, claims and tenants' lists are judged by the former:
+// an enclave whose clock is wrong offers no key.
+func (k *keyring) checkClock(document []byte) error {
+	made, err := k.config.DocumentTime(document)
+	if err != nil {
+		return fmt.Errorf("enclave: %w", err)
+	}
+	if off := k.config.Now().Sub(made); off.Abs() > clockSkew {
+		return fmt.Errorf("enclave: the clock is %s off that of the security module", off.Round(time.Second))
+	}
+	return nil
 }

@@ -125,13 +125,37 @@ var _ = Describe("A security module", func() {
 	})
 })
 
+var _ = Describe("An enclave's clock", func() {
+	It("that is not its security module's has it offer no key, until it is", func() {
+		r := start(says(`{}`))
+		keys, _ := r.recipients()
+		for _, off := range []time.Duration{time.Minute, -time.Minute} {
+			r.module.setAhead(off)
+			r.clock.Advance(documentAge)
+			_, documents := r.recipients()
+			Expect(documents[0]).NotTo(BeEmpty(), "so far they may differ")
+			r.module.setAhead(off + off/time.Minute*time.Second)
+			r.clock.Advance(documentAge)
+			resp, err := r.client.Get(r.url + "/recipients")
+			Expect(err).NotTo(HaveOccurred())
+			expectCode(readAll(resp), resp.StatusCode, "attestation_failed")
+			Expect(resp.Body.Close()).To(Succeed())
+			Expect(r.logs.String()).To(ContainSubstring("1m1s off that of the security module"))
+		}
+		r.module.setAhead(0)
+		again, _ := r.recipients()
+		Expect(again[0].KeyID()).To(Equal(keys[0].KeyID()))
+	})
+})
+
 var _ = Describe("An enclave", func() {
 	DescribeTable("does not start",
 		func(because string, change func(*enclave.Config)) {
 			config := enclave.Config{
 				Model: model, Region: "use1", Mode: seal.ModeProcess, NSM: &fakeModule{},
-				Engine:  http.DefaultTransport,
-				Tenants: tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant(tenant, "edge", "token")),
+				DocumentTime: func([]byte) (time.Time, error) { return time.Now(), nil },
+				Engine:       http.DefaultTransport,
+				Tenants:      tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant(tenant, "edge", "token")),
 			}
 			_, err := enclave.New(context.Background(), config)
 			Expect(err).NotTo(HaveOccurred())
@@ -145,6 +169,10 @@ var _ = Describe("An enclave", func() {
 			module.failWith(errModule)
 			c.NSM = module
 		}),
+		Entry("with one whose clock is another", "1m1s off that of the security module", func(c *enclave.Config) {
+			c.DocumentTime = func([]byte) (time.Time, error) { return time.Now().Add(-61 * time.Second), nil }
+		}),
+		Entry("with one whose documents are none", "not a COSE_Sign1 message", func(c *enclave.Config) { c.DocumentTime = nil }),
 		Entry("without an engine", "no way to reach the engine", func(c *enclave.Config) { c.Engine = nil }),
 		Entry("with a negative limit", "negative", func(c *enclave.Config) { c.ConcurrentRequests = -1 }),
 		Entry("without a key for tenants", "no key that verifies tenants", func(c *enclave.Config) { c.Tenants = nil }),

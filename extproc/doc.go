@@ -26,7 +26,7 @@
 //
 // From the same log it learns how instances fare: one whose requests end with a
 // status from 500, are cut off, or had to be retried elsewhere gets probes only
-// within two seconds (see package routing), until they succeed or it has been
+// within a second (see package routing), until they succeed or it has been
 // unready meanwhile. What else it remembers is where each conversation's last
 // request went, by its opaque affinity, and since when instances have been ready.
 //

@@ -127,6 +127,8 @@ func (in *InstanceStatus) state() string {
 		why = append(why, in.Reason)
 	}
 	switch {
+	case in.Ready && len(why) > 0:
+		return "ready, but " + strings.Join(why, ", ")
 	case in.Ready:
 		return "ready"
 	case len(why) == 0:

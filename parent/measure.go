@@ -3,11 +3,13 @@ package parent
 import (
 	"bytes"
 	"context"
+	"errors"
 	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/engineload"
 	"github.com/mrgc/mrgc/internal/loadreport"
+	"github.com/mrgc/mrgc/parent/gpu"
 )
 
 // reading is what engine and GPUs said when they were last asked.
@@ -22,7 +24,8 @@ type gauges struct {
 
 	mu       sync.Mutex
 	last     reading // guarded by mu
-	gpuFault string  // guarded by mu: why GPUs could not be read, as last logged
+	gpuFault string  // guarded by mu: why GPUs could not be read; empty: they could
+	gpuLost  bool    // guarded by mu: because one is gone
 }
 
 func (g *gauges) get() reading {
@@ -37,6 +40,14 @@ func (g *gauges) set(now reading) {
 	g.last = now
 }
 
+// fault is why the GPUs could not be read, if they could not, and whether that is
+// because one is gone.
+func (g *gauges) fault() (why string, lost bool) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.gpuFault, g.gpuLost
+}
+
 // measure asks engine and GPUs.
 func (p *Parent) measure(ctx context.Context) reading {
 	now := reading{gpu: p.readGPU()}
@@ -49,30 +60,30 @@ func (p *Parent) measure(ctx context.Context) reading {
 	return now
 }
 
-// readGPU reads the GPUs. One that cannot be read is like none, and logged once
-// for each reason.
+// readGPU reads the GPUs. One that cannot be read is like none in load reports, and
+// logged once for each reason.
 func (p *Parent) readGPU() loadreport.GPU {
 	if p.config.ReadGPU == nil {
 		return loadreport.GPU{}
 	}
 	p.gauges.asking.Lock()
-	gpu, err := p.config.ReadGPU()
+	reading, err := p.config.ReadGPU()
 	p.gauges.asking.Unlock()
 	if err == nil {
-		err = gpu.Validate()
+		err = reading.Validate()
 	}
 	fault := ""
 	if err != nil {
-		gpu, fault = loadreport.GPU{}, err.Error()
+		reading, fault = loadreport.GPU{}, err.Error()
 	}
 	p.gauges.mu.Lock()
 	changed := fault != p.gauges.gpuFault
-	p.gauges.gpuFault = fault
+	p.gauges.gpuFault, p.gauges.gpuLost = fault, errors.Is(err, gpu.ErrLost)
 	p.gauges.mu.Unlock()
 	if changed && err != nil {
 		p.log.Warn("GPUs cannot be read; load reports go without them", "error", err)
 	}
-	return gpu
+	return reading
 }
 
 const (

@@ -22,6 +22,7 @@ import (
 type metrics struct {
 	tokens   *prometheus.CounterVec // by kind
 	requests *prometheus.CounterVec // by where they were sent
+	parts    *prometheus.GaugeVec   // by part
 }
 
 // Where requests are sent.
@@ -41,13 +42,26 @@ func newMetrics(reg *prometheus.Registry, self fleet.Instance) (*metrics, error)
 			Name: "mrgc_parent_requests_total",
 			Help: "Sealed requests that were sent on: to the instance's enclave, or to the parent of another instance that they are sealed to.",
 		}, []string{"to"}),
+		parts: prometheus.NewGaugeVec(prometheus.GaugeOpts{
+			Name: "mrgc_parent_part_healthy",
+			Help: "1 while a part of the instance is well: enclave, engine, gpu (where one is seen), model_files (where they are known).",
+		}, []string{"part"}),
 	}
 	for _, to := range []string{toEnclave, toPeer} {
 		m.requests.WithLabelValues(to) // so that none is 0, not missing
 	}
 	labels := prometheus.Labels{"region": string(self.Region), "instance": self.ID}
 	wrapped := prometheus.WrapRegistererWith(labels, reg)
-	return m, errors.Join(wrapped.Register(m.tokens), wrapped.Register(m.requests))
+	return m, errors.Join(wrapped.Register(m.tokens), wrapped.Register(m.requests), wrapped.Register(m.parts))
+}
+
+// part says how a part of the instance is.
+func (m *metrics) part(name string, healthy bool) {
+	value := 0.0
+	if healthy {
+		value = 1
+	}
+	m.parts.WithLabelValues(name).Set(value)
 }
 
 // washMetrics is what a parent publishes of washes. The share that passed is

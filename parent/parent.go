@@ -88,8 +88,12 @@ type Config struct {
 	// reports; a model that is not among them has none.
 	ModelVersions map[string]string
 	// ReadGPU reads the instance's GPUs. It is called up to ten times a second,
-	// never twice at once; nil: there is none to see.
+	// never twice at once; nil: there is none to see. While its
+	// error is [gpu.ErrLost] the instance takes no requests.
 	ReadGPU func() (loadreport.GPU, error)
+	// ModelFiles are the files that the engine has its model from; nil: they are not
+	// looked at.
+	ModelFiles *ModelFiles
 	// BusyReportInterval is how often a load report is made while there is work,
 	// and IdleReportInterval while there is none; default 100 and 500 ms. Longer
 	// than half of loadreport.FreshFor, and routers take reports for stale.
@@ -140,6 +144,7 @@ type Parent struct {
 	peers    *http.Client // other instances' parents
 	load     *load
 	gauges   gauges
+	files    modelFiles
 	reports  *reporter
 	metrics  *metrics
 
@@ -161,6 +166,11 @@ func New(config Config) (*Parent, error) {
 	config.IdleReportInterval = cmp.Or(config.IdleReportInterval, 500*time.Millisecond)
 	config.Metrics = cmp.Or(config.Metrics, prometheus.NewRegistry())
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
+	if files := config.ModelFiles; files != nil {
+		config.ModelFiles = &ModelFiles{
+			Look: files.Look, Every: cmp.Or(files.Every, 30*time.Second), Timeout: cmp.Or(files.Timeout, 10*time.Second),
+		}
+	}
 	switch {
 	case config.Store == nil:
 		return nil, errors.New("parent: no store")
@@ -313,6 +323,9 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 		group.Go(func() error { return p.relay(groupCtx, "DynamoDB", p.config.DynamoDBRelay, p.config.DialDynamoDB) })
 	}
 	group.Go(func() error { p.makeReports(groupCtx); return nil })
+	if p.config.ModelFiles != nil {
+		group.Go(func() error { p.watchModelFiles(groupCtx); return nil })
+	}
 	if p.washer != nil {
 		group.Go(func() error { p.keepEnclave(groupCtx); return nil })
 		group.Go(func() error { p.washer.run(groupCtx); return nil })

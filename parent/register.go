@@ -122,27 +122,48 @@ func (p *Parent) versions() map[string]string {
 	return known
 }
 
-// probe asks enclave and guard how they are.
+// probe asks enclave, guard and GPUs how they are, and what was seen of the model's
+// files.
 func (p *Parent) probe(ctx context.Context) observation {
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
-	var seen observation
+	var (
+		seen observation
+		why  []string
+	)
 	present, _ := p.enclaves.now()
-	if _, err := p.supply(ctx, present); err != nil {
-		seen.health.Reason = fmt.Sprintf("enclave: %v", err)
-	} else {
-		seen.health.Enclave = true
+	_, err := p.supply(ctx, present)
+	if seen.health.Enclave = err == nil; seen.health.Enclave {
 		seen.keyIDs = *present.keyIDs.Load()
-	}
-	if why := p.washer.quarantined(); why != "" {
-		seen.health.Enclave, seen.health.Reason = false, "quarantined: "+why
-	}
-	if _, err := get(ctx, p.guard, "https://guard/health", maxMetricsBytes); err != nil {
-		seen.health.Reason = strings.TrimPrefix(fmt.Sprintf("%s; engine: %v", seen.health.Reason, err), "; ")
 	} else {
-		seen.health.Engine = true
+		why = append(why, fmt.Sprintf("enclave: %v", err))
 	}
-	seen.load, seen.usage = p.engineLoad(ctx), p.load.usage()
+	p.metrics.part(partEnclave, seen.health.Enclave)
+	if quarantined := p.washer.quarantined(); quarantined != "" {
+		seen.health.Enclave, why = false, []string{"quarantined: " + quarantined}
+	}
+	_, err = get(ctx, p.guard, "https://guard/health", maxMetricsBytes)
+	if seen.health.Engine = err == nil; !seen.health.Engine {
+		why = append(why, fmt.Sprintf("engine: %v", err))
+	}
+	p.metrics.part(partEngine, seen.health.Engine)
+	seen.load, seen.usage = p.engineLoad(ctx), p.load.usage() // the first reads the GPUs, too
+	if p.config.ReadGPU != nil {
+		fault, lost := p.gauges.fault()
+		if lost {
+			seen.health.Engine = false
+			why = append(why, "GPU: "+fault)
+		}
+		p.metrics.part(partGPU, fault == "")
+	}
+	if p.config.ModelFiles != nil {
+		fault := p.files.get()
+		if fault != "" {
+			why = append(why, "model's files: "+fault)
+		}
+		p.metrics.part(partModelFiles, fault == "")
+	}
+	seen.health.Reason = strings.Join(why, "; ")
 	return seen
 }
 

@@ -16,12 +16,9 @@ import (
 	"bytes"
 	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"flag"
 	"fmt"
-	"io"
 	"os"
 	"os/exec"
 	"os/signal"
@@ -147,12 +144,12 @@ func (t *target) fuzz(ctx context.Context, d time.Duration, parallel int) error 
 
 // findTargets lists all of them.
 func findTargets(ctx context.Context) (targets []*target, err error) {
-	packages, err := output(ctx, "go", "list", "./...")
+	packages, err := result.Output(ctx, "go", "list", "./...")
 	if err != nil {
 		return nil, err
 	}
 	for _, pkg := range strings.Fields(packages) {
-		dir, err := output(ctx, "go", "list", "-f", "{{.Dir}}", pkg)
+		dir, err := result.Output(ctx, "go", "list", "-f", "{{.Dir}}", pkg)
 		if err != nil {
 			return nil, err
 		}
@@ -163,7 +160,7 @@ func findTargets(ctx context.Context) (targets []*target, err error) {
 			}
 			continue
 		}
-		code, err := codeOf(ctx, pkg)
+		code, err := result.CodeOf(ctx, pkg)
 		if err != nil {
 			return nil, err
 		}
@@ -194,45 +191,6 @@ func fuzzFunctions(dir string) (functions []string, err error) {
 		}
 	}
 	return functions, nil
-}
-
-// codeOf is a hash of a package's code, tests and all, and of what is below it in
-// this repository and beside it in go.mod.
-func codeOf(ctx context.Context, pkg string) (string, error) {
-	const format = `{{if and .Module .Module.Main}}{{$dir := .Dir}}{{range .GoFiles}}{{$dir}}/{{.}}
-{{end}}{{range .TestGoFiles}}{{$dir}}/{{.}}
-{{end}}{{range .XTestGoFiles}}{{$dir}}/{{.}}
-{{end}}{{end}}`
-	below, err := output(ctx, "go", "list", "-deps", "-f", format, pkg)
-	if err != nil {
-		return "", err
-	}
-	files := append(strings.Fields(below), "go.sum")
-	slices.Sort(files)
-	sum := sha256.New()
-	for _, file := range files {
-		content, err := os.ReadFile(file)
-		if err != nil {
-			return "", err
-		}
-		_, _ = fmt.Fprintf(sum, "%s %d\n", filepath.Base(file), len(content)) // a hash takes all
-		_, _ = sum.Write(content)
-	}
-	return hex.EncodeToString(sum.Sum(nil)[:6]), nil
-}
-
-func output(ctx context.Context, name string, args ...string) (string, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stderr = os.Stderr
-	out, err := cmd.StdoutPipe()
-	if err != nil {
-		return "", err
-	}
-	if err := cmd.Start(); err != nil {
-		return "", err
-	}
-	content, err := io.ReadAll(out)
-	return string(content), errors.Join(err, cmd.Wait())
 }
 
 // resultName is of the file in which is remembered what was done.

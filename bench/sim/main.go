@@ -127,7 +127,7 @@ func summary(wild, calm []sim.Outcome) result.Result {
 		},
 		Notes: []string{
 			"A seed is an hour in which things go wrong and an hour and a quarter in which they get well again. Two controllers in each region; the wildest seeds lose 2 % of all messages, repeat 2 %, delay 3 % by seconds, " +
-				"and have a large fault every half a minute. What the others are about: controllers crash at any line, stand still for minutes, have clocks that are up to 2 s off; links, regions and the accelerator's API are cut off; regions and " +
+				"and have a large fault every half a minute. What the others are about: controllers crash at any line, stand still for minutes, have clocks that are up to 2 s off; links, regions and the accelerator's API are cut off; disks are slow for minutes, so that each call of the tables takes seconds; regions and " +
 				"instances die; zones have no capacity; instances never come up; a hand writes the number of instances, or launches one. Half of the regions' EC2 honour client tokens; half of the seeds scale by forecast and reserve, half by the plain rules.",
 			"When a region dies, its dial is lowered after it was seen down for 5 s, by a standby when the leader died with it. Dials are the slow loop: what the accelerator sends to a dead region before its health checks notice is for " +
 				"Envoy's spill and the tenant's client, which are not part of this simulation.",
@@ -147,6 +147,7 @@ func summary(wild, calm []sim.Outcome) result.Result {
 		{"controllers crashed", sum.Crashes},
 		{"regions died", sum.RegionsLost},
 		{"links cut", sum.Cuts},
+		{"regions whose disks were slow", sum.SlowDisks},
 		{"leaderships", sum.Leaderships},
 		{"dials lowered to 0", sum.Failovers},
 		{"instances launched", sum.Launches},

@@ -149,7 +149,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 			ID: self.ID().Instance, Region: fleet.Region(self.ID().Region), Zone: *zone,
 			Address: *advertise, Models: names,
 		},
-		ModelVersions: versions, ReadGPU: readGPU,
+		ModelVersions: versions, ReadGPU: readGPU, ModelFiles: washes.files,
 		Store: instances, Identity: self, Tenants: tenants.Keeper(),
 		DialEnclave: dialEnclave, Enclaves: washes.enclaves, Wash: washes.config,
 		EngineRelay: relay, DialGuard: dialer(*guard),

@@ -40,7 +40,7 @@ func washFlags(f *flag.FlagSet) *washOptions {
 	f.StringVar(&o.releases, "releases", "", "with -enclave-command: signed manifest of enclave releases, by which a fresh enclave is verified")
 	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies it")
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to verify enclaves by, in place of AWS's")
-	f.StringVar(&o.modelSums, "model-sums", "", "with -enclave-command: what the model's files have to be, as sha256sum writes it")
+	f.StringVar(&o.modelSums, "model-sums", "", "what the model's files have to be, as sha256sum writes it: each 30 s it is looked whether they are there, and a full wash reads them")
 	f.IntVar(&o.modelReadBytesPerSecond, "model-read-bytes-per-second", 200<<20, "how fast they are read when they are checked; 0: as fast as can be")
 	return o
 }
@@ -50,15 +50,24 @@ func washFlags(f *flag.FlagSet) *washOptions {
 type washes struct {
 	enclaves parent.Enclaves
 	config   *parent.Wash
+	files    *parent.ModelFiles
 	run      func(context.Context)
 	close    func() error
 }
 
 func (o *washOptions) open(ctx context.Context, region, enclaveAt string, getenv func(string) string, output io.Writer, logger *slog.Logger) (washes, error) {
 	w := washes{run: func(context.Context) {}, close: func() error { return nil }}
+	var check *weights.Checker
+	if o.modelSums != "" {
+		var err error
+		if check, err = weights.Open(o.modelSums, o.modelReadBytesPerSecond); err != nil {
+			return w, err
+		}
+		w.files = &parent.ModelFiles{Look: check.Look}
+	}
 	if o.command == "" {
-		if o.state+o.releases+o.releasesKey+o.developmentRoot+o.modelSums != "" {
-			return w, errors.New("-state, -releases, -trust-development-root and -model-sums are for full washes: these need -enclave-command")
+		if o.state+o.releases+o.releasesKey+o.developmentRoot != "" {
+			return w, errors.New("-state, -releases and -trust-development-root are for full washes: these need -enclave-command")
 		}
 		return w, nil
 	}
@@ -87,16 +96,12 @@ func (o *washOptions) open(ctx context.Context, region, enclaveAt string, getenv
 			return w, fmt.Errorf("-trust-development-root: %w", err)
 		}
 	}
-	check, err := weights.Open(o.modelSums, o.modelReadBytesPerSecond)
-	if err != nil {
-		return w, err
-	}
 	records, err := stateopen.Store(ctx, o.state, logger)
 	if err != nil {
 		return w, err
 	}
 	return washes{
-		enclaves: enclaves, run: manifest.Run, close: records.Close,
+		enclaves: enclaves, files: w.files, run: manifest.Run, close: records.Close,
 		config: &parent.Wash{Records: records, CheckModel: check.Verify, StepTimeout: stepTimeout + 2*check.Takes(), Attested: attested(manifest.Manifest, root, fleet.Region(region))},
 	}, nil
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -19,6 +20,8 @@ import (
 	"github.com/mrgc/mrgc/client"
 	"github.com/mrgc/mrgc/client/kmskey"
 	"github.com/mrgc/mrgc/internal/lockdown"
+	"github.com/mrgc/mrgc/internal/release"
+	releasefollow "github.com/mrgc/mrgc/internal/release/follow"
 )
 
 type connectOptions struct {
@@ -66,7 +69,7 @@ sends is the tenant's, and it goes no further than this process.`,
 // trustFlags are what decides which enclaves are trusted.
 func (o *connectOptions) trustFlags(f *pflag.FlagSet) {
 	f.StringVar(&o.releases, "releases", "", "JSON file of the enclave releases to trust, with their PCRs")
-	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies --releases: a signed manifest (mrgc releases sign), whose minimum version holds, too")
+	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies --releases: a signed manifest (mrgc releases sign), whose minimum version holds, too; a newer one in its place is taken up")
 	f.Uint64Var(&o.minVersion, "min-version", 0, "refuse releases below this version")
 	f.StringSliceVar(&o.modes, "require-mode", nil, "modes of isolation to accept, of process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc: what is in\nanother is refused before anything is sealed (default: every mode with a Nitro Enclave)")
 	f.StringSliceVar(&o.types, "recipient-types", []string{"enclave"}, "whose keys to seal to: enclave, one enclave's own, and fleet, which all of a region hold, for when none of the enclaves is there\nthat are known: the operator's KMS administrators could have it, too")
@@ -107,6 +110,11 @@ func connect(ctx context.Context, o connectOptions, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	stopFollowing, err := o.followReleases(ctx, c, log)
+	if err != nil {
+		return err
+	}
+	defer stopFollowing()
 	listener, err := listenLoopback(o.listen)
 	if err != nil {
 		return err
@@ -178,6 +186,31 @@ func (o *connectOptions) readReleases(policy *client.Policy) (err error) {
 	}
 	policy.Releases, policy.MinVersion = m.Releases, max(m.MinVersion, policy.MinVersion)
 	return nil
+}
+
+// followReleases has a client trust what the manifest says, if there is a signed one,
+// now and from then on.
+func (o *connectOptions) followReleases(ctx context.Context, c *client.Client, log *slog.Logger) (stop func(), err error) {
+	if o.releasesKey == "" {
+		return func() {}, nil
+	}
+	manifest, err := releasefollow.Open(o.releases, o.releasesKey, log)
+	if err != nil {
+		return nil, fmt.Errorf("--releases: %w", err)
+	}
+	manifest.Changed = func(m *release.Manifest) {
+		if err := c.SetReleases(m.Releases, m.MinVersion); err != nil {
+			log.Error("the manifest of releases is not taken up", "error", err)
+		}
+	}
+	manifest.Changed(manifest.Manifest())
+	ctx, cancel := context.WithCancel(ctx)
+	var following sync.WaitGroup
+	following.Go(func() { manifest.Run(ctx) })
+	return func() {
+		cancel()
+		following.Wait()
+	}, nil
 }
 
 func readCertificate(path string) (*x509.Certificate, error) {

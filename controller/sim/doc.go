@@ -1,7 +1,7 @@
 // Package sim plays three regions in virtual time, with the controllers' own decisions
 // (packages failover and autoscaler) and everything else made up: processes that crash
 // at any line, pause, and have clocks that differ; messages that are late, lost or
-// repeated; links that are cut; a store that is strongly consistent where it can be
+// repeated; links that are cut; disks that are slow; a store that is strongly consistent where it can be
 // reached, and one whose replicas lag and where the last writer wins; an accelerator
 // and EC2 with their documented quirks; tenants' load.
 //

@@ -134,7 +134,7 @@ func call[T any](p *proc, to place, timeout time.Duration, apply func() T) (resu
 		if w.lost(p.home.region, to) {
 			return
 		}
-		w.after(w.latency(to), func() {
+		w.after(w.latency(p.home.region, to), func() {
 			if p.waiting == wait && !ok {
 				result, ok = r, true
 				p.wake(wait)
@@ -142,9 +142,9 @@ func call[T any](p *proc, to place, timeout time.Duration, apply func() T) (resu
 		})
 	}
 	if !w.lost(p.home.region, to) {
-		w.after(w.latency(to), deliver)
+		w.after(w.latency(p.home.region, to), deliver)
 		if w.repeats(to) && w.chance(w.faults.repeat) {
-			w.after(w.latency(to)+w.between(0, 3*time.Second), func() { apply() })
+			w.after(w.latency(p.home.region, to)+w.between(0, 3*time.Second), func() { apply() })
 		}
 	}
 	w.after(timeout, func() { p.wake(wait) })

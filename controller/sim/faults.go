@@ -52,7 +52,7 @@ func (w *world) oneFault() {
 	w.watch.counts.Faults++
 	r, d := w.region(), w.lasting()
 	name := names[r]
-	switch w.random.IntN(13) {
+	switch w.random.IntN(14) {
 	case 0:
 		w.regionDies(r, d)
 	case 1, 2: // one link
@@ -95,6 +95,11 @@ func (w *world) oneFault() {
 		w.capacity(r, d)
 	case 12:
 		w.byHandOrBlind(r, d)
+	case 13:
+		w.say("fault", "%s's disks are slow for %v", name, d.Round(time.Second))
+		w.watch.counts.SlowDisks++
+		w.slow[r]++
+		w.after(d, func() { w.slow[r]-- })
 	}
 }
 

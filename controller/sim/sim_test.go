@@ -30,6 +30,7 @@ var _ = Describe("Three regions", func() {
 		Expect(all.Failovers).To(BeNumerically(">", smoke))
 		Expect(all.Terminations).To(BeNumerically(">", smoke))
 		Expect(all.Crashes).To(BeNumerically(">", smoke))
+		Expect(all.SlowDisks).To(BeNumerically(">", smoke))
 		Expect(all.Cuts).To(BeNumerically(">", smoke))
 		Expect(all.Leaderships).To(BeNumerically(">", 4*smoke))
 	})

@@ -27,6 +27,7 @@ var Invariants = [...]Invariant{Minimum, Dials, Leader, Doubled, Flap, Drained, 
 // Counts are what was played.
 type Counts struct {
 	Faults, Crashes, Cuts, RegionsLost int
+	SlowDisks                          int
 	Leaderships, Failovers             int
 	Launches, Terminations             int
 	Requests, DeadDoor                 float64 // all, and those that were sent to a region that was dead
@@ -37,6 +38,7 @@ type Counts struct {
 // Add adds up.
 func (c *Counts) Add(o Counts) {
 	c.Faults, c.Crashes, c.Cuts, c.RegionsLost = c.Faults+o.Faults, c.Crashes+o.Crashes, c.Cuts+o.Cuts, c.RegionsLost+o.RegionsLost
+	c.SlowDisks += o.SlowDisks
 	c.Leaderships, c.Failovers = c.Leaderships+o.Leaderships, c.Failovers+o.Failovers
 	c.Launches, c.Terminations = c.Launches+o.Launches, c.Terminations+o.Terminations
 	c.Requests, c.DeadDoor = c.Requests+o.Requests, c.DeadDoor+o.DeadDoor

@@ -60,7 +60,7 @@ type world struct {
 
 	up          [regions]bool                       // the region has not died
 	cut         [regions + 1][regions + 1]int       // links that are cut, how many times; the last is the accelerator
-	slow        [regions]bool                       // its disks and network
+	slow        [regions]int                        // its disks are, how many times over
 	controllers []*controller                       // running
 	starts      int64                               // of controllers
 	tables      tables                              // strongly consistent
@@ -146,8 +146,12 @@ func (w *world) lost(from, to place) bool {
 // none is reached over loopback.
 func (w *world) repeats(to place) bool { return to < ec2Base || w.clouds[to-ec2Base].tokens }
 
-// latency is a message's way in one direction.
-func (w *world) latency(to place) time.Duration {
+// latency is a message's way in one direction, and what the other side takes. A region
+// whose disks are slow reaches the tables slowly, and is reached so.
+func (w *world) latency(from, to place) time.Duration {
+	if to == strong && w.slow[from] > 0 || to < regions && w.slow[to] > 0 {
+		return w.between(200*time.Millisecond, 4*time.Second)
+	}
 	base := 5 * time.Millisecond
 	switch {
 	case to == strong:
@@ -157,7 +161,7 @@ func (w *world) latency(to place) time.Duration {
 	case to >= ec2Base:
 		base = 800 * time.Millisecond
 	}
-	if w.chance(w.faults.slow) { // a disk, a queue, a retransmission
+	if w.chance(w.faults.slow) { // a queue, a retransmission
 		return w.between(base, 10*base+2*time.Second)
 	}
 	return w.between(base/2, 2*base)

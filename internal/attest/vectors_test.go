@@ -54,6 +54,26 @@ var _ = Describe("Vectors", func() {
 		Expect(err).To(MatchError(ContainSubstring("protected header")))
 	})
 
+	DescribeTable("say when they were made, verified or not", func(file string, at int64) {
+		Expect(attest.ClaimedTime(vector(file))).To(BeTemporally("==", time.UnixMilli(at)))
+	},
+		Entry("the real document", "aws-attestation-2023.cbor", ownTime.UnixMilli()),
+		Entry("a document of debug mode", "aws-attestation-debug-2023.cbor", int64(1665582606081)),
+		Entry("QEMU's", "qemu-unsigned-attestation.cbor", int64(1795433289000)),
+	)
+
+	DescribeTable("that are none say nothing", func(raw []byte, reason string) {
+		_, err := attest.ClaimedTime(raw)
+		Expect(err).To(MatchError(ContainSubstring(reason)))
+	},
+		Entry("nothing", nil, "not a COSE_Sign1 message"),
+		Entry("one that was cut", vector("aws-attestation-2023.cbor")[:2000], "not a COSE_Sign1 message"),
+		Entry("one too large", make([]byte, 13<<10), "more than"),
+		Entry("one of a TPM", vector("aws-nitrotpm-2026.cbor"), "payload"),
+		Entry("one without a payload", []byte{0x84, 0x40, 0xa0, 0x40, 0x40}, "payload"),
+		Entry("one without a time", []byte{0x84, 0x40, 0xa0, 0x41, 0xa0, 0x40}, "no time"),
+	)
+
 	It("embeds the root that AWS publishes", func() {
 		sum := sha256.Sum256(attest.AWSRoot().Raw)
 		Expect(hex.EncodeToString(sum[:])).To(Equal("641a0321a3e244efe456463195d606317ed7cdcc3c1756e09893f3c68f79bb5b"))

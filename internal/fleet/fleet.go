@@ -54,15 +54,15 @@ type Instance struct {
 	Usage map[string]Usage
 
 	RegisteredAt time.Time
-	HeartbeatAt  time.Time
-	Version      int64 // counts the writes to this instance
+	HeartbeatAt  time.Time // as [Hearing.Date] has it, of what a store has read
+	Version      int64     // counts the writes to this instance
 }
 
 // Health is what the parent sees of its instance. The zero value is unhealthy.
 type Health struct {
 	Enclave bool   // answers, and its recipients' claims are valid
-	Engine  bool   // answers, and the model is loaded
-	Reason  string // why not, for people; empty when healthy
+	Engine  bool   // answers, the model is loaded, and no GPU is lost
+	Reason  string // what is wrong, for people, also with what does not make it unhealthy
 }
 
 // OK says whether every part is healthy.
@@ -123,7 +123,9 @@ type Store interface {
 	SetDraining(ctx context.Context, id string, draining bool) error
 	// Deregister removes an instance; one that is not there is no error.
 	Deregister(ctx context.Context, id string) error
-	// Snapshot reads all instances, strongly consistent within a region.
+	// Snapshot reads all instances, strongly consistent within a region. Heartbeats
+	// are dated by this process's clock ([Hearing]), so an instance whose clock is
+	// wrong is neither dead nor immortal.
 	Snapshot(ctx context.Context) (*Snapshot, error)
 	// Watch sends the present snapshot, then one after each change, and one
 	// every [RefreshInterval] without a change, so that Snapshot.At advances as

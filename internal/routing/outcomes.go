@@ -19,8 +19,8 @@ type Outcomes struct {
 
 // OutcomesMemory is the time after which an outcome counts 1/e. An instance that
 // served everything and now fails everything reaches [FailingRate] after ln 2
-// times it, 1.4 s, at a steady rate of requests.
-const OutcomesMemory = 2 * time.Second
+// times it, just under a second, at a steady rate of requests.
+const OutcomesMemory = 1400 * time.Millisecond
 
 // goodStanding is the number of successes, at least, that an instance is given
 // credit for which is not failing: one or two failures after a quiet time

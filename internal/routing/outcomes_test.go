@@ -26,13 +26,13 @@ var _ = Describe("Outcomes", func() {
 		Expect(routing.Outcomes{}.Add(false, start).ErrorRate()).To(BeZero())
 	})
 
-	DescribeTable("condemn an instance that fails everything within two seconds, at any rate of requests",
+	DescribeTable("condemn an instance that fails everything within a second, from three requests a second on",
 		func(rate int) {
 			o := run(routing.Outcomes{}, false, 0, time.Minute, rate)
-			o = run(o, true, time.Minute, time.Minute+2*time.Second, rate)
+			o = run(o, true, time.Minute, time.Minute+time.Second, rate)
 			Expect(o.ErrorRate()).To(BeNumerically(">=", routing.FailingRate))
 		},
-		Entry(nil, 2), Entry(nil, 10), Entry(nil, 100), Entry(nil, 1000),
+		Entry(nil, 3), Entry(nil, 10), Entry(nil, 100), Entry(nil, 1000),
 	)
 
 	DescribeTable("forgive failures after a quiet time",

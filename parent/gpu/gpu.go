@@ -27,6 +27,11 @@ import (
 // machine, no driver, or a program that was built without NVML.
 var ErrNone = errors.New("no GPU is seen")
 
+// ErrLost is the error of Read when a GPU is there no more, or does nothing until it is
+// reset: NVML says so of one that has fallen off its bus or has had an error that cannot
+// be corrected. What runs on it does not come back by itself.
+var ErrLost = errors.New("a GPU is lost")
+
 // device is one GPU's reading, as NVML gives it.
 type device struct {
 	busyPercent             uint32

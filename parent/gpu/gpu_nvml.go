@@ -60,21 +60,31 @@ func (d *Device) Read() (loadreport.GPU, error) {
 	for i, handle := range d.handles {
 		busy, result := handle.GetUtilizationRates()
 		if result != nvml.SUCCESS {
-			return loadreport.GPU{}, fmt.Errorf("utilization of GPU %d: %w", i, result)
+			return loadreport.GPU{}, failed("utilization", i, result)
 		}
 		memory, result := handle.GetMemoryInfo()
 		if result != nvml.SUCCESS {
-			return loadreport.GPU{}, fmt.Errorf("memory of GPU %d: %w", i, result)
+			return loadreport.GPU{}, failed("memory", i, result)
 		}
 		temperature, result := handle.GetTemperature(nvml.TEMPERATURE_GPU)
 		if result != nvml.SUCCESS {
-			return loadreport.GPU{}, fmt.Errorf("temperature of GPU %d: %w", i, result)
+			return loadreport.GPU{}, failed("temperature", i, result)
 		}
 		devices[i] = device{
 			busyPercent: busy.Gpu, memoryUsed: memory.Used, memoryTotal: memory.Total, temperatureC: temperature,
 		}
 	}
 	return sum(devices), nil
+}
+
+// failed is the error of a reading.
+func failed(what string, i int, result nvml.Return) error {
+	switch result {
+	case nvml.ERROR_GPU_IS_LOST, nvml.ERROR_GPU_NOT_FOUND, nvml.ERROR_RESET_REQUIRED, nvml.ERROR_DRIVER_NOT_LOADED:
+		return fmt.Errorf("%w: %s of GPU %d: %w", ErrLost, what, i, result)
+	default:
+		return fmt.Errorf("%s of GPU %d: %w", what, i, result)
+	}
 }
 
 // Close lets NVML go.

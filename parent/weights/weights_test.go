@@ -52,14 +52,17 @@ var _ = Describe("A model's files", func() {
 				read = "2 of them unchanged since they were read; 0 MiB"
 			}
 			Expect(seen).To(And(HavePrefix("2 files"), ContainSubstring(read)))
+			Expect(c.Look()).To(Succeed())
 		}
 	})
 
-	DescribeTable("do not pass", func(ctx SpecContext, change func()) {
+	DescribeTable("do not pass, and a look at them says so", func(ctx SpecContext, change func()) {
 		c := open(0)
+		Expect(c.Look()).To(Succeed(), "though none has been read")
 		_, err := c.Verify(ctx, false)
 		Expect(err).NotTo(HaveOccurred())
 		change()
+		Expect(c.Look()).To(MatchError(ContainSubstring(dir)))
 		for _, hurry := range []bool{true, false, true} {
 			_, err = c.Verify(ctx, hurry)
 			Expect(err).To(MatchError(ContainSubstring("model: ")))

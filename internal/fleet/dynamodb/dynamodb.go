@@ -78,6 +78,7 @@ type Store struct {
 	pollInterval time.Duration
 	log          *slog.Logger
 	watches      *poll.Watches
+	hearing      fleet.Hearing
 
 	mu      sync.Mutex // guards what follows
 	closed  bool

@@ -45,6 +45,7 @@ func (s *Store) Snapshot(ctx context.Context) (*fleet.Snapshot, error) {
 		}
 	}
 	s.tellSkipped(ctx, skipped)
+	s.hearing.Date(at, instances, func(in *fleet.Instance) bool { return in.Region.AWS() != s.client.Region })
 	return fleet.NewSnapshot(at, instances), nil
 }
 

@@ -21,7 +21,8 @@ type queryer interface {
 }
 
 // readSnapshot reads all instances in one statement, and so as of one moment.
-func readSnapshot(ctx context.Context, from queryer, at time.Time) (*fleet.Snapshot, error) {
+func (s *Store) readSnapshot(ctx context.Context, from queryer) (*fleet.Snapshot, error) {
+	at := s.clock().Round(0).UTC()
 	rows, err := from.QueryContext(ctx, snapshotSQL)
 	if err != nil {
 		return nil, err
@@ -38,7 +39,8 @@ func readSnapshot(ctx context.Context, from queryer, at time.Time) (*fleet.Snaps
 	if err := rows.Err(); err != nil {
 		return nil, err
 	}
-	return fleet.NewSnapshot(at.Round(0).UTC(), instances), nil
+	s.hearing.Date(at, instances, func(*fleet.Instance) bool { return false })
+	return fleet.NewSnapshot(at, instances), nil
 }
 
 func scanInstance(rows *sql.Rows) (*fleet.Instance, error) {

@@ -49,6 +49,7 @@ type Store struct {
 	clock   func() time.Time
 	log     *slog.Logger
 	watches *poll.Watches
+	hearing fleet.Hearing
 }
 
 var _ fleet.Store = (*Store)(nil)
@@ -163,7 +164,7 @@ func (s *Store) Snapshot(ctx context.Context) (*fleet.Snapshot, error) {
 	if err != nil {
 		return nil, fmt.Errorf("fleet store %s: %w", s.path, err)
 	}
-	snapshot, err := readSnapshot(ctx, db, s.clock())
+	snapshot, err := s.readSnapshot(ctx, db)
 	if err != nil {
 		return nil, fmt.Errorf("fleet store %s: read instances: %w", s.path, err)
 	}

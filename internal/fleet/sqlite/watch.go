@@ -54,8 +54,7 @@ func (w *watcher) tryPoll(ctx context.Context) (*fleet.Snapshot, error) {
 	if version == w.seen && time.Since(w.readAt) < fleet.RefreshInterval {
 		return nil, nil
 	}
-	at := w.store.clock()
-	snapshot, err := readSnapshot(ctx, w.conn, at)
+	snapshot, err := w.store.readSnapshot(ctx, w.conn)
 	if err != nil {
 		return nil, err
 	}

@@ -121,6 +121,27 @@ func describeWrites(b *bench) {
 		}
 	})
 
+	ginkgo.DescribeTable("dates heartbeats by the reader's clock, though their writer's is", func(ctx ginkgo.SpecContext, off time.Duration) {
+		writer, err := b.open(ctx, func() time.Time { return b.clock.Now().Add(off) })
+		Expect(err).NotTo(HaveOccurred())
+		ginkgo.DeferCleanup(writer.Close)
+		reader := b.store(ctx)
+		Expect(writer.Register(ctx, instance("use1-0"))).To(Succeed())
+		Expect(only(ctx, reader).HeartbeatAt).NotTo(BeTemporally(">", b.clock.Now()))
+		for range 2 {
+			read := b.clock.Now()
+			now := b.clock.Advance(time.Second)
+			Expect(writer.Heartbeat(ctx, heartbeat("use1-0"))).To(Succeed())
+			Expect(only(ctx, reader).HeartbeatAt).To(And(BeTemporally(">=", read), BeTemporally("<=", now)))
+		}
+		heard := b.clock.Now()
+		b.clock.Advance(time.Minute)
+		Expect(only(ctx, reader).HeartbeatAt).NotTo(BeTemporally(">", heard), "it grows old")
+	},
+		ginkgo.Entry("behind", -time.Hour),
+		ginkgo.Entry("ahead", time.Hour),
+	)
+
 	ginkgo.It("changes the drain alone with a drain", func(ctx ginkgo.SpecContext) {
 		store := b.store(ctx)
 		Expect(store.Register(ctx, instance("use1-0"))).To(Succeed())

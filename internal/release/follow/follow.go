@@ -20,6 +20,9 @@ const Interval = 250 * time.Millisecond
 
 // File is a signed manifest in a file that is replaced as a whole.
 type File struct {
+	// Changed, when set, is called by Run with each manifest that replaces another.
+	Changed func(*release.Manifest)
+
 	path string
 	keys []ed25519.PublicKey
 	log  *slog.Logger
@@ -64,6 +67,9 @@ func (f *File) Run(ctx context.Context) {
 			f.log.Error("the manifest of releases is refused; the one before stays", "file", f.path, "error", err)
 		} else if now := f.Manifest(); now != before {
 			f.log.Info("manifest of releases", "version", now.Version, "min_version", now.MinVersion)
+			if f.Changed != nil {
+				f.Changed(now)
+			}
 		}
 	}
 }

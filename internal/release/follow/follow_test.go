@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"testing"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -55,6 +56,8 @@ var _ = Describe("A file", func() {
 		file, err := follow.Open(path("releases"), path("key"), slog.New(slog.NewTextHandler(log, nil)))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(file.Manifest()).To(And(HaveField("Version", uint64(2)), HaveField("MinVersion", uint64(5))))
+		var told atomic.Uint64
+		file.Changed = func(m *release.Manifest) { told.Store(m.Version) }
 		following, stop := context.WithCancel(ctx)
 		ended := make(chan struct{})
 		go func() {
@@ -67,6 +70,7 @@ var _ = Describe("A file", func() {
 		})
 		sign(newKey(1), 3, 6)
 		Eventually(file.Manifest, "10s").Should(And(HaveField("Version", uint64(3)), HaveField("MinVersion", uint64(6))))
+		Eventually(told.Load, "10s").Should(BeEquivalentTo(3))
 		for _, bad := range []struct {
 			key                 ed25519.PrivateKey
 			version, minVersion uint64
@@ -75,6 +79,7 @@ var _ = Describe("A file", func() {
 			sign(bad.key, bad.version, bad.minVersion)
 			Eventually(log, "10s").Should(gbytes.Say(bad.reason))
 			Expect(file.Manifest().Version).To(BeEquivalentTo(3))
+			Expect(told.Load()).To(BeEquivalentTo(3))
 		}
 		Expect(os.Remove(path("releases"))).To(Succeed())
 		Eventually(log, "10s").Should(gbytes.Say("no such file"))
