@@ -133,24 +133,32 @@ var _ = Describe("A region", func() {
 // picksOf asks a router how many of its picks had an outcome; of one that cannot be
 // asked none had.
 func picksOf(ctx context.Context, admin, outcome string) int {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, admin+"/metrics", nil)
-	if err != nil {
-		return 0
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return 0
-	}
-	defer resp.Body.Close()
-	content, err := io.ReadAll(resp.Body)
-	found := regexp.MustCompile(`mrgc_picks_total\{[^}]*outcome="` + outcome + `"[^}]*\} (\d+)`).FindSubmatch(content)
-	if err != nil || found == nil {
+	found := regexp.MustCompile(`mrgc_picks_total\{[^}]*outcome="` + outcome + `"[^}]*\} (\d+)`).FindSubmatch(metricsAt(ctx, admin))
+	if found == nil {
 		return 0
 	}
 	n, _ := strconv.Atoi(string(found[1]))
 	return n
+}
+
+// metricsAt is what an admin has of metrics; nothing while it cannot be asked.
+func metricsAt(ctx context.Context, admin string) []byte {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, admin+"/metrics", nil)
+	if err != nil {
+		return nil
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil
+	}
+	defer resp.Body.Close()
+	content, err := io.ReadAll(resp.Body)
+	if err != nil {
+		return nil
+	}
+	return content
 }
 
 // answered counts requests that ended after a time.

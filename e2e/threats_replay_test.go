@@ -8,6 +8,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"regexp"
 	"sync"
 	"syscall"
 	"time"
@@ -123,6 +124,11 @@ func describeReplays(i *intruder) {
 		}
 		send(ctx, sendings/4)
 		check()
+		for _, admin := range []string{"MRGC_ADMIN_USE1", "MRGC_ADMIN_USE1_1"} {
+			Eventually(ctx, func() []string {
+				return regexp.MustCompile(`mrgc_(?:peers_)?in_flight\{.*\} \S+`).FindAllString(string(metricsAt(ctx, i.c.env()[admin])), -1)
+			}, "20s").Should(And(HaveLen(4), HaveEach(HaveSuffix(" 0"))), "nothing counts for much longer than it lasts, whoever was killed")
+		}
 		AddReportEntry("replays", fmt.Sprintf("%d envelopes sent %d times, to Envoy and to both enclaves, past two kills; none ran twice on one key: %v",
 			len(all), sendings, became.of))
 	}, NodeTimeout(10*time.Minute))

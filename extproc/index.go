@@ -137,26 +137,32 @@ func (p *Picker) reportOf(ix *index, in *fleet.Instance) routing.Report {
 
 // work is what the picker itself has in flight on an instance that has last
 // reported so.
-func (p *Picker) work(instanceID string, report routing.Report, now time.Time) Work {
-	work := p.inFlight.On(instanceID)
-	if report.Age == routing.AgeFresh {
-		work.Sent = p.inFlight.SentSince(instanceID, now.Add(-report.Since-onTheWay))
+func (p *Picker) work(in *fleet.Instance, report routing.Report, now time.Time) Work {
+	work := p.inFlight.On(in.ID)
+	work.SentRequests = work.Requests // any of them may still be on its way
+	if report.Age != routing.AgeFresh {
+		return work
+	}
+	var requests int
+	requests, work.SentTokens = p.inFlight.SentSince(in.ID, now.Add(-report.Since-onTheWay))
+	if in.Region == p.region {
+		work.SentRequests = requests
 	}
 	return work
 }
 
-// onTheWay is how long a request is at most on its way from the picker to the
-// instance, or the instance's report to the picker, unless something is wrong: a
+// onTheWay is how long a request is at most on its way from the picker to an instance
+// of its region, or the instance's report to the picker, unless something is wrong: a
 // request picked so long before a report came is in the report.
 const onTheWay = 5 * time.Millisecond
 
 // candidate is all that the picker knows of an instance.
 func (p *Picker) candidate(ix *index, in *fleet.Instance, now time.Time) routing.Candidate {
 	report := p.reportOf(ix, in)
-	work := p.work(in.ID, report, now).Plus(p.shared.views.On(in.ID, now.Add(-report.Since), now))
+	work := p.work(in, report, now).Plus(p.shared.views.On(in.ID, now.Add(-report.Since), now))
 	c := routing.Candidate{
 		Instance: in,
-		InFlight: work.Requests, InFlightTokens: work.Tokens, SentTokens: work.Sent,
+		InFlight: work.Requests, InFlightTokens: work.Tokens, SentRequests: work.SentRequests, SentTokens: work.SentTokens,
 		Report:    report,
 		Saturated: p.saturated.was(in.ID),
 		ErrorRate: p.outcomes.errorRate(in.ID),

@@ -173,18 +173,19 @@ func (f *InFlight) On(instanceID string) Work {
 	return f.counts[instanceID]
 }
 
-// SentSince is how many tokens of prompts, of the requests in flight on an
-// instance, have been sent to it since a moment, which costs as much as there are
+// SentSince is how many of the requests in flight on an instance have been sent to it
+// since a moment, and tokens of their prompts; which costs as much as there are
 // requests since.
-func (f *InFlight) SentSince(instanceID string, since time.Time) (tokens int) {
+func (f *InFlight) SentSince(instanceID string, since time.Time) (requests, tokens int) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	for r := f.tail; r != nil && !r.start.Before(since); r = r.older {
 		if r.instance == instanceID {
+			requests++
 			tokens += r.Tokens
 		}
 	}
-	return tokens
+	return requests, tokens
 }
 
 // Claimed is how many tokens are in flight of a model: a tenant's, and those of

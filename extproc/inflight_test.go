@@ -141,14 +141,15 @@ var _ = Describe("InFlight", func() {
 						if f.On(in) != want[in] {
 							t.Fatalf("%s has %v, want %v", in, f.On(in), want[in])
 						}
-						since, sent := now.Add(-3*time.Second), 0
+						since, sent := now.Add(-3*time.Second), [2]int{}
 						for _, r := range twin {
 							if r.instance == in && !r.start.Before(since) {
-								sent += r.tokens
+								sent[0]++
+								sent[1] += r.tokens
 							}
 						}
-						if got := f.SentSince(in, since); got != sent {
-							t.Fatalf("%s has been sent %d tokens of late, want %d", in, got, sent)
+						if requests, tokens := f.SentSince(in, since); [2]int{requests, tokens} != sent {
+							t.Fatalf("%s has been sent %d requests and %d tokens of late, want %v", in, requests, tokens, sent)
 						}
 					}
 					for _, model := range models {

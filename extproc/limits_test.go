@@ -15,6 +15,7 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/peers"
 	"github.com/mrgc/mrgc/internal/quota"
+	"github.com/mrgc/mrgc/internal/routing"
 	rules "github.com/mrgc/mrgc/internal/tenant"
 )
 
@@ -320,6 +321,39 @@ var _ = Describe("A tenant's share", func() {
 		refusal, _ = waits(p.b.ask(ctx, from("greedy", "greedy-8", size)))
 		Expect(refusal.Param).To(Equal("share"), "the greedy one gains nothing by another router")
 		picked(p.b.ask(ctx, from("modest", "modest-2", size)))
+	})
+
+	It("is nobody's to keep to by what a router had in flight that has died, once instances report that it has ended", func(ctx SpecContext) {
+		var reported time.Time // zero: nothing was
+		var p *pair
+		p = twoPickers(ctx, limited(nil), func(c *extproc.Config) {
+			c.Report = func(*fleet.Instance) routing.Report {
+				if reported.IsZero() {
+					return routing.Report{}
+				}
+				return routing.Report{Age: routing.AgeFresh, Since: p.b.time().Sub(reported), Load: fleet.Load{Slots: 4}}
+			}
+		})
+		for _, h := range []*harness{p.a, p.b} {
+			h.see(instance("use1-0", "use1", kidA, fourSlots))
+		}
+		picked(p.b.ask(ctx, from("modest", "modest-0", size)))
+		for i := range 9 {
+			picked(p.a.ask(ctx, from("greedy", fmt.Sprint("greedy-", i), size)))
+		}
+		p.tell(p.a, p.b) // its last word
+		refusal, _ := waits(p.b.ask(ctx, from("greedy", "greedy-9", size)))
+		Expect(refusal.Param).To(Equal("share"))
+
+		p.b.advance(100 * time.Millisecond)
+		reported = p.b.time() // the requests have ended, and there is nobody to say so but the instance
+		p.b.advance(10 * time.Millisecond)
+		for i := range 4 {
+			picked(p.b.ask(ctx, from("greedy", fmt.Sprint("greedy-1", i), size)))
+		}
+		picked(p.b.ask(ctx, from("greedy", "greedy-20", size)))
+		refusal, _ = waits(p.b.ask(ctx, from("greedy", "greedy-21", size)))
+		Expect(refusal.Param).To(Equal("share"), "these it has been sent")
 	})
 
 	It("takes nothing from a limit when it refuses", func(ctx SpecContext) {

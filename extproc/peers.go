@@ -70,8 +70,11 @@ func (p *Picker) Tell(told *Told) *peers.Message {
 		if in == nil || len(m.InFlight) == peers.MaxInstances {
 			continue
 		}
-		if work := p.work(id, p.reportOf(ix, in), now); work.Requests > 0 {
-			m.InFlight = append(m.InFlight, peers.Count{Instance: id, Requests: work.Requests, Tokens: work.Tokens, Sent: min(work.Sent, work.Tokens)})
+		if work := p.work(in, p.reportOf(ix, in), now); work.Requests > 0 {
+			m.InFlight = append(m.InFlight, peers.Count{
+				Instance: id, Requests: work.Requests, Tokens: work.Tokens,
+				SentRequests: min(work.SentRequests, work.Requests), SentTokens: min(work.SentTokens, work.Tokens),
+			})
 		}
 	}
 	return m
@@ -111,6 +114,9 @@ func (p *Picker) Learn(address string, m *peers.Message) (fromAnother bool) {
 	}
 	return true
 }
+
+// Lose no longer counts what was learned from an address, until something is again.
+func (p *Picker) Lose(address string) { p.shared.views.Lose(address) }
 
 // Forget drops what was learned from an address that is no longer followed.
 func (p *Picker) Forget(address string) { p.shared.views.Forget(address) }

@@ -90,15 +90,39 @@ var _ = Describe("Two pickers of a region", func() {
 		p.a.ask(ctx, toA("1"))
 		p.b.ask(ctx, toA("2"))
 		p.tell(p.a, p.b)
-		Expect(p.b.seen("use1-0").SentTokens).To(Equal(2 * 1024))
-		Expect(p.a.seen("use1-0").SentTokens).To(Equal(1024), "as long as it has not been told")
+		sent := func(h *harness) [2]int {
+			seen := h.seen("use1-0")
+			return [2]int{seen.SentRequests, seen.SentTokens}
+		}
+		Expect(sent(p.b)).To(Equal([2]int{2, 2 * 1024}))
+		Expect(sent(p.a)).To(Equal([2]int{1, 1024}), "as long as it has not been told")
 		later(10 * time.Millisecond)
 		reported = p.a.time() // which has them
 		later(10 * time.Millisecond)
-		Expect(p.b.seen("use1-0").SentTokens).To(BeZero())
+		Expect(sent(p.b)).To(Equal([2]int{}))
 		Expect(p.b.seen("use1-0").InFlightTokens).To(Equal(2 * 1024))
 		p.tell(p.a, p.b)
-		Expect(p.b.seen("use1-0").SentTokens).To(BeZero(), "the other has seen the report, too")
+		Expect(sent(p.b)).To(Equal([2]int{}), "the other has seen the report, too")
+	})
+
+	It("take every request to another region's instance for one that may be on its way", func(ctx SpecContext) {
+		p := twoPickers(ctx, func(c *extproc.Config) {
+			c.Report = func(*fleet.Instance) routing.Report {
+				return routing.Report{Age: routing.AgeFresh, Since: 20 * time.Millisecond}
+			}
+		})
+		for _, h := range []*harness{p.a, p.b} {
+			h.see(instance("use1-0", "use1", kidA, portA), instance("use2-0", "use2", kidB, portB))
+			for i := range 2 {
+				h.ask(ctx, toA(fmt.Sprint(i)).with("mrgc-recipients", []string{kidA, kidB}[i]))
+			}
+			h.advance(30 * time.Millisecond)
+		}
+		Expect(p.b.seen("use1-0").SentRequests).To(BeZero())
+		Expect(p.b.seen("use2-0").SentRequests).To(Equal(1))
+		p.tell(p.a, p.b)
+		Expect(p.b.seen("use1-0").SentRequests).To(BeZero())
+		Expect(p.b.seen("use2-0").SentRequests).To(Equal(2))
 	})
 
 	It("count nothing of one that was not heard for a second, or is no longer followed", func(ctx SpecContext) {

@@ -70,6 +70,7 @@ type exchange struct {
 	want     identity.ID // every router's of the region
 	follows  *grpc.StreamDesc
 	learn    func(address string, m *peers.Message) (fromAnother bool)
+	lose     func(address string) // the stream from it has broken off
 	forget   func(address string)
 	identity *identity.Source
 	picker   *extproc.Picker
@@ -121,7 +122,7 @@ func newExchange(config *Config, picker *extproc.Picker, judges *judges, log *sl
 	names, err := parsePeers(config.Peers)
 	return &exchange{
 		names: names, want: config.Identity.ID(), identity: config.Identity, picker: picker, judges: judges, log: log,
-		follows: &followStream, forget: picker.Forget,
+		follows: &followStream, lose: picker.Lose, forget: picker.Forget,
 		learn: func(address string, m *peers.Message) bool {
 			another := picker.Learn(address, m)
 			if another {
@@ -143,7 +144,7 @@ func newExchangeAbroad(config *Config, region fleet.Region, picker *extproc.Pick
 	names, err := parsePeers(config.PeersAbroad[region])
 	return &exchange{
 		names: names, want: routerOf(region), identity: config.Identity, judges: judges, log: log.With("peers_of", string(region)),
-		follows: &abroadStream, forget: func(string) {},
+		follows: &abroadStream, lose: func(string) {}, forget: func(string) {},
 		learn: func(_ string, m *peers.Message) bool {
 			picker.LearnAbroad(m)
 			judges.learn(m)
@@ -253,6 +254,7 @@ func (e *exchange) listen(ctx context.Context, conn *grpc.ClientConn, address st
 			e.set(address, peerSelf)
 			return
 		}
+		e.lose(address)
 		e.set(address, peerSilent)
 		if errors.Is(context.Cause(ctx), errSilent) {
 			err = fmt.Errorf("%w for %s", errSilent, peerSilence)

@@ -23,11 +23,10 @@ type peerEntry struct {
 
 // entries lists every address that is followed, and what was heard there.
 func (e *exchange) entries() []peerEntry {
-	heard := map[string]peers.Peer{}
+	states, heard := e.states(), map[string]peers.Peer{} // in this order: who is not heard is believed no more
 	for _, p := range e.picker.Peers() {
 		heard[p.Address] = p
 	}
-	states := e.states()
 	page := []peerEntry{}
 	for _, address := range slices.Sorted(maps.Keys(states)) {
 		entry := peerEntry{Address: address, State: states[address]}

@@ -103,9 +103,10 @@ func (p *virtualPicker) pick(now time.Duration, r *request, _ []batching.Token) 
 func (p *virtualPicker) look(now time.Duration) {
 	for i := range p.candidates {
 		c, parent := &p.candidates[i], &p.parents[i]
-		c.Report.Since, c.SentTokens = now-parent.At, 0
+		c.Report.Since, c.SentRequests, c.SentTokens = now-parent.At, 0, 0
 		for _, sent := range parent.sent {
 			if sent.at >= parent.At-virtualTransit {
+				c.SentRequests++
 				c.SentTokens += sent.tokens
 			}
 		}

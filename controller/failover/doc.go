@@ -40,7 +40,7 @@
 // # What it never does
 //
 // It lowers no dial unless another region is at 100 %, by the state and by what the
-// accelerator says, and looks well; it takes out one region at a time; and it turns a
+// accelerator says, and serves; it takes out one region at a time; and it turns a
 // dial's direction at most once in FlapWindow. Where that keeps a dial up although the
 // region is down again, the drain still happens, and the accelerator's own health
 // checks, which ignore dials, see to new connections.

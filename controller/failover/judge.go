@@ -13,10 +13,32 @@ type judgement struct {
 	votes   string // for people
 }
 
-// judge counts fresh views. Verdicts are ordered: who sees a region down also
-// sees it partial, so that a quorum of mixed views is of the milder one.
+// serves says whether a region can carry traffic: one that is behind can.
+func (j *judgement) serves() bool { return j.Verdict == Up || j.Verdict == Behind }
+
+// tally counts views. Verdicts are ordered: who sees a region down also sees it
+// partial, and who sees it up also that it serves, behind or not, so that a quorum of
+// mixed views is of the milder one.
+type tally struct{ down, partial, serves, up int }
+
+func (t *tally) count(v Verdict) {
+	switch v {
+	case Down:
+		t.down++
+		t.partial++
+	case Partial:
+		t.partial++
+	case Behind:
+		t.serves++
+	case Up:
+		t.serves++
+		t.up++
+	}
+}
+
+// judge counts fresh views.
 func (c *Config) judge(views map[fleet.Region]View, region fleet.Region) judgement {
-	var total, others struct{ down, partial, up int }
+	var total, others tally
 	fresh := 0
 	for _, from := range c.Regions {
 		view := views[from]
@@ -25,24 +47,15 @@ func (c *Config) judge(views map[fleet.Region]View, region fleet.Region) judgeme
 			continue
 		}
 		fresh++
-		for _, count := range []*struct{ down, partial, up int }{&total, &others} {
-			if count == &others && from == region {
-				continue
-			}
-			switch verdict {
-			case Down:
-				count.down++
-				count.partial++
-			case Partial:
-				count.partial++
-			case Up:
-				count.up++
-			}
+		total.count(verdict)
+		if from != region {
+			others.count(verdict)
 		}
 	}
 	j := judgement{
 		suspect: total.partial > 0,
-		votes:   fmt.Sprintf("seen down by %d, partial by %d, up by %d of %d regions, %d fresh views", total.down, total.partial-total.down, total.up, len(c.Regions), fresh),
+		votes: fmt.Sprintf("seen down by %d, partial by %d, behind by %d, up by %d of %d regions, %d fresh views",
+			total.down, total.partial-total.down, total.serves-total.up, total.up, len(c.Regions), fresh),
 	}
 	switch quorum := c.quorum(); {
 	case len(c.Regions) < 3: // a death and a partition look alike
@@ -52,6 +65,8 @@ func (c *Config) judge(views map[fleet.Region]View, region fleet.Region) judgeme
 		j.Verdict = Partial
 	case total.up >= quorum && others.up > 0 && total.down == 0:
 		j.Verdict = Up
+	case total.serves >= quorum && others.serves > 0 && total.down == 0:
+		j.Verdict = Behind
 	}
 	return j
 }

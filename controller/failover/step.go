@@ -226,11 +226,11 @@ func (w *world) keeps(name fleet.Region) string {
 	for _, other := range w.c.Regions {
 		dial, known := w.o.Dials[other]
 		s := w.s.Regions[other]
-		if other != name && known && dial == 100 && s.Dial == 100 && w.c.judge(views, other).Verdict == Up {
+		if j := w.c.judge(views, other); other != name && known && dial == 100 && s.Dial == 100 && j.serves() {
 			return ""
 		}
 	}
-	return "no other region is well and at 100 %"
+	return "no other region serves and is at 100 %"
 }
 
 // mayTurn says whether a dial may move in a direction in which it last moved then,

@@ -153,6 +153,37 @@ var _ = Describe("A region", func() {
 		Expect([]int{drains, dials}).To(Equal([]int{1, 1}))
 	})
 
+	DescribeTable("that dies is taken out while another serves, well or behind", func(others failover.Verdict, change func(*stage), taken bool) {
+		s := newStage()
+		for _, from := range s.config.Regions {
+			for _, r := range s.config.Regions {
+				if r != from { // what is a region's own does not lag
+					s.sees(from, r, others)
+				}
+			}
+		}
+		if change != nil {
+			change(s)
+		}
+		s.goes(time.Hour)
+		Expect(s.dials).To(HaveEach(100), "being behind is no reason to go")
+		s.dies(use1)
+		s.goes(8 * time.Second)
+		dial, phase := 100, failover.Degraded
+		if taken {
+			dial, phase = 0, failover.FailoverActive
+		}
+		Expect(s.dials).To(Equal(map[fleet.Region]int{use1: dial, use2: 100, usw2: 100}))
+		Expect(s.phase(use1)).To(Equal(phase))
+	},
+		Entry("all well", failover.Up, nil, true),
+		Entry("each behind for the others", failover.Behind, nil, true),
+		Entry("each behind for itself, too", failover.Behind, func(s *stage) { s.sees(use2, use2, failover.Behind); s.sees(usw2, usw2, failover.Behind) }, true),
+		Entry("behind for some, and well for others", failover.Behind, func(s *stage) { s.sees(usw2, use2, failover.Up) }, true),
+		Entry("each behind, and seen down by one", failover.Behind, func(s *stage) { s.sees(usw2, use2, failover.Down); s.sees(use2, usw2, failover.Down) }, false),
+		Entry("nobody can tell", failover.Verdict(""), nil, false),
+	)
+
 	It("comes back after two minutes of health, in four stages of a minute", func() {
 		s := newStage()
 		s.dies(use1)
@@ -386,7 +417,7 @@ var _ = Describe("A dial is not lowered", func() {
 		s.dies(use1)
 		s.goes(time.Minute)
 		Expect(s.phase(use1)).To(Equal(failover.Degraded))
-		Expect(s.state.Regions[use1].Reason).To(ContainSubstring("no other region is well"))
+		Expect(s.state.Regions[use1].Reason).To(ContainSubstring("no other region serves"))
 	})
 	It("within half a minute of another region's", func() {
 		s := newStage()

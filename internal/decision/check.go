@@ -134,7 +134,7 @@ func (o *lineOption) candidate() (routing.Candidate, error) {
 			HeartbeatAt: in.HeartbeatAt, Load: fleet.Load(in.Load),
 		},
 		Ready: o.Ready, SinceReady: o.SinceReady,
-		InFlight: o.InFlight, InFlightTokens: o.InFlightTokens, SentTokens: o.SentTokens, Saturated: o.Saturated, ErrorRate: o.ErrorRate,
+		InFlight: o.InFlight, InFlightTokens: o.InFlightTokens, SentRequests: o.SentRequests, SentTokens: o.SentTokens, Saturated: o.Saturated, ErrorRate: o.ErrorRate,
 		Report: routing.Report{
 			Load: fleet.Load(o.Report.Load), Age: age, Since: o.Report.Since, UnreadTokens: o.Report.UnreadTokens,
 			ReadTokensPerSecond: o.Report.ReadRate, RequestDuration: o.Report.Duration,

@@ -70,6 +70,7 @@ type lineOption struct {
 	SinceReady     time.Duration `json:"since_ready_ns,omitempty"`
 	InFlight       int           `json:"in_flight"`
 	InFlightTokens int           `json:"in_flight_tokens"`
+	SentRequests   int           `json:"sent_requests,omitempty"`
 	SentTokens     int           `json:"sent_tokens,omitempty"`
 	Saturated      bool          `json:"was_saturated,omitempty"`
 	ErrorRate      float64       `json:"error_rate"`
@@ -168,7 +169,7 @@ func optionOf(c *routing.Candidate) lineOption {
 			HeartbeatAt: in.HeartbeatAt, Load: lineLoad(in.Load),
 		},
 		Ready: c.Ready, SinceReady: c.SinceReady,
-		InFlight: c.InFlight, InFlightTokens: c.InFlightTokens, SentTokens: c.SentTokens, Saturated: c.Saturated, ErrorRate: finite(c.ErrorRate),
+		InFlight: c.InFlight, InFlightTokens: c.InFlightTokens, SentRequests: c.SentRequests, SentTokens: c.SentTokens, Saturated: c.Saturated, ErrorRate: finite(c.ErrorRate),
 		Report: lineReport{
 			Age: c.Report.Age.String(), Since: c.Report.Since, Load: lineLoad(c.Report.Load), UnreadTokens: c.Report.UnreadTokens,
 			ReadRate: finite(c.Report.ReadTokensPerSecond), Duration: c.Report.RequestDuration,

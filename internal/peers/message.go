@@ -116,19 +116,22 @@ func (e Epoch) String() string { return fmt.Sprintf("%x-%016x", e.Began, e.ID) }
 type Work struct {
 	Requests int
 	Tokens   int // of their prompts, that the instance has to read anew
-	Sent     int // the part of the tokens that was sent since the instance's last load report
+	// The part of both that the instance's last load report does not have, as it was
+	// sent since.
+	SentRequests, SentTokens int
 }
 
 // Plus is both together.
 func (w Work) Plus(o Work) Work {
-	return Work{w.Requests + o.Requests, w.Tokens + o.Tokens, w.Sent + o.Sent}
+	return Work{w.Requests + o.Requests, w.Tokens + o.Tokens, w.SentRequests + o.SentRequests, w.SentTokens + o.SentTokens}
 }
 
 // Count is what the sender has in flight on an instance.
 type Count struct {
-	_                      struct{} `cbor:",toarray"`
-	Instance               string
-	Requests, Tokens, Sent int // as in Work
+	_        struct{} `cbor:",toarray"`
+	Instance string
+
+	Requests, Tokens, SentRequests, SentTokens int // as in Work
 }
 
 // Claim is what a tenant has in flight of a model.
@@ -245,8 +248,10 @@ func (m *Message) check() error {
 			return errors.New("peers: message's instances are not in order, each once")
 		}
 		last = c.Instance
-		if c.Requests < 1 || c.Requests > maxRequests || c.Tokens < 0 || c.Tokens > maxTokens || c.Sent < 0 || c.Sent > c.Tokens {
-			return fmt.Errorf("peers: message of %d requests and %d tokens, %d of them new, on an instance", c.Requests, c.Tokens, c.Sent)
+		if c.Requests < 1 || c.Requests > maxRequests || c.Tokens < 0 || c.Tokens > maxTokens ||
+			c.SentRequests < 0 || c.SentRequests > c.Requests || c.SentTokens < 0 || c.SentTokens > c.Tokens {
+			return fmt.Errorf("peers: message of %d requests and %d tokens, %d and %d of them new, on an instance",
+				c.Requests, c.Tokens, c.SentRequests, c.SentTokens)
 		}
 	}
 	if err := errors.Join(m.checkClaims(), m.checkEvidence(), m.checkUses()); err != nil {

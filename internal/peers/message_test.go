@@ -19,7 +19,7 @@ import (
 func full() *peers.Message {
 	return &peers.Message{
 		Epoch: peers.Epoch{Began: 1, ID: 1 << 63}, Sequence: 7,
-		InFlight: []peers.Count{{Instance: "use1-0", Requests: 2, Tokens: 3000, Sent: 1000}, {Instance: "use1-1", Requests: 1}},
+		InFlight: []peers.Count{{Instance: "use1-0", Requests: 2, Tokens: 3000, SentRequests: 1, SentTokens: 1000}, {Instance: "use1-1", Requests: 1}},
 		Homes:    []peers.Home{{Conversation: "k", Instance: "use1-0"}},
 		Events:   []peers.Event{{Request: "r", Instance: "use1-1", Kind: peers.Moved, Used: peers.UsedUnknown}, {Request: "s", Kind: peers.Failed, Used: 7}},
 		Claims:   []peers.Claim{{Model: "m", Tenant: "acme", Weight: 1, Tokens: 2000}, {Model: "m", Tenant: "umbra", Weight: 2, Tokens: 1}},
@@ -121,8 +121,10 @@ var _ = Describe("A message", func() {
 		Entry("with too many requests", func(m *peers.Message) { m.InFlight[0].Requests = 1<<20 + 1 }, "1048577 requests"),
 		Entry("with fewer than no tokens", func(m *peers.Message) { m.InFlight[0].Tokens = -1 }, "-1 tokens"),
 		Entry("with too many tokens", func(m *peers.Message) { m.InFlight[0].Tokens = 1<<40 + 1 }, "tokens"),
-		Entry("with more new tokens than tokens", func(m *peers.Message) { m.InFlight[0].Sent = 3001 }, "3001 of them new"),
-		Entry("with fewer than no new tokens", func(m *peers.Message) { m.InFlight[0].Sent = -1 }, "-1 of them new"),
+		Entry("with more new tokens than tokens", func(m *peers.Message) { m.InFlight[0].SentTokens = 3001 }, "3001 of them new"),
+		Entry("with fewer than no new tokens", func(m *peers.Message) { m.InFlight[0].SentTokens = -1 }, "-1 of them new"),
+		Entry("with more new requests than requests", func(m *peers.Message) { m.InFlight[0].SentRequests = 3 }, "3 and 1000 of them new"),
+		Entry("with fewer than no new requests", func(m *peers.Message) { m.InFlight[0].SentRequests = -1 }, "-1 and 1000 of them new"),
 		Entry("with too many claims", func(m *peers.Message) { m.Claims = make([]peers.Claim, peers.MaxClaims+1) }, "257 claims"),
 		Entry("with a claim twice", func(m *peers.Message) { m.Claims[1] = m.Claims[0] }, "in order"),
 		Entry("with a claim to nothing", func(m *peers.Message) { m.Claims[0].Model = "" }, "in order"),

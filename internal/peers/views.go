@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// ViewFor is how long a router is believed after its last message: four times
-// as long as it is silent at most.
+// ViewFor is how long a router is believed after its last message, unless the way to
+// it breaks off: four times as long as it is silent at most.
 const ViewFor = time.Second
 
 // Views is what the other routers of the region have last said. A router is
@@ -26,12 +26,13 @@ type Views struct {
 type view struct {
 	sequence uint64
 	heard    time.Time
+	lost     bool // the way on which it came has broken off
 	inFlight map[string]Work
 	claims   []Claim        // in order
 	tokens   map[string]int // of claims, by model
 }
 
-func (v *view) expired(now time.Time) bool { return now.Sub(v.heard) >= ViewFor }
+func (v *view) expired(now time.Time) bool { return v.lost || now.Sub(v.heard) >= ViewFor }
 
 // Put takes a message that was received from an address, to keep, and says whether it is
 // news: not when it has come before, or is older than one that has. A router that
@@ -54,7 +55,7 @@ func (v *Views) Put(address string, m *Message, now time.Time) bool {
 	v.at[address] = m.Epoch
 	inFlight := make(map[string]Work, len(m.InFlight))
 	for _, c := range m.InFlight {
-		inFlight[c.Instance] = Work{c.Requests, c.Tokens, c.Sent}
+		inFlight[c.Instance] = Work{c.Requests, c.Tokens, c.SentRequests, c.SentTokens}
 	}
 	tokens := make(map[string]int)
 	for _, c := range m.Claims {
@@ -62,6 +63,18 @@ func (v *Views) Put(address string, m *Message, now time.Time) bool {
 	}
 	v.routers[m.Epoch] = view{sequence: m.Sequence, heard: now, inFlight: inFlight, claims: m.Claims, tokens: tokens}
 	return true
+}
+
+// Lose no longer believes who was heard at an address, until it is heard again: the
+// way there has broken off. Who dies says nothing of its requests' ends, and what is
+// still there of them its instances report.
+func (v *Views) Lose(address string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if view, ok := v.routers[v.at[address]]; ok {
+		view.lost = true
+		v.routers[v.at[address]] = view
+	}
 }
 
 // Forget drops an address that is no longer followed, and who was there.
@@ -93,7 +106,7 @@ func (v *Views) On(instanceID string, reported, now time.Time) (sum Work) {
 		}
 		work := view.inFlight[instanceID]
 		if view.heard.Before(reported) {
-			work.Sent = 0
+			work.SentRequests, work.SentTokens = 0, 0
 		}
 		sum = sum.Plus(work)
 	}

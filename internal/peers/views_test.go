@@ -50,9 +50,9 @@ var _ = Describe("Views", func() {
 
 	It("takes for reported what a router had sent before the instance's report", func() {
 		m := message(1, 1, 2)
-		m.InFlight[0].Sent = 10
+		m.InFlight[0].SentRequests, m.InFlight[0].SentTokens = 1, 10
 		v.Put("1", m, start())
-		Expect(v.On("a", start().Add(-1), start()).Sent).To(Equal(10))
+		Expect(v.On("a", start().Add(-1), start())).To(Equal(peers.Work{Requests: 2, Tokens: 20, SentRequests: 1, SentTokens: 10}))
 		Expect(v.On("a", start().Add(1), start().Add(2))).To(Equal(peers.Work{Requests: 2, Tokens: 20}))
 	})
 
@@ -62,6 +62,23 @@ var _ = Describe("Views", func() {
 		Expect(on(start().Add(peers.ViewFor))).To(BeZero())
 		v.Put("1", message(1, 2, 2), start().Add(time.Minute))
 		Expect(on(start().Add(time.Minute))).To(Equal(2))
+	})
+
+	It("no longer believes a router whose way has broken off, until it is heard again", func() {
+		m := message(1, 1, 2)
+		m.Claims = []peers.Claim{{Model: "m", Tenant: "acme", Tokens: 1}}
+		v.Put("1", m, start())
+		v.Put("2", message(2, 1, 3), start())
+		v.Lose("1")
+		v.Lose("3") // nobody was there
+		Expect(on(start())).To(Equal(3))
+		own, all := v.Claimed("m", "acme", start())
+		Expect([]int{own, all}).To(Equal([]int{0, 0}))
+		Expect(v.All(start())[0].Expired).To(BeTrue())
+		Expect(v.Put("1", message(1, 1, 2), start())).To(BeFalse(), "it is remembered what was heard")
+		Expect(on(start())).To(Equal(3))
+		Expect(v.Put("1", message(1, 2, 2), start())).To(BeTrue())
+		Expect(on(start())).To(Equal(5))
 	})
 
 	It("never takes what is older than what it has, even when that has expired", func() {

@@ -16,9 +16,9 @@ type Candidate struct {
 	// InFlightTokens how many tokens of their prompts the instance had to read
 	// anew: the sum of [UncachedTokens].
 	InFlight, InFlightTokens int
-	// SentTokens is the part of them that the picker has sent since the report was
-	// made, so that the report does not have it.
-	SentTokens int
+	// SentRequests and SentTokens are the part of them that the picker has sent since
+	// the report was made, so that the report does not have it.
+	SentRequests, SentTokens int
 	// Report is what the instance last said of its load.
 	Report Report
 	// SinceReady is how long ago the picker saw the instance become ready; 0 for
@@ -59,8 +59,8 @@ const (
 	// load is what the picker itself has in flight there.
 	AgeStale
 	// AgeFresh: it tells of requests that the picker knows nothing of, sent by
-	// other pickers. It may still lack the picker's own last ones, so that the
-	// larger of the two counts.
+	// other pickers, of which some will have ended since. Of the picker's own it may
+	// lack those sent since; others that it lacks have ended, and nobody has said so.
 	AgeFresh
 )
 
@@ -132,14 +132,22 @@ func (c *Candidate) unread(perSecond float64) float64 {
 	return max(count(clamp(c.Report.UnreadTokens))-read, 0) + count(c.SentTokens)
 }
 
-// load is what the instance is doing now, as well as it can be told.
+// load is what the instance is doing now, as well as it can be told: by a fresh
+// report, no more than it had and has been sent since, and no less than is left of
+// what it had. A count that nobody takes back, such as that of a router which has
+// died, or whose log has lost an end, would else keep an idle instance busy.
 func (c *Candidate) load() fleet.Load {
 	own := clamp(c.InFlight)
 	l := c.Report.Load
 	switch c.Report.Age {
 	case AgeFresh:
 		l.Running, l.Queued = clamp(l.Running), clamp(l.Queued)
-		own = max(own-l.Running-l.Queued, 0)
+		had := l.Running + l.Queued
+		own = min(own, had+clamp(c.SentRequests))
+		left := had - c.ended(had)
+		l.Running = min(l.Running, left)
+		l.Queued = left - l.Running
+		own = max(own-left, 0)
 	case AgeStale:
 		l.Running, l.Queued = 0, 0
 	default:
@@ -150,6 +158,20 @@ func (c *Candidate) load() fleet.Load {
 	l.Running += min(own, free)
 	l.Queued += max(own-free, 0)
 	return l
+}
+
+// ended is how many of the requests that the report has will have ended since: they
+// end one by one, in the time that each lasts over the slots (Little's law).
+func (c *Candidate) ended(had int) int {
+	lasts := c.Report.RequestDuration.Seconds()
+	if lasts <= 0 {
+		return 0 // nobody knows
+	}
+	busy := had
+	if slots := clamp(c.Report.Load.Slots); slots > 0 {
+		busy = min(busy, slots)
+	}
+	return int(min(max(c.Report.Since.Seconds(), 0)/lasts*float64(busy), float64(had)))
 }
 
 // share is how much of an instance's capacity to count on, from just above 0 to

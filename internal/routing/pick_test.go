@@ -58,6 +58,8 @@ func fresh(c *routing.Candidate) *routing.Report {
 	return &c.Report
 }
 
+func stale(c *routing.Candidate) { c.Report.Age = routing.AgeStale }
+
 // What its report says that the engine has yet to read, how fast it reads, and
 // how long its requests last.
 func unread(tokens int) func(*routing.Candidate) {
@@ -79,6 +81,10 @@ func since(d time.Duration) func(*routing.Candidate) {
 
 func sent(tokens int) func(*routing.Candidate) {
 	return func(c *routing.Candidate) { c.SentTokens = tokens }
+}
+
+func sentRequests(n int) func(*routing.Candidate) {
+	return func(c *routing.Candidate) { c.SentRequests = n }
 }
 
 func latency(d time.Duration) func(*routing.Candidate) {
@@ -243,6 +249,7 @@ var _ = Describe("Pick", func() {
 			busier.Report.Load.Latency += time.Duration(rapid.IntRange(0, 500).Draw(t, "ms")) * time.Millisecond
 			busier.InFlight += rapid.IntRange(0, 5).Draw(t, "inFlight")
 			busier.InFlightTokens += rapid.IntRange(0, 5000).Draw(t, "tokens")
+			busier.SentRequests += rapid.IntRange(0, 5).Draw(t, "sent requests")
 			busier.SentTokens += rapid.IntRange(0, 5000).Draw(t, "sent")
 			busier.Report.UnreadTokens += rapid.IntRange(0, 5000).Draw(t, "unread")
 			if after := slices.Index(ids(routing.Pick(req, candidates).Instances), id); after < before {
@@ -267,6 +274,7 @@ var _ = Describe("Pick", func() {
 			c.ErrorRate = float64(rapid.IntRange(1, 20).Draw(t, "failed of 20")) / 20
 			left := func(n int) int { return int(math.Ceil(float64(n) * (1 - c.ErrorRate))) }
 			c.InFlight, c.InFlightTokens, c.SentTokens = left(c.InFlight), left(c.InFlightTokens), left(c.SentTokens)
+			c.SentRequests = left(c.SentRequests)
 			c.Report.UnreadTokens, c.Report.Since = left(c.Report.UnreadTokens), 0
 			c.Report.Load.Running, c.Report.Load.Queued = left(c.Report.Load.Running), left(c.Report.Load.Queued)
 			after := slices.Index(ids(routing.Pick(req, candidates).Instances), id)
@@ -338,6 +346,7 @@ func anyFleet(t *rapid.T) []routing.Candidate {
 		c.Ready = rapid.IntRange(0, 3).Draw(t, "ready") > 0
 		c.InFlight = rapid.IntRange(0, 6).Draw(t, "inFlight")
 		c.InFlightTokens = c.InFlight * rapid.SampledFrom([]int{0, 500, 2000}).Draw(t, "tokens each")
+		c.SentRequests = rapid.IntRange(0, c.InFlight).Draw(t, "sent requests")
 		c.SentTokens = rapid.IntRange(0, c.InFlightTokens).Draw(t, "sent")
 		c.Instance.Load.Slots = rapid.IntRange(0, 4).Draw(t, "slots")
 		c.Report = routing.Report{

@@ -151,13 +151,14 @@ var _ = Describe("A report", func() {
 			c.Report.Age = age
 		}
 	}
-	DescribeTable("counts by its age, and what the picker itself has in flight always",
+	DescribeTable("counts by its age, and what the picker itself has in flight unless that shows that it has ended",
 		func(a, b routing.Candidate, first string) {
 			Expect(ids(routing.Pick(by(routing.PolicyGateThenLoad), []routing.Candidate{a, b}).Instances)).To(
 				And(HaveLen(2), HaveExactElements(first, Not(BeEmpty()))))
 		},
 		Entry("fresh", candidate("a", "use1", busy(routing.AgeFresh)), candidate("b", "use1", inFlight(2)), "b"),
-		Entry("fresh, but less than the picker knows of", candidate("a", "use1", inFlight(5), busy(routing.AgeFresh)), candidate("b", "use1", inFlight(4)), "b"),
+		Entry("fresh, but less than the picker knows of", candidate("a", "use1", inFlight(5), sentRequests(2), busy(routing.AgeFresh)), candidate("b", "use1", inFlight(4)), "b"),
+		Entry("fresh, and what it lacks has ended", candidate("a", "use1", inFlight(5), busy(routing.AgeFresh)), candidate("b", "use1", inFlight(4)), "a"),
 		Entry("fresh, and what the picker knows of is part of it", candidate("a", "use1", inFlight(3), busy(routing.AgeFresh)), candidate("b", "use1", inFlight(4)), "a"),
 		Entry("stale", candidate("a", "use1", busy(routing.AgeStale)), candidate("b", "use1", inFlight(2)), "a"),
 		Entry("stale, with load of the picker's own", candidate("a", "use1", inFlight(3), busy(routing.AgeStale)), candidate("b", "use1", inFlight(2)), "b"),
