@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"io"
 	"net/http"
+	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/seal"
@@ -20,52 +21,110 @@ func errStopped() *api.Error {
 	return api.Errorf(http.StatusBadGateway, "engine_stopped", "the engine stopped before its answer was complete")
 }
 
-// copyAnswer seals what the engine says as it says it, and gives the buckets of
-// what that has used, and whether it is whole. Events are sealed whole: one is of no use to anybody
-// before it is complete, and whether it is the one that only the enclave asked
-// for cannot be told earlier.
-func copyAnswer(answer *reply, engine io.Reader, request engineRequest) (used size.Buckets, whole bool, err error) {
+// copyAnswer seals what the engine says, and gives the buckets of what that has
+// used, and whether it is whole. It closes engine.
+func copyAnswer(answer *reply, engine io.ReadCloser, request engineRequest, wait time.Duration) (used size.Buckets, whole bool, err error) {
 	m := newMeter(request)
 	defer m.wipe()
-	buffer := make([]byte, 16<<10)
+	defer engine.Close()
+	var ended error
+	if request.stream {
+		ended, err = copyStream(answer, engine, request, m, wait)
+	} else {
+		ended, err = copyPiece(answer, engine, m)
+	}
+	switch {
+	case err != nil:
+		return size.Buckets{}, true, err // it is not the engine that has gone
+	case ended == io.EOF && (!request.stream || m.endsWith(doneMarker)):
+		end, used := m.used()
+		return used, true, answer.Close(end)
+	default:
+		_, used := m.used()
+		return used, false, answer.Fail(errStopped().Body())
+	}
+}
+
+// copyPiece seals an answer that nobody can use before it is whole, in frames that
+// tell little of its length. ended is how the engine's side ended, err what became of
+// the other.
+func copyPiece(answer *reply, engine io.Reader, m *meter) (ended, err error) {
+	buffer := make([]byte, seal.MaxFrameData)
 	defer clear(buffer)
-	held := 0
-	for {
-		n, err := engine.Read(buffer[held:])
+	for full, held := 0, 0; ; {
+		n, ended := engine.Read(buffer[held:])
 		m.add(buffer[held : held+n])
 		held += n
-		passed, taken := buffer[:held], held
-		if request.stream {
-			passed, taken = wholeEvents(buffer[:held], request.usageAsked)
-			if err != nil || taken == 0 && held == len(buffer) { // the end, or an event too long to wait for
-				passed, taken = append(passed, buffer[taken:held]...), held
-			}
-		}
-		if _, err := answer.Write(passed); err != nil {
-			return size.Buckets{}, true, err // it is not the engine that has gone
-		}
-		held = copy(buffer, buffer[taken:held])
 		switch {
-		case err == io.EOF && (!request.stream || m.endsWith(doneMarker)):
-			end, used := m.used()
-			return used, true, answer.Close(end)
-		case err != nil:
-			_, used := m.used()
-			return used, false, answer.Fail(errStopped().Body())
+		case ended != nil:
+			answer.Ends()
+			return ended, answer.WriteFrames(buffer[:held], seal.Frames(full, held))
+		case held == len(buffer):
+			if err := answer.WriteFrames(buffer, []int{held}); err != nil {
+				return nil, err
+			}
+			full, held = full+1, 0
 		}
 	}
 }
 
-// wholeEvents gives the events in b that are complete, and how much of b they
-// took. Without usage it leaves out the event that reports it. The events are
-// moved together in b's own memory, unchanged.
-func wholeEvents(b []byte, withoutUsage bool) (events []byte, taken int) {
-	events = b[:0]
+// copyStream seals events when [pace] says so. It looks at whole ones only: whether
+// one is that which only the enclave asked for cannot be told earlier.
+func copyStream(answer *reply, engine io.ReadCloser, request engineRequest, m *meter, wait time.Duration) (ended, err error) {
+	from := startFeed(engine)
+	defer from.stop()
+	buffer := make([]byte, 2*pieceBytes)
+	defer clear(buffer)
+	p := pace{wait: wait}
+	waited := time.NewTimer(0)
+	defer waited.Stop()
+	for ready, held := 0, 0; ; { // bytes of whole events, and with what follows them
+		select {
+		case <-waited.C:
+		case piece := <-from.pieces:
+			ended = piece.err
+			m.add(piece.bytes)
+			held += copy(buffer[held:], piece.bytes)
+			from.taken <- struct{}{}
+			now := time.Now()
+			came := func(bytes int) { p.came(bytes, now) }
+			events, taken := wholeEvents(buffer[ready:held], request.usageAsked, came)
+			held = ready + events + copy(buffer[ready+events:], buffer[ready+taken:held])
+			ready += events
+			if begun := held - ready; begun > 0 && (ended != nil || begun > pieceBytes) { // the end, or an event too long to wait for
+				came(begun)
+				ready = held
+			}
+		}
+		frames := p.release(time.Now())
+		if ended != nil || held-min(ready, capacity(frames)) > pieceBytes { // the next piece would have no room
+			frames = append(frames, p.all()...)
+		}
+		n := min(ready, capacity(frames))
+		if ended != nil {
+			answer.Ends()
+		}
+		if err := answer.WriteFrames(buffer[:n], frames); err != nil || ended != nil {
+			return ended, err
+		}
+		ready, held = ready-n, copy(buffer, buffer[n:held])
+		if due, waits := p.due(); waits {
+			waited.Reset(time.Until(due))
+		}
+	}
+}
+
+// wholeEvents takes the events in b that are complete, and gives how many bytes they
+// have, and how much of b they took: without usage it leaves out the event that
+// reports it. They are moved together in b's own memory, unchanged, and each one's
+// size is told.
+func wholeEvents(b []byte, withoutUsage bool, came func(bytes int)) (events, taken int) {
 	for end := eventEnd(b); end > 0; end = eventEnd(b[taken:]) {
 		event := b[taken : taken+end]
 		taken += end
 		if !withoutUsage || !isUsage(event) {
-			events = append(events, event...)
+			events += copy(b[events:], event)
+			came(end)
 		}
 	}
 	return events, taken

@@ -56,6 +56,10 @@ type Config struct {
 	RequestLifetime    time.Duration // how far ahead an expiry may lie; default [seal.MaxLifetime]
 	ConcurrentRequests int           // default 64: bounds what is held in clear at once
 	ReplayCapacity     int           // requests remembered until they expire; default 1,000,000
+	// AnswerWait is how long an event of a stream waits at most for others to be sealed
+	// with, [DefaultAnswerWait] by default of mrgc-enclave; 0: none waits, and sealing
+	// twice or thrice the bytes of a stream.
+	AnswerWait time.Duration
 	// CleanWithin is how long copies that a request left in the memory of libraries
 	// may stay after its end, about; 0: until other things need the memory.
 	CleanWithin time.Duration
@@ -105,7 +109,7 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 		return nil, errors.New("enclave: no security module")
 	case config.Engine == nil:
 		return nil, errors.New("enclave: no way to reach the engine")
-	case config.RequestBodyBytes < 0 || config.ConcurrentRequests < 0:
+	case config.RequestBodyBytes < 0 || config.ConcurrentRequests < 0 || config.AnswerWait < 0:
 		return nil, errors.New("enclave: a limit is negative")
 	case config.Tenants == nil:
 		return nil, errors.New("enclave: no key that verifies tenants, nobody could be served")

@@ -16,10 +16,10 @@ func CheckRequest(op seal.Operation, model string, body []byte) (out []byte, siz
 }
 
 // CopyEvents is copyAnswer for a stream.
-func CopyEvents(answer *seal.ResponseWriter, engine io.Reader, usageAsked bool) error {
-	r := newReply(answer, &seal.Opened{Operation: seal.OpChatCompletions, Model: "m"}, testKey(), seal.HostAsserted{}, time.Now)
+func CopyEvents(answer *seal.ResponseWriter, engine io.Reader, usageAsked bool, wait time.Duration) error {
+	r := newReply(answer, nil, &seal.Opened{Operation: seal.OpChatCompletions, Model: "m"}, testKey(), seal.HostAsserted{}, time.Now)
 	r.receipt.Enclave.Status = 200
-	_, _, err := copyAnswer(r, engine, engineRequest{stream: true, usageAsked: usageAsked})
+	_, _, err := copyAnswer(r, io.NopCloser(engine), engineRequest{stream: true, usageAsked: usageAsked}, wait)
 	return err
 }
 
@@ -97,3 +97,24 @@ func AddFailures(n int, id func(int) seal.RequestID) func(seal.RequestID) bool {
 	}
 	return f.has
 }
+
+// Pace is pace for its tests.
+type Pace struct{ pace }
+
+// NewPace is of a stream whose events wait so long.
+func NewPace(wait time.Duration) *Pace { return &Pace{pace{wait: wait}} }
+
+// Came is came.
+func (p *Pace) Came(bytes int, now time.Time) { p.came(bytes, now) }
+
+// Release is release.
+func (p *Pace) Release(now time.Time) []int { return p.release(now) }
+
+// All is all.
+func (p *Pace) All() []int { return p.all() }
+
+// Due is due.
+func (p *Pace) Due() (time.Time, bool) { return p.due() }
+
+// Pending is how many bytes wait.
+func (p *Pace) Pending() int { return p.pending }

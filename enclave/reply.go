@@ -16,6 +16,7 @@ import (
 // reply is a sealed answer whose end carries a receipt.
 type reply struct {
 	sealing *seal.ResponseWriter
+	out     *flushWriter // what sealing writes to; nil: something else
 	receipt seal.Receipt
 	key     ed25519.PrivateKey
 	data    hash.Hash // of the answer's data
@@ -24,9 +25,9 @@ type reply struct {
 
 // newReply begins the answer to a request that key has opened. What the host
 // says of itself is from before the request.
-func newReply(sealing *seal.ResponseWriter, opened *seal.Opened, key attestedKey, host seal.HostAsserted, now func() time.Time) *reply {
+func newReply(sealing *seal.ResponseWriter, out *flushWriter, opened *seal.Opened, key attestedKey, host seal.HostAsserted, now func() time.Time) *reply {
 	return &reply{
-		sealing: sealing, key: key.receipts, data: sha256.New(), now: now,
+		sealing: sealing, out: out, key: key.receipts, data: sha256.New(), now: now,
 		receipt: seal.Receipt{
 			Enclave: seal.EnclaveVerified{
 				ClaimsSHA256: key.key.ClaimsDigest(), RequestID: opened.RequestID, Operation: opened.Operation, Model: opened.Model,
@@ -45,6 +46,20 @@ func (r *reply) WriteHead(h seal.Head) error {
 func (r *reply) Write(p []byte) (int, error) {
 	r.data.Write(p) // never fails
 	return r.sealing.Write(p)
+}
+
+// WriteFrames is Write in frames of these capacities.
+func (r *reply) WriteFrames(p []byte, frames []int) error {
+	r.data.Write(p) // never fails
+	return r.sealing.WriteFrames(p, frames)
+}
+
+// Ends says that the answer's last chunks are written now, one right after the
+// other: they leave together.
+func (r *reply) Ends() {
+	if r.out != nil {
+		r.out.ending = true
+	}
 }
 
 func (r *reply) Fail(errorJSON []byte) error { return r.sealing.Fail(errorJSON) }

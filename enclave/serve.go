@@ -41,12 +41,13 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	defer opened.Wipe()
 	w.Header().Set("Content-Type", api.ContentTypeSealedResponse)
-	sealing, err := opened.Respond(e.config.Rand, &flushWriter{w: w, control: http.NewResponseController(w)})
+	out := &flushWriter{w: w, control: http.NewResponseController(w)}
+	sealing, err := opened.Respond(e.config.Rand, out)
 	if err != nil {
 		api.Errorf(http.StatusInternalServerError, "internal", "the enclave cannot answer").Write(w)
 		return
 	}
-	answer := newReply(sealing, opened, key, e.host.statement(), e.config.Now)
+	answer := newReply(sealing, out, opened, key, e.host.statement(), e.config.Now)
 	defer answer.Wipe()
 	done, err := e.answer(r.Context(), opened, answer, others && !key.shared())
 	if errors.Is(err, errFailed) {
@@ -278,7 +279,7 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 	}
 	served := resp.StatusCode == http.StatusOK
 	request.stream = request.stream && served // an error comes in one piece
-	used, whole, err := copyAnswer(answer, resp.Body, request)
+	used, whole, err := copyAnswer(answer, resp.Body, request, e.config.AnswerWait)
 	if served {
 		done.used = used
 	}
@@ -367,6 +368,7 @@ func refuse(answer *reply, e *api.Error) error {
 	if err != nil {
 		return err
 	}
+	answer.Ends()
 	if _, err := answer.Write(e.Body()); err != nil {
 		return err
 	}
@@ -375,16 +377,21 @@ func refuse(answer *reply, e *api.Error) error {
 
 // flushWriter sends each sealed chunk on its way at once, but for the first, the
 // head, which waits for the one after it: until there is something of the answer
-// itself, a request whose instance dies can still be moved to another.
+// itself, a request whose instance dies can still be moved to another. The last ones,
+// too, go together: net/http sends them when the handler returns, with the trailer.
 type flushWriter struct {
-	w       io.Writer
+	w       http.ResponseWriter
 	control *http.ResponseController
 	begun   bool
+	ending  bool
 }
 
 func (f *flushWriter) Write(p []byte) (int, error) {
+	if !f.begun { // net/http would leave trailers out of an answer that it has had no time to send a part of
+		f.w.Header().Set("Trailer", api.HeaderUsage+", "+api.HeaderOutcome)
+	}
 	n, err := f.w.Write(p)
-	if err == nil && f.begun {
+	if err == nil && f.begun && !f.ending {
 		err = f.control.Flush()
 	}
 	f.begun = true

@@ -89,7 +89,7 @@ func startBeside(answer http.HandlerFunc, options ...func(*enclave.Config)) *run
 	}
 	config := enclave.Config{
 		Model: model, Region: "use1", Mode: seal.ModeProcess,
-		NSM: r.module, Engine: r.engine.transport(), Now: r.clock.Now,
+		NSM: r.module, Engine: r.engine.transport(), Now: r.clock.Now, AnswerWait: enclave.DefaultAnswerWait,
 		DocumentTime: func([]byte) (time.Time, error) { return r.clock.Now().Add(r.module.ahead()), nil },
 		Tenants:      tenanttest.Keeper(GinkgoTB(), tenanttest.Tenant(tenant, "edge", string(r.key.EnclaveToken()))),
 		Logger:       slog.New(slog.NewTextHandler(r.logs, &slog.HandlerOptions{Level: slog.LevelDebug})),

@@ -71,6 +71,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	mode := flags.String("mode", "", "what protects the plaintext: process, nitro, nitro+attested-host, nitro+attested-host+gpu-cc")
 	bodyBytes := flags.Int64("request-body-bytes", 8<<20, "largest sealed request: mrgc.yaml's limits.request_body_bytes")
 	concurrent := flags.Int("concurrent-requests", 64, "requests at once: mrgc.yaml's limits.concurrent_requests_per_instance")
+	answerWait := flags.Duration("answer-wait", enclave.DefaultAnswerWait, "how long an event of a stream waits at most for others to be sealed with; 0: none waits, and a stream has twice or thrice the bytes")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -105,7 +106,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	service, err := enclave.New(ctx, enclave.Config{
 		Model: *model, Region: self.ID().Region, Mode: *mode,
 		NSM: security, Tenants: tenants, Engine: transport, KMS: keys, Fleet: fleetKeys, Logger: logger,
-		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent, CleanWithin: cleanWithin,
+		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent, AnswerWait: *answerWait, CleanWithin: cleanWithin,
 	})
 	if err != nil {
 		return err

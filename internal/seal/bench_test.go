@@ -3,6 +3,7 @@ package seal_test
 import (
 	"bytes"
 	"crypto/rand"
+	"fmt"
 	"io"
 	"testing"
 
@@ -20,13 +21,21 @@ func benchmarkRequest() (*seal.RecipientKey, seal.Request) {
 }
 
 func BenchmarkSeal(b *testing.B) {
-	key, req := benchmarkRequest()
-	to := recipients(key)
-	b.ReportAllocs()
-	for b.Loop() {
-		if _, err := seal.Seal(rand.Reader, req, to); err != nil {
-			b.Fatal(err)
+	for _, n := range []int{1, 3} {
+		var req seal.Request
+		keys := make([]*seal.RecipientKey, n)
+		for i := range keys {
+			keys[i], req = benchmarkRequest()
 		}
+		b.Run(fmt.Sprintf("recipients=%d", n), func(b *testing.B) {
+			to := recipients(keys...)
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, err := seal.Seal(rand.Reader, req, to); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }
 

@@ -17,7 +17,6 @@ const (
 	KMSWrappedSize       = kmsWrappedSize
 	MaxDataKeySize       = maxDataKeySize
 	CommitmentSize       = commitmentSize
-	MaxFrameData         = maxFrameData
 	ResponsePrologueSize = responsePrologueSize
 )
 

@@ -2,6 +2,7 @@ package seal
 
 import (
 	"encoding/binary"
+	"math/bits"
 	"slices"
 	"time"
 
@@ -24,7 +25,6 @@ func (k frameKind) last() bool { return k == frameEnd || k == frameError }
 
 const (
 	frameHeaderSize = 1 + 2 // kind, data length
-	maxFrameData    = maxChunkPlaintext - frameHeaderSize
 
 	responseNonceSize    = 32
 	responsePrologueSize = 1 + 8 + responseNonceSize
@@ -42,16 +42,49 @@ func frameSize(n int) int {
 	return maxChunkPlaintext
 }
 
-func frameSizes() [4]int { return [4]int{512, 2048, 8192, maxChunkPlaintext} }
+func frameSizes() [4]int { return [4]int{minFrameSize, 2048, 8192, maxChunkPlaintext} }
+
+const minFrameSize = 512
+
+// How much data the smallest and the largest frame hold.
+const (
+	MinFrameData = minFrameSize - frameHeaderSize
+	MaxFrameData = maxChunkPlaintext - frameHeaderSize
+)
+
+// Frames says which frames the last n bytes of an answer go into, named by how much
+// each holds, when it has filled so many of the largest before. In units of the
+// smallest frame the whole answer's size has at most five significant bits: how many
+// frames there are tells its length to 6 %, or to a frame. What is padded is that at
+// most.
+func Frames(full, n int) (frames []int) {
+	units := func(size int) int { return size / minFrameSize }
+	total := full*units(maxChunkPlaintext) + (n+MinFrameData-1)/MinFrameData
+	step := 1 << max(0, bits.Len(uint(total))-5)
+	left := (total+step-1)/step*step - full*units(maxChunkPlaintext)
+	sizes := frameSizes()
+	for _, size := range slices.Backward(sizes[:]) {
+		for ; left >= units(size); left -= units(size) {
+			frames = append(frames, size-frameHeaderSize)
+		}
+	}
+	return frames
+}
 
 func isFrameSize(n int) bool {
 	sizes := frameSizes()
 	return slices.Contains(sizes[:], n)
 }
 
-// appendFrame appends a padded frame with at most maxFrameData bytes of data.
+// appendFrame appends a frame with at most MaxFrameData bytes of data, padded to
+// the smallest size that holds them.
 func appendFrame(dst []byte, kind frameKind, data []byte) []byte {
-	start, size := len(dst), frameSize(len(data))
+	return appendFrameOf(dst, frameSize(len(data)), kind, data)
+}
+
+// appendFrameOf appends a frame of that size.
+func appendFrameOf(dst []byte, size int, kind frameKind, data []byte) []byte {
+	start := len(dst)
 	dst = slices.Grow(dst, size)
 	dst = append(dst, byte(kind))
 	dst = binary.BigEndian.AppendUint16(dst, uint16(len(data)))

@@ -7,15 +7,15 @@ import (
 )
 
 // ResponseWriter seals an answer. Every call that writes has handed its chunks
-// to the underlying writer, in one Write per chunk, when it returns; nothing is
-// held back. The calls are WriteHead, any number of Write, then Close or Fail.
+// to the underlying writer when it returns; nothing is held back. The calls are
+// WriteHead, any number of Write and WriteFrames, then Close or Fail.
 // It is not safe for concurrent use.
 type ResponseWriter struct {
 	w        io.Writer
 	chunks   *chunkCipher // nil once the response is over
 	prologue []byte       // until it has been written, with the head
 	frame    []byte       // plaintext of one chunk, cleared after each
-	wire     []byte       // ciphertext of one chunk
+	wire     []byte       // ciphertext of the chunks that are written together
 	err      error        // of the underlying writer; sticky
 }
 
@@ -66,13 +66,40 @@ func (w *ResponseWriter) Write(p []byte) (int, error) {
 	}
 	written := 0
 	for written < len(p) {
-		n := min(len(p)-written, maxFrameData)
+		n := min(len(p)-written, MaxFrameData)
 		if err := w.writeFrame(frameData, p[written:written+n]); err != nil {
 			return written, err
 		}
 		written += n
 	}
 	return written, nil
+}
+
+// WriteFrames seals p in frames of its caller's choice, named by how much data each
+// holds, as [Frames] does: one chunk for each, all of them in one Write to the
+// underlying writer. Those that p does not fill are padded, also one that nothing is
+// left for.
+func (w *ResponseWriter) WriteFrames(p []byte, frames []int) error {
+	if err := w.ready(); err != nil {
+		return err
+	}
+	capacity := 0
+	for _, holds := range frames {
+		if !isFrameSize(holds + frameHeaderSize) {
+			return fmt.Errorf("no frame holds %d bytes", holds)
+		}
+		capacity += holds
+	}
+	if len(p) > capacity {
+		return fmt.Errorf("%d bytes do not fit into frames for %d", len(p), capacity)
+	}
+	w.wire = w.wire[:0]
+	for _, holds := range frames {
+		n := min(len(p), holds)
+		w.seal(holds+frameHeaderSize, frameData, p[:n])
+		p = p[n:]
+	}
+	return w.send()
 }
 
 // Fail ends a response that cannot be completed with an error in OpenAI's shape,
@@ -83,7 +110,7 @@ func (w *ResponseWriter) Fail(errorJSON []byte) error {
 	if err := w.ready(); err != nil {
 		return err
 	}
-	if len(errorJSON) > maxFrameData {
+	if len(errorJSON) > MaxFrameData {
 		return ErrTooLarge
 	}
 	defer w.Wipe()
@@ -134,11 +161,23 @@ func (w *ResponseWriter) writeFrame(kind frameKind, data []byte) error {
 	if err := w.writable(); err != nil {
 		return err
 	}
-	w.frame = appendFrame(w.frame[:0], kind, data)
 	w.wire = append(w.wire[:0], w.prologue...)
-	w.wire = w.chunks.appendChunk(w.wire, w.frame, kind.last())
 	w.prologue = nil
+	w.seal(frameSize(len(data)), kind, data)
+	return w.send()
+}
+
+// seal appends a chunk to wire.
+func (w *ResponseWriter) seal(size int, kind frameKind, data []byte) {
+	w.frame = appendFrameOf(w.frame[:0], size, kind, data)
+	w.wire = w.chunks.appendChunk(w.wire, w.frame, kind.last())
 	clear(w.frame)
+}
+
+func (w *ResponseWriter) send() error {
+	if len(w.wire) == 0 {
+		return nil
+	}
 	if _, err := w.w.Write(w.wire); err != nil {
 		w.err = fmt.Errorf("write response: %w", err)
 	}

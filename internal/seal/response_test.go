@@ -100,6 +100,22 @@ var _ = Describe("A response", func() {
 		}
 	})
 
+	It("is cut into frames of its writer's choice, in one write, and says no more for it", func() {
+		sealed, w, wire := exchange()
+		Expect(w.WriteFrames([]byte("x"), []int{509})).NotTo(Succeed(), "no head yet")
+		Expect(w.WriteHead(okHead())).To(Succeed())
+		head := wire.Len()
+		Expect(w.WriteFrames(nil, nil)).To(Succeed())
+		Expect(w.WriteFrames(make([]byte, 510), []int{509})).NotTo(Succeed(), "more than fits")
+		Expect(w.WriteFrames([]byte("x"), []int{510})).NotTo(Succeed(), "no such frame")
+		Expect(wire.Len()).To(Equal(head))
+		text := bytes.Repeat([]byte("0123456789"), 256) // 2560 bytes: the third frame is not full, the last has nothing
+		Expect(w.WriteFrames(text, []int{2045, 509, 509, 509})).To(Succeed())
+		Expect(wire.Len() - head).To(Equal(2048 + 3*512 + 4*(3+16)))
+		Expect(w.Close(okEnd())).To(Succeed())
+		Expect(readAnswer(sealed, wire.Bytes())).To(Equal(text))
+	})
+
 	It("gives data as soon as its chunk is complete", func() {
 		sealed, w, wire := exchange()
 		r := sealed.OpenResponse(wire)
@@ -368,6 +384,8 @@ var _ = Describe("A response", func() {
 		_, err := w.Write([]byte(strings.Repeat("secret", 3000)))
 		Expect(err).NotTo(HaveOccurred())
 		Expect(zero(w.Frame())).To(BeTrue(), "after each write")
+		Expect(w.WriteFrames(bytes.Repeat([]byte("secret"), 400), []int{2045, 509})).To(Succeed())
+		Expect(zero(w.Frame())).To(BeTrue(), "after each write of several")
 		Expect(w.Close(okEnd())).To(Succeed())
 		Expect(zero(w.Frame())).To(BeTrue())
 
@@ -445,3 +463,50 @@ func (f *failAfter) Write(p []byte) (int, error) {
 	f.n--
 	return len(p), nil
 }
+
+var _ = Describe("Frames for bytes that are not to be padded much", func() {
+	sum := func(frames []int) (all int) {
+		for _, holds := range frames {
+			all += holds
+		}
+		return all
+	}
+
+	DescribeTable("are", func(full, n int, want ...int) { Expect(seal.Frames(full, n)).To(Equal(want)) },
+		Entry("one", 0, 1, 509),
+		Entry("one that is full", 0, 509, 509),
+		Entry("two", 0, 510, 509, 509),
+		Entry("three", 0, 1527, 509, 509, 509),
+		Entry("one that takes the place of four", 0, 1528, 2045),
+		Entry("a larger one and the rest", 0, 4*509+1, 2045, 509),
+		Entry("of 31 units, all that there may be", 0, 31*509, 8189, 2045, 2045, 2045, 509, 509, 509),
+		Entry("of 33, an even number", 0, 32*509+1, 16381, 509, 509),
+		Entry("of 65, the next that four divides", 0, 64*509+1, 16381, 16381, 2045),
+		Entry("the same when some are sealed already", 2, 1, 2045),
+		Entry("for padding alone, when nothing is left", 33, 0, 16381),
+		Entry("for more padding alone", 65, 0, 16381, 16381, 16381),
+	)
+
+	It("hold all of it, and more by less than the smallest holds and a fourteenth", func() {
+		Expect(seal.Frames(0, 0)).To(BeEmpty())
+		for n := 1; n < 2_000_000; n += 1 + n/997 {
+			Expect(sum(seal.Frames(0, n))).To(And(BeNumerically(">=", n), BeNumerically("<", n+n/14+509)), "%d bytes", n)
+		}
+	})
+
+	It("are the same for many lengths", func() {
+		sizes := map[int]bool{}
+		for n := 1; n <= 1<<18; n++ {
+			sizes[sum(seal.Frames(0, n))] = true
+		}
+		Expect(len(sizes)).To(BeNumerically("<", 100), "of a quarter of a million lengths")
+	})
+
+	It("hold the rest of an answer that fills the largest as it comes", func() {
+		for n := 1; n < 2_000_000; n += 1 + n/997 {
+			full := n / seal.MaxFrameData
+			rest := n - full*seal.MaxFrameData
+			Expect(sum(seal.Frames(full, rest))).To(And(BeNumerically(">=", rest), BeNumerically("<", rest+n/14+509)), "%d bytes after %d frames", rest, full)
+		}
+	})
+})
