@@ -148,11 +148,11 @@ bench-hot: ## hot paths: seal and open, verify, pick, relay (some 4 minutes)
 	$(GO) run ./bench/hot
 	$(GO) run ./bench/report
 
-bench-seal: parts ## what sealing costs a request: time beside the same in clear, calls of KMS, padding (some 2 minutes)
+bench-seal: parts ## what sealing costs a request: time beside the same in clear, calls of KMS, padding (some 3 minutes)
 	$(GO) run ./bench/seal $(ARGS)
 	$(GO) run ./bench/report
 
-bench-lengths: ## what the sizes of an answer's chunks tell of it, with padding and without, and what padding costs (seconds)
+bench-lengths: ## what an answer's chunks tell of it by sizes and times, and what it costs that they tell little (some 2 minutes)
 	$(GO) run ./bench/lengths
 	$(GO) run ./bench/report
 

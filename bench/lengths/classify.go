@@ -9,7 +9,8 @@ import (
 // sample is what is seen of an answer, and what it is about.
 type sample struct {
 	page  string
-	sizes []int
+	of    int   // the passage: what was learned of one says nothing of itself
+	marks []int // what is seen of each write: a number that stands for it, above 0
 }
 
 const folds = 5
@@ -28,21 +29,21 @@ func meanAUC(samples []sample) float64 {
 		for fold := range folds {
 			var of, others []float64 // scores of one fold: those of another were given by other counts
 			in, out := newCounts(), newCounts()
-			for i, s := range samples {
+			for _, s := range samples {
 				switch {
-				case i%folds == fold:
+				case s.of%folds == fold:
 				case s.page == page:
-					in.learn(s.sizes)
+					in.learn(s.marks)
 				default:
-					out.learn(s.sizes)
+					out.learn(s.marks)
 				}
 			}
-			for i, s := range samples {
-				if i%folds != fold {
+			for _, s := range samples {
+				if s.of%folds != fold {
 					continue
 				}
 				score := 0.0
-				for _, f := range features(s.sizes) {
+				for _, f := range features(s.marks) {
 					score += in.logLikelihood(f) - out.logLikelihood(f)
 				}
 				if s.page == page {
@@ -58,17 +59,18 @@ func meanAUC(samples []sample) float64 {
 	return sum / float64(len(pages))
 }
 
-// feature is a size, or two that follow each other (the first is 0 of a size alone).
-type feature struct{ before, size int }
+// feature is a mark, or two that follow each other (the first is 0 of one alone), or
+// how many there are (the first is -1).
+type feature struct{ before, mark int }
 
-func features(sizes []int) (all []feature) {
-	for i, size := range sizes {
-		all = append(all, feature{size: size})
+func features(marks []int) (all []feature) {
+	for i, mark := range marks {
+		all = append(all, feature{mark: mark})
 		if i > 0 {
-			all = append(all, feature{sizes[i-1], size})
+			all = append(all, feature{marks[i-1], mark})
 		}
 	}
-	return all
+	return append(all, feature{-1, len(marks)})
 }
 
 // counts are how often features were seen.
@@ -79,8 +81,8 @@ type counts struct {
 
 func newCounts() *counts { return &counts{of: map[feature]float64{}} }
 
-func (c *counts) learn(sizes []int) {
-	for _, f := range features(sizes) {
+func (c *counts) learn(marks []int) {
+	for _, f := range features(marks) {
 		c.of[f]++
 		c.total++
 	}

@@ -1,11 +1,11 @@
 package main
 
 import (
-	"bytes"
 	"fmt"
 	"math/rand/v2"
 	"strings"
 	"testing"
+	"time"
 
 	. "github.com/onsi/gomega"
 )
@@ -15,9 +15,9 @@ func drawn(one, other []int) (samples []sample) {
 	random := rand.New(rand.NewPCG(1, 2)) //nolint:gosec // a test's
 	for i := range 200 {
 		from := [][]int{one, other}[i%2]
-		s := sample{page: fmt.Sprint(i % 2)}
+		s := sample{page: fmt.Sprint(i % 2), of: i}
 		for range 50 {
-			s.sizes = append(s.sizes, from[random.IntN(len(from))])
+			s.marks = append(s.marks, from[random.IntN(len(from))])
 		}
 		samples = append(samples, s)
 	}
@@ -49,12 +49,30 @@ func TestPassagesAreWholeAndOfProse(t *testing.T) {
 	}
 }
 
-func TestChunksAreTheEventsTogether(t *testing.T) {
+func TestWhatIsMeasuredIsWhatTheEnclaveWrites(t *testing.T) {
 	g := NewWithT(t)
 	p := passagesOf("page", []byte(strings.Repeat("word ", 250)))[0]
-	one := p.chunks(1)
-	g.Expect(one).To(HaveLen(passageTokens))
-	for _, batch := range batches {
-		g.Expect(bytes.Join(p.chunks(batch), nil)).To(Equal(bytes.Join(one, nil)))
+	for i := range formats {
+		for _, wait := range []time.Duration{0, time.Minute} {
+			var s tally
+			g.Expect(s.stream(t.Context(), []passage{p}, &formats[i], 100_000, wait)).To(Succeed())
+			g.Expect(s.waits).To(HaveLen(repeats * passageTokens))
+			g.Expect(s.firsts).To(HaveLen(repeats))
+			clear := len(event(formats[i].role)) + len(event(formats[i].last)) + len("data: [DONE]\n\n")
+			for _, token := range p.tokens {
+				clear += len(event(fmt.Sprintf(formats[i].token, `"`+token+`"`)))
+			}
+			g.Expect(s.clear).To(Equal(repeats * clear))
+			g.Expect(s.padding).To(BeNumerically(">=", 0))
+			g.Expect(s.wire).To(BeNumerically(">", s.clear+s.padding))
+		}
 	}
+}
+
+func TestChunksAreCountedByTheirSizes(t *testing.T) {
+	g := NewWithT(t)
+	const around = 3 + 16
+	g.Expect(chunks(512 + around)).To(Equal(1))
+	g.Expect(chunks(2048 + 512 + 512 + 3*around)).To(Equal(3))
+	g.Expect(chunks(16384 + 20*512 + 21*around)).To(Equal(21))
 }

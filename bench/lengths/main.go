@@ -1,142 +1,270 @@
-// Lengths measures what the sizes of a sealed answer's chunks tell of what was
-// answered, to who sees nothing else, and what it costs that they tell little.
+// Lengths measures what the sizes and times of a sealed answer's chunks tell of what
+// was answered, to who sees nothing else, and what it costs that they tell little.
 //
-// Passages of this repository's pages are streamed token by token as an engine
-// streams them, and sealed by the protocol's own writer. A classifier that has seen
-// other passages' chunk sizes says which page a passage is of, as one would say
-// what an answer is about ("Whisper Leak", arXiv 2511.03675). It is run over the
-// sizes as they would be without padding, and as they are; and with several events
-// sealed together.
+// Passages of this repository's pages are streamed token by token, in the events of
+// real engines and at their rates, to the enclave's service itself, which seals them.
+// A classifier that has seen what other passages look like on the wire says which page
+// a passage is of, as one would say what an answer is about ("Whisper Leak", arXiv
+// 2511.03675). It is run over the events as they would be seen without padding, over
+// what is seen of an enclave that seals each event at once, and of one as it is.
 package main
 
 import (
-	"bytes"
-	"crypto/rand"
-	"encoding/binary"
+	"context"
 	"errors"
 	"flag"
 	"fmt"
+	"math"
+	"math/rand/v2"
+	"net/http"
 	"os"
+	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/bench/result"
-	"github.com/mrgc/mrgc/internal/seal"
+	"github.com/mrgc/mrgc/enclave"
 )
 
 func main() {
 	pages := flag.String("pages", "docs/*.md", "pages whose passages are answered")
 	flag.Parse()
-	if err := run(*pages); err != nil {
+	if err := run(context.Background(), *pages); err != nil {
 		fmt.Fprintln(os.Stderr, "lengths:", err)
 		os.Exit(1)
 	}
 }
 
-// batches are how many events are sealed together.
-var batches = []int{1, 2, 4, 8, 16}
+// rates are tokens a second of one stream: a large model's, and a small one's.
+var rates = []float64{10, 20, 40, 60}
 
-func run(pages string) error {
+func run(ctx context.Context, pages string) error {
 	passages, err := readPassages(pages)
 	if err != nil {
 		return err
 	}
-	writer, err := newWriter()
-	if err != nil {
+	r := result.Result{Name: "lengths", Title: "What an answer's chunks tell of it", Command: "make bench-lengths"}
+	if err := measureStreams(ctx, passages, &r); err != nil {
 		return err
 	}
-	r := result.Result{Name: "lengths", Title: "What chunk sizes tell of an answer", Command: "make bench-lengths"}
-	t := result.Table{
-		Title:   "Telling the page of a passage by chunk sizes alone",
-		Columns: []string{"events in a chunk", "AUC without padding", "AUC as it is", "bytes that padding adds", "all that sealing adds", "a token waits for others, mean"},
+	if err := measurePieces(ctx, passages, &r); err != nil {
+		return err
 	}
-	for _, batch := range batches {
-		var open, padded []sample
-		var clear, padding, sealed int
-		for _, p := range passages {
-			chunks := p.chunks(batch)
-			sizes, err := writer.seal(chunks)
-			if err != nil {
-				return err
-			}
-			var plain []int
-			for i, c := range chunks {
-				plain = append(plain, len(c)+overhead)
-				clear, padding, sealed = clear+len(c), padding+sizes[i]-overhead-len(c), sealed+sizes[i]
-			}
-			open, padded = append(open, sample{p.page, plain}), append(padded, sample{p.page, sizes})
-		}
-		without, with := meanAUC(open), meanAUC(padded)
-		t.Rows = append(t.Rows, []string{
-			fmt.Sprint(batch), fmt.Sprintf("%.2f", without), fmt.Sprintf("%.2f", with),
-			fmt.Sprintf("%.0f %%", share(padding, clear)), fmt.Sprintf("%.0f %%", share(sealed-clear, clear)), fmt.Sprintf("%.1f tokens", float64(batch-1)/2),
-		})
-		if batch == 1 {
-			r.Figures = append(r.Figures,
-				result.Figure{Name: "AUC of the classifier without padding (0.5: it knows nothing)", Value: without, Unit: "AUC"},
-				result.Figure{Name: "AUC of the classifier as answers are padded", Value: with, Unit: "AUC", Goal: "≤ 0.55"},
-				result.Figure{Name: "bytes that padding adds to a stream", Value: share(padding, clear), Unit: "%", Goal: "≤ 15"})
-		}
-	}
-	r.Tables = append(r.Tables, t)
-	r.Notes = append(r.Notes, fmt.Sprintf("%d passages of %d tokens of %d pages; the AUC is the mean over pages of one against all others, in five folds. The classifier is naive Bayes over "+
-		"sizes and pairs of sizes. Tokens are words and pieces of words of at most six letters, not a model's. Every passage has as many tokens: how many chunks there "+
-		"are stays visible, and so does when they come. MRGC seals what the engine has said when it is read, one event a chunk when tokens come one by one: the first "+
-		"row. Several events together cost less where they fill a bucket, here two of some 230 bytes or eight, and a token then waits for those after it.", len(passages), passageTokens, pageCount(passages)))
 	r.Print(os.Stdout)
 	return r.Write()
 }
 
+// tally is what is known of many answers.
+type tally struct {
+	bare, marked         []sample // without padding, and as seen
+	clear, padding, wire int      // bytes
+	waits, firsts        []float64
+	writes, answers      int
+}
+
+func (t *tally) add(o *tally) {
+	t.clear, t.padding, t.wire = t.clear+o.clear, t.padding+o.padding, t.wire+o.wire
+	t.waits, t.firsts = append(t.waits, o.waits...), append(t.firsts, o.firsts...)
+	t.writes, t.answers = t.writes+o.writes, t.answers+o.answers
+}
+
 func share(part, of int) float64 { return 100 * float64(part) / float64(of) }
+
+// measureStreams has every passage streamed in each engine's events at each rate, at
+// once and as it is, both at the same time.
+func measureStreams(ctx context.Context, passages []passage, r *result.Result) error {
+	t := result.Table{
+		Title: "Streams of 200 tokens: telling the page of a passage, and what that it cannot be told costs",
+		Columns: []string{"events of", "tokens a second", "events are sealed", "AUC without padding", "AUC as seen", "bytes that padding adds", "all that sealing adds",
+			"writes for a token", "first token waits, p99", "a token waits, mean", "p99"},
+	}
+	var all [2]tally
+	var bare, seen [2][]float64
+	for i := range formats {
+		for _, rate := range rates {
+			var sides [2]tally
+			var failed [2]error
+			var both sync.WaitGroup
+			for side, wait := range []time.Duration{0, enclave.DefaultAnswerWait} {
+				both.Go(func() { failed[side] = sides[side].stream(ctx, passages, &formats[i], rate, wait) })
+			}
+			both.Wait()
+			if err := errors.Join(failed[:]...); err != nil {
+				return err
+			}
+			for side, name := range []string{"each at once", "as it is"} {
+				s := &sides[side]
+				without, with := meanAUC(s.bare), meanAUC(s.marked)
+				bare[side], seen[side] = append(bare[side], without), append(seen[side], with)
+				waits, firsts := s.waits, s.firsts
+				t.Rows = append(t.Rows, []string{
+					formats[i].name, fmt.Sprint(rate), name, fmt.Sprintf("%.2f", without), fmt.Sprintf("%.2f", with),
+					fmt.Sprintf("%.1f %%", share(s.padding, s.clear)), fmt.Sprintf("%.0f %%", share(s.wire-s.clear, s.clear)), fmt.Sprintf("%.2f", float64(s.writes)/float64(s.answers*passageTokens)),
+					fmt.Sprintf("%.1f ms", result.Quantile(firsts, 0.99)), fmt.Sprintf("%.1f ms", mean(waits)), fmt.Sprintf("%.0f ms", result.Quantile(waits, 0.99)),
+				})
+				all[side].add(s)
+			}
+		}
+	}
+	const asIs = 1
+	r.Figures = append(r.Figures,
+		result.Figure{Name: "AUC of the classifier without padding (0.5: it knows nothing)", Value: mean(bare[asIs]), Unit: "AUC"},
+		result.Figure{Name: "AUC of the classifier on what is seen, mean of all kinds of streams", Value: mean(seen[asIs]), Unit: "AUC", Goal: "≤ 0.55"},
+		result.Figure{Name: "bytes that padding adds to streams", Value: share(all[asIs].padding, all[asIs].clear), Unit: "%", Goal: "≤ 15"},
+		result.Figure{Name: "bytes that it would add if each event were sealed at once", Value: share(all[0].padding, all[0].clear), Unit: "%"},
+		result.Figure{Name: "first token waits in the enclave, p99", Value: result.Quantile(all[asIs].firsts, 0.99), Unit: "ms"},
+		result.Figure{Name: "first token waits there if each event is sealed at once, p99", Value: result.Quantile(all[0].firsts, 0.99), Unit: "ms"},
+		result.Figure{Name: "a token waits for others, mean", Value: mean(all[asIs].waits), Unit: "ms"},
+		result.Figure{Name: "a token waits for others, p99", Value: result.Quantile(all[asIs].waits, 0.99), Unit: "ms"})
+	r.Tables = append(r.Tables, t)
+	r.Notes = append(r.Notes, fmt.Sprintf("%d passages of %d tokens of %d pages, each streamed %d times to the enclave's HTTP service, in process, in the events of an engine: vLLM's have some 230 "+
+		"bytes, llama.cpp's, with a path for a model's name, some 320. The time from token to token has a log-normal spread of %.0f %%, and does not depend on what is said. "+
+		"The AUC is the mean over pages of one against all others, in five folds. The classifier is naive Bayes over writes (size, and time since the one before in halves of the time between tokens), pairs of "+
+		"writes, and how many there are; without padding over the events' sizes and the same times. Tokens are words and pieces of words of at most six letters, not a model's. Every passage has as many tokens: how many "+
+		"tokens there are can be told from the chunks. A token waits from when the engine has written it until the enclave has written the chunk with its last byte.",
+		len(passages), passageTokens, pageCount(passages), repeats, 100*jitter))
+	return nil
+}
+
+func mean(of []float64) float64 {
+	sum := 0.0
+	for _, v := range of {
+		sum += v
+	}
+	return sum / float64(len(of))
+}
+
+// repeats is how often each passage is streamed, in times of its own.
+const repeats = 3
+
+// stream streams all passages at the same time.
+func (t *tally) stream(ctx context.Context, passages []passage, f *format, rate float64, wait time.Duration) error {
+	engines := map[string]http.RoundTripper{}
+	streams := make([]*engine, repeats*len(passages))
+	for i := range streams {
+		streams[i] = &engine{says: f.stream(passages[i/repeats].tokens), perSecond: rate, random: rand.New(rand.NewPCG(uint64(i), 1))} //nolint:gosec // simulated
+		engines[fmt.Sprint(i)] = streams[i]
+	}
+	u, err := newEnclave(ctx, wait, engines)
+	if err != nil {
+		return err
+	}
+	writes := make([][]seen, len(streams))
+	failed := make([]error, len(streams))
+	var streaming sync.WaitGroup
+	for i := range streams {
+		// In no order, so that what else the machine does says nothing of what is answered.
+		begins := time.After(rand.N(time.Duration(60 / rate * float64(time.Second)))) //nolint:gosec // no secret
+		streaming.Go(func() {
+			<-begins
+			writes[i], failed[i] = u.ask(fmt.Sprint(i), true)
+		})
+	}
+	streaming.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return err
+	}
+	for i, e := range streams {
+		of := i / repeats
+		t.take(sample{page: passages[of].page, of: of}, f, e, writes[i])
+	}
+	return nil
+}
+
+// take adds what was seen of one stream. The first write has the head, which waits
+// for the second, and the last the end with the receipt.
+func (t *tally) take(as sample, f *format, e *engine, writes []seen) {
+	bare, marked := as, as
+	interval := time.Duration(float64(time.Second) / e.perSecond)
+	said, had, at := 0, 0, 1
+	for i, s := range e.says {
+		size := len(s.text)
+		if i == len(e.says)-1 {
+			size -= len(event(f.after))
+		}
+		said += size
+		for ; had+writes[at].data < said; at++ {
+			had += writes[at].data
+		}
+		wait := writes[at].at.Sub(s.at)
+		t.waits = append(t.waits, float64(wait)/float64(time.Millisecond))
+		if i == 0 {
+			t.firsts = append(t.firsts, t.waits[len(t.waits)-1])
+		}
+		bare.marks = append(bare.marks, mark(len(s.text), e.says[max(i-1, 0)].at, s.at, interval))
+	}
+	for i, w := range writes {
+		t.wire += w.bytes
+		if i == 0 || i == len(writes)-1 {
+			continue
+		}
+		marked.marks = append(marked.marks, mark(w.bytes, writes[max(i-1, 1)].at, w.at, interval))
+		t.padding += w.bytes - chunks(w.bytes)*overhead - w.data
+	}
+	t.clear += said
+	t.writes, t.answers = t.writes+len(writes)-2, t.answers+1
+	t.bare, t.marked = append(t.bare, bare), append(t.marked, marked)
+}
+
+// mark stands for a size and the time since the one before.
+func mark(bytes int, before, at time.Time, interval time.Duration) int {
+	const longest = 63
+	gap := min(int(math.Round(2*float64(at.Sub(before))/float64(interval))), longest)
+	return bytes*(longest+1) + gap
+}
 
 // overhead is what a chunk has beside the data: its header, the frame's, and the
 // tag (docs/protocol.md).
 const overhead = 3 + 3 + 16
 
-// writer seals answers.
-type writer struct{ opened *seal.Opened }
+// chunks is how many there are in a write of so many bytes, whose sizes are the
+// protocol's: 512, 2048, 8192, 16384, with 19 bytes around each.
+func chunks(bytes int) int { return bytes % 512 / (overhead - 3) }
 
-func newWriter() (*writer, error) {
-	now := time.Now()
-	key, err := seal.NewRecipientKey(seal.Claims{Model: "m", Region: "use1", Mode: seal.ModeProcess, NotBefore: now.Add(-time.Hour), NotAfter: now.Add(time.Hour)})
-	if err != nil {
-		return nil, err
+// measurePieces seals answers that are not streamed.
+func measurePieces(ctx context.Context, passages []passage, r *result.Result) error {
+	t := result.Table{
+		Title: "Answers in one piece", Columns: []string{"tokens", "answers", "bytes in clear, mean", "bytes that padding adds", "all that sealing adds", "sizes on the wire"},
 	}
-	sealed, err := seal.Seal(rand.Reader, seal.Request{
-		Operation: seal.OpChatCompletions, Model: "m", Tenant: "t", RequestID: seal.RequestID{1}, Expiry: now.Add(time.Minute),
-	}, []*seal.Recipient{key.Recipient})
-	if err != nil {
-		return nil, err
+	var text []string
+	for _, p := range passages {
+		text = append(text, p.tokens...)
 	}
-	defer sealed.Wipe()
-	wire := bytes.NewReader(sealed.Body)
-	prologue, err := seal.ReadPrologue(wire)
-	if err != nil {
-		return nil, err
-	}
-	opened, err := key.Open(now, prologue, sealed.Headers, wire, seal.Limits{})
-	return &writer{opened}, err
-}
-
-// seal gives the size on the wire of each chunk of data.
-func (w *writer) seal(chunks [][]byte) (sizes []int, err error) {
-	var wire bytes.Buffer
-	answer, err := w.opened.Respond(rand.Reader, &wire)
-	if err != nil {
-		return nil, err
-	}
-	defer answer.Wipe()
-	if err := answer.WriteHead(seal.Head{Status: 200, ContentType: "text/event-stream"}); err != nil {
-		return nil, err
-	}
-	for _, c := range chunks {
-		before := wire.Len()
-		if _, err := answer.Write(c); err != nil {
-			return nil, err
+	var all tally
+	for _, tokens := range []int{16, 64, 128, 256, 512, 1024} {
+		engines := map[string]http.RoundTripper{}
+		for i := 0; (i+1)*tokens <= len(text) && i < len(passages); i++ {
+			engines[fmt.Sprint(i)] = piece(text[i*tokens : (i+1)*tokens])
 		}
-		sizes = append(sizes, wire.Len()-before)
-		if length := int(binary.BigEndian.Uint16(wire.Bytes()[before+1:])); before+3+length != wire.Len() {
-			return nil, errors.New("what was sealed together is not one chunk")
+		u, err := newEnclave(ctx, enclave.DefaultAnswerWait, engines)
+		if err != nil {
+			return err
 		}
+		var these tally
+		sizes := map[int]bool{}
+		for name := range engines {
+			writes, err := u.ask(name, false)
+			if err != nil {
+				return err
+			}
+			wire := 0
+			for i, w := range writes {
+				wire += w.bytes
+				if i > 0 && i < len(writes)-1 {
+					these.clear, these.padding = these.clear+w.data, these.padding+w.bytes-chunks(w.bytes)*overhead-w.data
+				}
+			}
+			these.wire += wire
+			sizes[wire] = true
+		}
+		t.Rows = append(t.Rows, []string{
+			fmt.Sprint(tokens), fmt.Sprint(len(engines)), fmt.Sprint(these.clear / len(engines)), fmt.Sprintf("%.1f %%", share(these.padding, these.clear)),
+			fmt.Sprintf("%.0f %%", share(these.wire-these.clear, these.clear)), fmt.Sprint(len(sizes)),
+		})
+		all.add(&these)
 	}
-	return sizes, answer.Close(seal.End{})
+	r.Figures = append(r.Figures, result.Figure{Name: "bytes that padding adds to answers in one piece, of all lengths together", Value: share(all.padding, all.clear), Unit: "%", Goal: "≤ 15"})
+	r.Tables = append(r.Tables, t)
+	r.Notes = append(r.Notes, "An answer in one piece is padded to a multiple of 509 bytes, a long one to one of fewer sizes: a short one costs a larger share. "+
+		"What sealing adds besides is mostly the head and the end with its receipt, which a short answer has, too.")
+	return nil
 }

@@ -1,10 +1,7 @@
 package main
 
 import (
-	"bytes"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -65,27 +62,4 @@ func pageCount(passages []passage) int {
 		pages[p.page] = true
 	}
 	return len(pages)
-}
-
-// chunks are the events of a stream, so many joined.
-func (p passage) chunks(batch int) (chunks [][]byte) {
-	var held bytes.Buffer
-	for i, t := range p.tokens {
-		held.Write(event(t))
-		if (i+1)%batch == 0 || i == len(p.tokens)-1 {
-			chunks = append(chunks, bytes.Clone(held.Bytes()))
-			held.Reset()
-		}
-	}
-	return chunks
-}
-
-// event is a token as vLLM sends it.
-func event(token string) []byte {
-	content, err := json.Marshal(token)
-	if err != nil {
-		panic(err) // a string can be written
-	}
-	return fmt.Appendf(nil, `data: {"id":"chatcmpl-%032x","object":"chat.completion.chunk","created":1795717800,"model":"qwen2.5-0.5b-instruct",`+
-		`"choices":[{"index":0,"delta":{"content":%s},"logprobs":null,"finish_reason":null}]}`+"\n\n", 0, content)
 }

@@ -62,8 +62,8 @@ func measureBytes(ctx context.Context, _ options, r *result.Result) (err error) 
 		result.Figure{Name: "padding of answers streamed token by token", Unit: "%", Value: streams.padded(), Goal: "≤ 15"})
 	r.Tables = append(r.Tables, table)
 	r.Notes = append(r.Notes, "Padding of a request is the zeros of its payload, and of an answer those of its data frames; all that is added is that, the recipient's "+
-		"wrapped key, credentials, tags, and the answer's head and end with its receipt. A stream's events are padded to 512 bytes each, because their lengths tell "+
-		"what was answered: an event of some 200 bytes cannot be hidden among others for 15 % more. The answer in one piece is what the goal can be met by.")
+		"wrapped key, credentials, tags, and the answer's head and end with its receipt. Streams come token by token, some 150 a second; make bench-lengths "+
+		"has other rates, and what waits for what.")
 	return nil
 }
 
