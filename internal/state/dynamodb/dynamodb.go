@@ -196,42 +196,9 @@ func (s *Store) List(ctx context.Context, table schema.Table, q state.Query) ([]
 	if err != nil {
 		return nil, s.named(table, "list", err)
 	}
-	var next func(from item) ([]item, item, error)
-	if q.Partition == "" {
-		next = func(from item) ([]item, item, error) {
-			page, err := client.Scan(ctx, &sdk.ScanInput{TableName: name, ConsistentRead: aws.Bool(true), ExclusiveStartKey: from})
-			if err != nil {
-				return nil, nil, err
-			}
-			return page.Items, page.LastEvaluatedKey, nil
-		}
-	} else {
-		input := &sdk.QueryInput{
-			TableName: name, ScanIndexForward: aws.Bool(!q.Newest),
-			KeyConditionExpression:    aws.String("#p = :p"),
-			ExpressionAttributeNames:  map[string]string{"#p": partition.Name},
-			ExpressionAttributeValues: item{":p": text(q.Partition)},
-		}
-		if q.Index != "" {
-			input.IndexName = aws.String(q.Index)
-		} else {
-			input.ConsistentRead = aws.Bool(true)
-		}
-		if q.From != "" && sort != nil {
-			input.KeyConditionExpression = aws.String("#p = :p AND #s >= :s")
-			input.ExpressionAttributeNames["#s"], input.ExpressionAttributeValues[":s"] = sort.Name, text(q.From)
-		}
-		if q.Limit > 0 {
-			input.Limit = aws.Int32(int32(q.Limit))
-		}
-		next = func(from item) ([]item, item, error) {
-			input.ExclusiveStartKey = from
-			page, err := client.Query(ctx, input)
-			if err != nil {
-				return nil, nil, err
-			}
-			return page.Items, page.LastEvaluatedKey, nil
-		}
+	next := scan(ctx, client, name)
+	if q.Partition != "" {
+		next = query(ctx, client, name, partition, sort, q)
 	}
 	var (
 		all  []state.Item
@@ -253,6 +220,50 @@ func (s *Store) List(ctx context.Context, table schema.Table, q state.Query) ([]
 		if from = last; len(last) == 0 {
 			return all, nil
 		}
+	}
+}
+
+// pages gives a page of items, and from where the next one goes on; empty: there is none.
+type pages func(from item) (page []item, last item, err error)
+
+func scan(ctx context.Context, client *dynamo.Client, name *string) pages {
+	return func(from item) ([]item, item, error) {
+		page, err := client.Scan(ctx, &sdk.ScanInput{TableName: name, ConsistentRead: aws.Bool(true), ExclusiveStartKey: from})
+		if err != nil {
+			return nil, nil, err
+		}
+		return page.Items, page.LastEvaluatedKey, nil
+	}
+}
+
+// query reads one partition, of the table or of an index. An index is never strongly
+// consistent.
+func query(ctx context.Context, client *dynamo.Client, name *string, partition schema.Attribute, sort *schema.Attribute, q state.Query) pages {
+	input := &sdk.QueryInput{
+		TableName: name, ScanIndexForward: aws.Bool(!q.Newest),
+		KeyConditionExpression:    aws.String("#p = :p"),
+		ExpressionAttributeNames:  map[string]string{"#p": partition.Name},
+		ExpressionAttributeValues: item{":p": text(q.Partition)},
+	}
+	if q.Index != "" {
+		input.IndexName = aws.String(q.Index)
+	} else {
+		input.ConsistentRead = aws.Bool(true)
+	}
+	if q.From != "" && sort != nil {
+		input.KeyConditionExpression = aws.String("#p = :p AND #s >= :s")
+		input.ExpressionAttributeNames["#s"], input.ExpressionAttributeValues[":s"] = sort.Name, text(q.From)
+	}
+	if q.Limit > 0 {
+		input.Limit = aws.Int32(int32(q.Limit))
+	}
+	return func(from item) ([]item, item, error) {
+		input.ExclusiveStartKey = from
+		page, err := client.Query(ctx, input)
+		if err != nil {
+			return nil, nil, err
+		}
+		return page.Items, page.LastEvaluatedKey, nil
 	}
 }
 
