@@ -151,7 +151,7 @@ func (c *controller) publish(report failover.Report) {
 // replicate brings a row to another region's replica: late, and after a cut.
 func (w *world) replicate(from, to place, row reportRow) {
 	lag := w.between(200*time.Millisecond, time.Second)
-	if w.chance(w.faults.slow) {
+	if w.slow[from]+w.slow[to] > 0 || w.chance(w.faults.slow) {
 		lag = w.between(time.Second, 20*time.Second)
 	}
 	w.after(lag, func() {
