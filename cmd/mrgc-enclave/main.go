@@ -17,6 +17,7 @@ import (
 	"net/http"
 	"os"
 	"os/signal"
+	"sync"
 	"syscall"
 	"time"
 
@@ -115,6 +116,11 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
+	ctx, stop := context.WithCancel(ctx)
+	var renewing sync.WaitGroup
+	renewing.Go(func() { self.Renew(ctx, logger) })
+	defer renewing.Wait()
+	defer stop()
 	logger.Info("serving", "identity", self.ID(), "mode", *mode, "model", *model)
 	return service.Serve(ctx, listener)
 }

@@ -36,37 +36,6 @@ const MaxMessageBytes = 64 << 10
 
 const requestTimeout = 10 * time.Second
 
-// Enrol makes a key and has it certified by the authority that dial reaches. It
-// trusts roots, in PEM, and what the authority or whoever is between says of
-// roots not at all: the certificate must verify by them and be for role.
-func Enrol(ctx context.Context, dial func(context.Context) (net.Conn, error), role Role, roots []byte) (*Source, error) {
-	resp, cert, err := certify(ctx, dial, "")
-	if err != nil {
-		return nil, fmt.Errorf("identity: %w", err)
-	}
-	s, err := newSource(cert, roots)
-	if err != nil {
-		return nil, err
-	}
-	if s.id.Role != role {
-		return nil, fmt.Errorf("identity: certificate is for %s, not for the role of %s", s.id, role)
-	}
-	intermediates := x509.NewCertPool()
-	for _, der := range resp.Chain[1:] {
-		intermediate, err := x509.ParseCertificate(der)
-		if err != nil {
-			return nil, fmt.Errorf("identity: certificate of an authority: %w", err)
-		}
-		intermediates.AddCert(intermediate)
-	}
-	if _, err := cert.Leaf.Verify(x509.VerifyOptions{
-		Roots: s.roots, Intermediates: intermediates, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}); err != nil {
-		return nil, fmt.Errorf("identity: certificate of another authority: %w", err)
-	}
-	return s, nil
-}
-
 // request has a key certified by the authority on a Unix socket, which is
 // trusted to name the roots, too.
 func request(ctx context.Context, path, token string) (*Source, error) {

@@ -25,7 +25,8 @@ const (
 type Source struct {
 	id    ID
 	roots *x509.CertPool
-	files string // directory to reload from; empty when the key lives in memory only
+	files string                                  // directory to reload from; empty when the key lives in memory only
+	dial  func(context.Context) (net.Conn, error) // to the authority that renews it; nil: nobody does
 
 	mu       sync.Mutex
 	cert     *tls.Certificate // guarded by mu

@@ -80,6 +80,32 @@ func (f *File) Path() string { return f.path }
 func (f *File) Current(ctx context.Context) (*sql.DB, error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	return f.current(ctx)
+}
+
+// Statement is a query, prepared for the database that Current gives, and kept: what
+// is asked again and again costs more to parse than to answer. It is for queries that
+// are constants, and is not to be closed.
+func (f *File) Statement(ctx context.Context, query string) (*sql.Stmt, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	db, err := f.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	if prepared := f.file.prepared[query]; prepared != nil {
+		return prepared, nil
+	}
+	prepared, err := db.PrepareContext(ctx, query)
+	if err != nil {
+		return nil, err
+	}
+	f.file.prepared[query] = prepared
+	return prepared, nil
+}
+
+// current is Current, with mu held.
+func (f *File) current(ctx context.Context) (*sql.DB, error) {
 	if f.closed {
 		return nil, fmt.Errorf("%s is closed", f.kind.Name)
 	}
@@ -116,8 +142,9 @@ func (f *File) Close() error {
 
 // file is an open store, and which file it is.
 type file struct {
-	db   *sql.DB
-	info fs.FileInfo
+	db       *sql.DB
+	info     fs.FileInfo
+	prepared map[string]*sql.Stmt // by query; closed with db
 }
 
 func (k Kind) openOrCreate(ctx context.Context, path string) (*file, error) {
@@ -206,7 +233,7 @@ func (k Kind) openFile(ctx context.Context, path string) (*file, error) {
 	if err := k.check(ctx, db); err != nil {
 		return nil, errors.Join(err, db.Close())
 	}
-	return &file{db: db, info: info}, nil
+	return &file{db: db, info: info, prepared: map[string]*sql.Stmt{}}, nil
 }
 
 // connect prepares connections to a file that exists; none is made yet.

@@ -15,15 +15,11 @@ SELECT id, region, zone, address, models, versions, key_ids, draining, enclave_o
 	running, queued, slots, latency_ns, requests, usage, registered_at_ns, heartbeat_at_ns, version
 FROM instances`
 
-// queryer is a pool of connections, or one of them.
-type queryer interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
-// readSnapshot reads all instances in one statement, and so as of one moment.
-func (s *Store) readSnapshot(ctx context.Context, from queryer) (*fleet.Snapshot, error) {
+// readSnapshot reads all instances in one statement, which is snapshotSQL's, and so as
+// of one moment.
+func (s *Store) readSnapshot(ctx context.Context, asked *sql.Stmt) (*fleet.Snapshot, error) {
 	at := s.clock().Round(0).UTC()
-	rows, err := from.QueryContext(ctx, snapshotSQL)
+	rows, err := asked.QueryContext(ctx)
 	if err != nil {
 		return nil, err
 	}

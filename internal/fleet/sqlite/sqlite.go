@@ -160,11 +160,11 @@ func (s *Store) Deregister(ctx context.Context, id string) error {
 
 // Snapshot reads all instances.
 func (s *Store) Snapshot(ctx context.Context) (*fleet.Snapshot, error) {
-	db, err := s.file.Current(ctx)
+	asked, err := s.file.Statement(ctx, snapshotSQL)
 	if err != nil {
 		return nil, fmt.Errorf("fleet store %s: %w", s.path, err)
 	}
-	snapshot, err := s.readSnapshot(ctx, db)
+	snapshot, err := s.readSnapshot(ctx, asked)
 	if err != nil {
 		return nil, fmt.Errorf("fleet store %s: read instances: %w", s.path, err)
 	}
@@ -192,11 +192,11 @@ func (s *Store) update(ctx context.Context, what, id, query string, args ...any)
 // write runs one statement, which is a transaction of its own, and counts the
 // rows that it changed.
 func (s *Store) write(ctx context.Context, query string, args ...any) (int64, error) {
-	db, err := s.file.Current(ctx)
+	prepared, err := s.file.Statement(ctx, query)
 	if err != nil {
 		return 0, err
 	}
-	result, err := db.ExecContext(ctx, query, args...)
+	result, err := prepared.ExecContext(ctx, args...)
 	if err != nil {
 		return 0, err
 	}

@@ -30,6 +30,7 @@ type watcher struct {
 	// those of the connection that asks.
 	conn    *sql.Conn
 	version *sql.Stmt // asks for data_version on conn
+	all     *sql.Stmt // asks for all instances on conn
 	seen    int64     // data_version before the last read
 	readAt  time.Time // of the last read; zero: never
 }
@@ -54,7 +55,7 @@ func (w *watcher) tryPoll(ctx context.Context) (*fleet.Snapshot, error) {
 	if version == w.seen && time.Since(w.readAt) < fleet.RefreshInterval {
 		return nil, nil
 	}
-	snapshot, err := w.store.readSnapshot(ctx, w.conn)
+	snapshot, err := w.store.readSnapshot(ctx, w.all)
 	if err != nil {
 		return nil, err
 	}
@@ -78,13 +79,18 @@ func (w *watcher) connect(ctx context.Context) error {
 	if w.version, err = w.conn.PrepareContext(ctx, `PRAGMA data_version`); err != nil {
 		return err
 	}
+	if w.all, err = w.conn.PrepareContext(ctx, snapshotSQL); err != nil {
+		return err
+	}
 	w.db = db
 	return nil
 }
 
 func (w *watcher) disconnect() {
-	if w.version != nil {
-		_ = w.version.Close()
+	for _, prepared := range []*sql.Stmt{w.version, w.all} {
+		if prepared != nil {
+			_ = prepared.Close()
+		}
 	}
 	if w.conn != nil {
 		_ = w.conn.Close()

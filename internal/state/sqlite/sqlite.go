@@ -61,8 +61,13 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 // Close closes the file.
 func (s *Store) Close() error { return s.file.Close() }
 
-const columns = `SELECT partition, sort, version, fence, fields FROM items
+const (
+	columnsSQL = `SELECT partition, sort, version, fence, fields FROM items
 WHERE tab = :tab AND (expires_s = 0 OR expires_s > :now)`
+	oneSQL = columnsSQL + ` AND partition = :partition AND sort = :sort`
+	putSQL = `INSERT OR REPLACE INTO items (tab, partition, sort, version, fence, expires_s, fields)
+VALUES (?, ?, ?, ?, ?, ?, ?)`
+)
 
 // Get reads an item.
 func (s *Store) Get(ctx context.Context, table schema.Table, key state.Key) (state.Item, error) {
@@ -83,19 +88,27 @@ func (s *Store) GetMany(ctx context.Context, table schema.Table, keys []state.Ke
 		if err := key.Check(table); err != nil {
 			return nil, err
 		}
-		items, err := s.read(ctx, table, columns+` AND partition = :partition AND sort = :sort`,
-			sql.Named("partition", key.Partition), sql.Named("sort", key.Sort))
+		asked, err := s.file.Statement(ctx, oneSQL)
 		if err != nil {
-			return nil, err
+			return nil, s.named(table, err)
+		}
+		items, err := readOne(ctx, asked, table, key)
+		if err != nil {
+			return nil, s.named(table, err)
 		}
 		all = append(all, items...)
 	}
 	return all, nil
 }
 
+// readOne runs the statement that reads an item: there is one, or none.
+func readOne(ctx context.Context, asked *sql.Stmt, table schema.Table, key state.Key) ([]state.Item, error) {
+	return scan(asked.QueryContext(ctx, arguments(table, sql.Named("partition", key.Partition), sql.Named("sort", key.Sort))...))
+}
+
 // List reads the items of a partition.
 func (s *Store) List(ctx context.Context, table schema.Table, q state.Query) ([]state.Item, error) {
-	query, partition, sort := columns, "partition", "sort"
+	query, partition, sort := columnsSQL, "partition", "sort"
 	if q.Index != "" {
 		index, err := q.IndexIn(table)
 		if err != nil {
@@ -116,7 +129,12 @@ func (s *Store) List(ctx context.Context, table schema.Table, q state.Query) ([]
 	if q.Limit > 0 {
 		query += fmt.Sprintf(" LIMIT %d", q.Limit)
 	}
-	return s.read(ctx, table, query, sql.Named("partition", q.Partition), sql.Named("from", q.From))
+	db, err := s.file.Current(ctx)
+	if err != nil {
+		return nil, s.named(table, err)
+	}
+	items, err := scan(db.QueryContext(ctx, query, arguments(table, sql.Named("partition", q.Partition), sql.Named("from", q.From))...))
+	return items, s.named(table, err)
 }
 
 // column is where an attribute of a key is; its name is one of package schema's.
@@ -130,23 +148,13 @@ func column(table schema.Table, attribute schema.Attribute) string {
 	return "json_extract(fields, '$." + attribute.Name + "')"
 }
 
-func (s *Store) read(ctx context.Context, table schema.Table, query string, args ...any) ([]state.Item, error) {
-	db, err := s.file.Current(ctx)
-	if err != nil {
-		return nil, s.named(table, err)
-	}
-	items, err := read(ctx, db, table, query, args...)
-	return items, s.named(table, err)
+// arguments adds what every query of a table wants.
+func arguments(table schema.Table, args ...any) []any {
+	return append(args, sql.Named("tab", table.Name), sql.Named("now", time.Now().Unix()))
 }
 
-// queryer is a pool of connections, or a transaction.
-type queryer interface {
-	QueryContext(ctx context.Context, query string, args ...any) (*sql.Rows, error)
-}
-
-func read(ctx context.Context, from queryer, table schema.Table, query string, args ...any) ([]state.Item, error) {
-	args = append(args, sql.Named("tab", table.Name), sql.Named("now", time.Now().Unix()))
-	rows, err := from.QueryContext(ctx, query, args...)
+// scan reads what was asked for.
+func scan(rows *sql.Rows, err error) ([]state.Item, error) {
 	if err != nil {
 		return nil, err
 	}
@@ -168,10 +176,13 @@ func (s *Store) Write(ctx context.Context, table schema.Table, w state.Write) (i
 	if err != nil {
 		return 0, err
 	}
+	asked, err := s.file.Statement(ctx, oneSQL)
+	if err != nil {
+		return 0, s.named(table, err)
+	}
 	var version int64
 	err = s.transact(ctx, func(tx *sql.Tx) error {
-		items, err := read(ctx, tx, table, columns+` AND partition = :partition AND sort = :sort`,
-			sql.Named("partition", w.Key.Partition), sql.Named("sort", w.Key.Sort))
+		items, err := readOne(ctx, tx.StmtContext(ctx, asked), table, w.Key)
 		if err != nil {
 			return err
 		}
@@ -184,7 +195,7 @@ func (s *Store) Write(ctx context.Context, table schema.Table, w state.Write) (i
 			return err
 		}
 		version = now.Version + 1
-		return put(ctx, tx, table, w, version, max(now.Fence, w.Fence), merged)
+		return s.put(ctx, tx, table, w, version, max(now.Fence, w.Fence), merged)
 	})
 	if err != nil {
 		return 0, s.named(table, fmt.Errorf("write %s: %w", w.Key, err))
@@ -206,7 +217,7 @@ func (s *Store) Replace(ctx context.Context, table schema.Table, writes []state.
 			return err
 		}
 		for _, w := range writes {
-			if err := put(ctx, tx, table, w, 1, w.Fence, w.Fields); err != nil {
+			if err := s.put(ctx, tx, table, w, 1, w.Fence, w.Fields); err != nil {
 				return fmt.Errorf("write %s: %w", w.Key, err)
 			}
 		}
@@ -215,13 +226,16 @@ func (s *Store) Replace(ctx context.Context, table schema.Table, writes []state.
 	return s.named(table, err)
 }
 
-func put(ctx context.Context, tx *sql.Tx, table schema.Table, w state.Write, version, fence int64, fields json.RawMessage) error {
+func (s *Store) put(ctx context.Context, tx *sql.Tx, table schema.Table, w state.Write, version, fence int64, fields json.RawMessage) error {
 	var expires int64
 	if !w.Expires.IsZero() {
 		expires = w.Expires.Unix()
 	}
-	_, err := tx.ExecContext(ctx, `INSERT OR REPLACE INTO items (tab, partition, sort, version, fence, expires_s, fields)
-		VALUES (?, ?, ?, ?, ?, ?, ?)`, table.Name, w.Key.Partition, w.Key.Sort, version, fence, expires, string(fields))
+	prepared, err := s.file.Statement(ctx, putSQL)
+	if err != nil {
+		return err
+	}
+	_, err = tx.StmtContext(ctx, prepared).ExecContext(ctx, table.Name, w.Key.Partition, w.Key.Sort, version, fence, expires, string(fields))
 	return err
 }
 

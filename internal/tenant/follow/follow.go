@@ -21,14 +21,8 @@ const Interval = 250 * time.Millisecond
 type File struct {
 	path   string
 	keeper *tenant.Keeper
-	seen   stamp // of the content that was last offered
+	seen   os.FileInfo // of the content that was last offered; nil: there was no file
 	log    *slog.Logger
-}
-
-// stamp tells one content of a file from another.
-type stamp struct {
-	size     int64
-	modified time.Time
 }
 
 // Open reads the keys and the list, both of which must be good at the start.
@@ -45,7 +39,7 @@ func Open(path, keyPath string, log *slog.Logger) (*File, error) {
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", keyPath, err)
 	}
-	f := &File{path: path, keeper: keeper, seen: stamp{size: -1}, log: log}
+	f := &File{path: path, keeper: keeper, log: log}
 	if err := f.look(); err != nil {
 		return nil, fmt.Errorf("%s: %w", path, err)
 	}
@@ -77,22 +71,28 @@ func (f *File) Run(ctx context.Context) {
 
 // look offers the file's content, once for each.
 func (f *File) look() error {
-	var fresh stamp // zero while there is no file
 	info, err := os.Stat(f.path)
-	if err == nil {
-		fresh = stamp{info.Size(), info.ModTime()}
-	}
-	if fresh == f.seen {
-		return nil
-	}
 	if err != nil {
-		f.seen = fresh // said once
+		if f.seen == nil && f.keeper.Set() != nil {
+			return nil // said once
+		}
+		f.seen = nil
 		return err
+	}
+	if f.seen != nil && sameContent(f.seen, info) {
+		return nil
 	}
 	content, err := os.ReadFile(f.path)
 	if err != nil {
 		return err
 	}
-	f.seen = fresh
+	f.seen = info
 	return f.keeper.Offer(content, time.Now())
+}
+
+// sameContent compares what tells one content of a file from another. Two that are
+// written within the clock's tick may differ by their inodes only, as signatures make
+// lists of one size.
+func sameContent(a, b os.FileInfo) bool {
+	return os.SameFile(a, b) && a.Size() == b.Size() && a.ModTime().Equal(b.ModTime())
 }

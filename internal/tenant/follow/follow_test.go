@@ -71,6 +71,28 @@ var _ = Describe("A file", func() {
 		Eventually(func() uint64 { return keeper.Set().Version() }).Should(BeEquivalentTo(3))
 	})
 
+	It("is taken anew when only its content differs, not its size and time", func() {
+		at := time.Now().Add(-time.Minute)
+		putAt := func(content []byte) {
+			GinkgoHelper()
+			Expect(os.WriteFile(path+".new", content, 0o600)).To(Succeed())
+			Expect(os.Chtimes(path+".new", at, at)).To(Succeed()) // as if written within the clock's tick
+			Expect(os.Rename(path+".new", path)).To(Succeed())
+		}
+		first := signer.Sign(GinkgoTB(), tenanttest.Tenant("acme", "edge", "enclave"))
+		second := signer.Sign(GinkgoTB(), tenanttest.Tenant("acme", "egde", "enclave"))
+		Expect(second).To(HaveLen(len(first)))
+		putAt(first)
+		file, err := open()
+		Expect(err).NotTo(HaveOccurred())
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() { defer close(ended); file.Run(ctx) }()
+		DeferCleanup(func() { stop(); Eventually(ended).Should(BeClosed()) })
+		putAt(second)
+		Eventually(func() uint64 { return file.Keeper().Set().Version() }).Should(BeEquivalentTo(2))
+	})
+
 	DescribeTable("must be good at the start", func(reason string, spoil func()) {
 		put(signer.Sign(GinkgoTB()))
 		_, err := open()
