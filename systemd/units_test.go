@@ -81,7 +81,7 @@ var _ = Describe("The units", func() {
 		AddReportEntry(row, string(score[1]))
 	},
 		Entry(nil, "mrgc-parent.service", ""), Entry(nil, "mrgc-guard.service", ""), Entry(nil, "mrgc-engine.service", ""),
-		Entry(nil, "mrgc-engine.service", "vllm.conf"), Entry(nil, "mrgc-guard.service", "nitrotpm.conf"),
+		Entry(nil, "mrgc-engine.service", "vllm.conf"), Entry(nil, "mrgc-guard.service", "nitrotpm.conf"), Entry(nil, "mrgc-parent.service", "nitro.conf"),
 	)
 
 	DescribeTable("are what systemd can read", func(ctx SpecContext, unit string) {

@@ -50,7 +50,7 @@ a prompt. Start with "mrgc up": it runs a whole cluster on this machine.`,
 	for group, commands := range map[string][]*cobra.Command{
 		"use":     {upCommand(), connectCommand(), verifyReceiptCommand()},
 		"operate": {statusCommand(), modelsCommand(), explainCommand(), replayCommand(), drainCommand(), configCommand(), tenantsCommand(), releasesCommand(), imageCommand(), keysCommand(), auditCommand(), canaryCommand(), failoverCommand(), scaleCommand(), washCommand(), stateCommand(), partsCommand()},
-		"role":    {routerCommand(), controllerCommand(), engineCommand()},
+		"role":    {routerCommand(), controllerCommand(), engineCommand(), enclaveCommand()},
 	} {
 		for _, command := range commands {
 			command.GroupID = group
