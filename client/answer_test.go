@@ -148,11 +148,13 @@ var _ = Describe("An answer", func() {
 	It("that the connection breaks off is an error", func(ctx SpecContext) {
 		events, stream := io.Pipe()
 		DeferCleanup(stream.Close)
-		c.engine = func(*http.Request) (*http.Response, error) { return answer("text/plain", events), nil }
-		go func() { _, _ = io.WriteString(stream, "half") }()
-		resp := t.ask(ctx) // comes with the first of the answer
-		half := make([]byte, 4)
-		_, err := io.ReadFull(resp.Body, half)
+		c.engine = func(*http.Request) (*http.Response, error) { return answer("text/event-stream", events), nil }
+		const event = "data: half\n\n"
+		go func() { _, _ = io.WriteString(stream, event) }()
+		resp, err := t.send(ctx, http.MethodPost, "/chat/completions", body(streamed)) // comes with the first of the answer
+		Expect(err).NotTo(HaveOccurred())
+		half := make([]byte, len(event))
+		_, err = io.ReadFull(resp.Body, half)
 		Expect(err).NotTo(HaveOccurred())
 		e.server.CloseClientConnections()
 		_, err = resp.Body.Read(half)
