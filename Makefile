@@ -59,7 +59,7 @@ test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the offici
 test-threats: parts ## the threat model, executed: root on an instance, forged and replayed requests; takes root (docs/threat-model.md)
 	$(GO) test -count=1 -timeout 15m -v ./e2e -ginkgo.v -ginkgo.label-filter threats
 
-test-failover: parts ## kill a region of a whole cluster under load, have it back, and do smaller harm (some 12 minutes)
+test-failover: parts dynamodb-local ## kill a region of a whole cluster under load, have it back, and do smaller harm to it, its stores and its network; takes root and Java (some 18 minutes)
 	$(GO) run ./bench/failover $(ARGS)
 	$(GO) run ./bench/report
 

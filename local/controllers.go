@@ -1,6 +1,10 @@
 package local
 
-import "github.com/mrgc/mrgc/internal/identity"
+import (
+	"strings"
+
+	"github.com/mrgc/mrgc/internal/identity"
+)
 
 // planControllers gives each region a controller where there is an accelerator, whose
 // dials are theirs to set. Without one they would decide for nobody, and an idle
@@ -17,14 +21,11 @@ func (p *plan) planControllers() error {
 	return nil
 }
 
-// controlStore is the address of the store of what controllers decide, and of washes.
-func (p *plan) controlStore() string { return "sqlite:" + p.control }
-
 // controller decides with the other regions' which of them tenants are sent to.
 func (p *plan) controller(r region, token string) process {
 	args := []string{
 		p.bin("mrgc"), "controller", "--config", p.config, "--region", r.name, "--name", controllerName(r),
-		"--state", p.controlStore(), "--store", "sqlite:" + p.store, "--identity", "unix:" + p.caSocket,
+		"--state", p.controlStore(r.name), "--store", p.fleetStore(r.name), "--identity", "unix:" + p.caSocket,
 		"--accelerator", p.acceleratorAddress(), "--admin-listen", r.controller,
 	}
 	for _, other := range p.regions {
@@ -41,14 +42,21 @@ func (p *plan) routerDrains(r region) []string {
 	if r.controller == "" {
 		return nil
 	}
-	return []string{"--state", p.controlStore(), "--envoy-admin", r.envoyAdmin}
+	return []string{"--state", p.controlStore(r.name), "--envoy-admin", r.envoyAdmin}
 }
 
-// stateEnv are lines of .mrgc/env, for `mrgc failover` and `mrgc wash`; none where
+// stateEnv are lines of .mrgc/env, for `mrgc failover` and `mrgc wash`, and where
+// controllers' admins are; none where
 // neither controllers decide nor parents wash.
 func (p *plan) stateEnv() []string {
 	if !p.options.Accelerator && !p.options.Wash {
 		return nil
 	}
-	return []string{"export MRGC_STATE=" + shellQuote(p.controlStore())}
+	lines := []string{"export MRGC_STATE=" + shellQuote(p.controlStore(p.anyStore()))}
+	for _, r := range p.regions {
+		if r.controller != "" {
+			lines = append(lines, "export MRGC_CONTROLLER_"+strings.ToUpper(r.name)+"=http://"+r.controller)
+		}
+	}
+	return lines
 }

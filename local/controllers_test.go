@@ -37,7 +37,8 @@ var _ = Describe("A plan of controllers", func() {
 			Expect(flagOf(router, "--state")).To(Equal("sqlite:/state/control.db"))
 			Expect(flagOf(router, "--envoy-admin")).To(Equal(r.envoyAdmin))
 		}
-		Expect(p.env("key")).To(ContainElement("export MRGC_STATE='sqlite:/state/control.db'"))
+		Expect(p.env("key")).To(ContainElements(
+			"export MRGC_STATE='sqlite:/state/control.db'", "export MRGC_CONTROLLER_USE1=http://"+p.regions[0].controller))
 	})
 
 	It("has none without", func() {

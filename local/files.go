@@ -215,7 +215,7 @@ func (p *plan) writeEnvoyFiles(ctx context.Context, ca *devca.Authority) error {
 		if err := ca.WriteFiles(r.envoyIdentity, identity.ID{Region: r.name, Role: identity.RoleEnvoy}, time.Now()); err != nil {
 			return err
 		}
-		certPEM, keyPEM, err := ca.ServerCertificate(time.Now(), "localhost", r.name+".mrgc.internal")
+		certPEM, keyPEM, err := ca.ServerCertificate(time.Now(), "localhost", r.name+".mrgc.internal", netip.MustParseAddrPort(r.tenant).Addr().String())
 		if err != nil {
 			return err
 		}

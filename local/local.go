@@ -5,8 +5,8 @@
 // replaced by a stand-in that is named for what it is: the enclave is a process,
 // its security module is standin/softnsm, the certificate authority is
 // standin/devca, AWS KMS is standin/softkms, AWS Global Accelerator, where one is
-// asked for, is standin/softaccelerator, and three regions are three sets of
-// loopback ports.
+// asked for, is standin/softaccelerator, DynamoDB's global tables, where those are,
+// standin/globaltables, and three regions are three sets of loopback ports.
 //
 // [Run] fetches what is missing, lays the cluster out (a pure [plan]), starts
 // and watches the children, waits until all of it is healthy, and shows a tenant
@@ -224,6 +224,9 @@ func (c *cluster) supervise(ctx context.Context, ca *devca.Authority, apiKey str
 		s.stop()
 		err = errors.Join(err, c.plan.removeEnv())
 	}()
+	if err := c.plan.startStores(ctx, s, c.ui); err != nil {
+		return endedBy(ctx, err)
+	}
 	done := c.ui.step("start")
 	for _, child := range children {
 		awaitListener(ctx, child.after)

@@ -54,6 +54,13 @@ type Options struct {
 	// enclaves then hold a key together, too, whose table is there; default: none.
 	FleetDynamoDB string
 
+	// Store is where the cluster's state is: StoreSQLite (default) or StoreDynamoDB.
+	Store string
+	// RegionNetworks are the networks in which regions' processes run: by a region's name,
+	// a network namespace of ip-netns(8) and a loopback address that leads there from
+	// everywhere, NAMESPACE@ADDRESS; default: that of this process.
+	RegionNetworks map[string]string
+
 	StateDir string // logs, state, env; default ".mrgc"
 	ToolsDir string // fetched parts; default ".tools"
 	BinDir   string // mrgc, mrgc-parent, mrgc-enclave; default: where this program lies
@@ -104,7 +111,7 @@ func (o Options) complete() (Options, error) {
 	if o.Engine != EngineLlama && o.Engine != EngineSim {
 		return o, fmt.Errorf("--engine %s: want %s or %s", o.Engine, EngineLlama, EngineSim)
 	}
-	if err := errors.Join(o.completeModel(), o.completeSim(), o.checkFleet(), o.checkWash()); err != nil {
+	if err := errors.Join(o.completeModel(), o.completeSim(), o.checkFleet(), o.checkWash(), o.checkStores()); err != nil {
 		return o, err
 	}
 	if o.Policy != "" {

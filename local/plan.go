@@ -17,7 +17,8 @@ import (
 // Children are stopped from the highest rank down: first what brings requests,
 // last what answers them.
 const (
-	rankEngine = iota
+	rankStore = iota
+	rankEngine
 	rankGuard
 	rankEnclave
 	rankParent
@@ -94,6 +95,7 @@ type plan struct {
 	modelFile string
 
 	accelerator softwareAccelerator
+	dynamo      globalTables
 }
 
 // newPlan lays the cluster out. The run directory's path must be short: a Unix
@@ -124,7 +126,7 @@ func newPlan(o Options, runDir, connect string, draw func() (string, error)) (*p
 		}
 		p.regions = append(p.regions, r)
 	}
-	if err := errors.Join(p.planAccelerator(), p.planControllers()); err != nil {
+	if err := errors.Join(p.planAccelerator(), p.planControllers(), p.planStores()); err != nil {
 		return nil, err
 	}
 	var err error
@@ -293,7 +295,7 @@ func (p *plan) processes(grant func(identity.ID) (string, error)) ([]process, er
 			return nil, err
 		}
 	}
-	return append(all, p.tenant()), nil
+	return p.inNetworks(append(all, p.tenant())), nil
 }
 
 // auditLog is of one process, and goes on from start to start.
@@ -349,7 +351,7 @@ func (p *plan) enclave(in instance, token string) process {
 func (p *plan) parent(in instance, token string) process {
 	args := []string{
 		p.bin("mrgc-parent"), "-config", p.config, "-zone", in.zone, "-listen", in.parent, "-enclave", in.requests(),
-		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", "sqlite:" + p.store,
+		"-engine-relay", in.engineRelay(), "-guard", in.guard, "-store", p.fleetStore(in.region),
 		"-identity", "unix:" + p.caSocket, "-models", in.models, "-metrics-listen", in.metrics,
 		"-tenants", p.signed, "-tenants-key", p.signing + ".pub",
 		"-kms-relay", in.kmsRelay(), "-kms-host", p.kms.address, "-audit", p.auditLog("parent-" + in.id),
@@ -363,7 +365,7 @@ func (p *plan) parent(in instance, token string) process {
 
 func (p *plan) router(r region, part routerPart, token string) process {
 	args := []string{
-		p.bin("mrgc"), "router", "--config", p.config, "--store", "sqlite:" + p.store, "--identity", "unix:" + p.caSocket,
+		p.bin("mrgc"), "router", "--config", p.config, "--store", p.fleetStore(r.name), "--identity", "unix:" + p.caSocket,
 		"--grpc-listen", part.grpc, "--http-listen", part.http, "--admin-listen", part.admin,
 		"--tenant-address", r.tenant, "--health-address", r.health,
 		"--tenant-cert", r.tenantCert, "--tenant-key", r.tenantKey,
@@ -385,7 +387,7 @@ func (p *plan) router(r region, part routerPart, token string) process {
 			args = append(args, "--peer", elsewhere.name+"="+other.grpc)
 		}
 	}
-	return process{name: part.name, rank: rankRouter, env: []string{token}, args: args}
+	return process{name: part.name, rank: rankRouter, env: append(p.storeEnvironment(), token), args: args}
 }
 
 // tenant is the tenant's side: it is given what a tenant has, and nothing else.
@@ -433,13 +435,14 @@ func (p *plan) env(apiKey string) []string {
 	}
 	lines = append(lines, p.acceleratorEnv()...)
 	lines = append(lines, p.stateEnv()...)
+	lines = append(lines, p.storeEnv()...)
 	return append(lines,
 		"export MRGC_ENDPOINTS="+strings.Join(p.endpoints(), ","),
 		"export MRGC_CA="+shellQuote(p.caFile),
 		"export MRGC_RELEASES="+shellQuote(p.releases),
 		"export MRGC_DEVELOPMENT_ROOT="+shellQuote(p.nsmRoot),
 		"export MRGC_CONFIG="+shellQuote(p.config),
-		"export MRGC_STORE="+shellQuote("sqlite:"+p.store),
+		"export MRGC_STORE="+shellQuote(p.fleetStore(p.anyStore())),
 	)
 }
 

@@ -97,6 +97,28 @@ func (c *Cluster) processes() (map[int]string, error) {
 	return all, nil
 }
 
+// Below are the processes that a process has started and that run.
+func Below(pid int) (children []int, err error) {
+	tasks, err := filepath.Glob("/proc/[0-9]*")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range tasks {
+		child, err := strconv.Atoi(filepath.Base(path))
+		if err != nil {
+			continue
+		}
+		fields, err := statFields(child)
+		if err != nil {
+			continue // it has gone
+		}
+		if parent, _ := strconv.Atoi(fields[1]); parent == pid && fields[0] != "Z" {
+			children = append(children, child)
+		}
+	}
+	return children, nil
+}
+
 // statFields gives the fields of /proc/PID/stat from the third on (proc(5)).
 func statFields(pid int) ([]string, error) {
 	content, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))

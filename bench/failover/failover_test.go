@@ -48,3 +48,42 @@ func TestMissed(t *testing.T) {
 		g.Expect(s.missed()).To(MatchError(ContainSubstring(what)))
 	}
 }
+
+func TestSince(t *testing.T) {
+	g := NewWithT(t)
+	fault := time.Unix(1_790_000_000, 0)
+	at := func(s float64) time.Time { return fault.Add(time.Duration(s * float64(time.Second))) }
+	w := &watcher{
+		led:   []time.Time{at(-4), at(-2), at(1), at(9), at(10)},
+		moves: []move{{at(-1), "use1", "NORMAL", 100}, {at(3), "use2", "DEGRADED", 100}},
+	}
+	moves, unled := w.since(fault)
+	g.Expect(moves).To(Equal([]move{{at(3), "use2", "DEGRADED", 100}}))
+	g.Expect(unled).To(BeNumerically(">", time.Hour), "it is long ago that anyone led")
+	w.led = append(w.led, time.Now())
+	_, unled = w.since(time.Now().Add(-time.Second))
+	g.Expect(unled).To(BeNumerically("~", time.Second, 0.1*float64(time.Second)))
+	g.Expect(told(moves, fault)).To(Equal([]string{"use2 DEGRADED, dial 100, after 3.0 s"}))
+	g.Expect(told(nil, fault)).To(Equal([]string{"nothing"}))
+}
+
+func TestJudge(t *testing.T) {
+	g := NewWithT(t)
+	down := []move{{region: "use2", phase: "DEGRADED", dial: 100}, {region: "use2", phase: "FAILOVER_ACTIVE", dial: 0}}
+	isCut := fault{name: "cut off", harmless: true, drained: "use2"}
+	g.Expect((&cost{fault: isCut}).judge(down)).To(Succeed())
+	g.Expect((&cost{fault: fault{}, tally: tally{failed: 1}}).judge(nil)).To(Succeed())
+	for _, one := range []struct {
+		cost
+		moves []move
+		says  string
+	}{
+		{cost{fault: isCut, tally: tally{cut: 1}}, down, "1 were cut"},
+		{cost{fault: isCut}, down[:1], "the dial of use2 is not at 0"},
+		{cost{fault: isCut}, nil, "the dial of use2 is not at 0"},
+		{cost{fault: isCut}, append(down, move{region: "use1", dial: 50}), "the dial of use1 is at 50"},
+		{cost{fault: fault{name: "none"}}, down, "the dial of use2 is at 0"},
+	} {
+		g.Expect(one.judge(one.moves)).To(MatchError(ContainSubstring(one.says)))
+	}
+}

@@ -32,6 +32,7 @@ type story struct {
 	died, back         tally // of package client
 	diedNear, backNear tally // through the accelerator
 	moved              uint64
+	unled              time.Duration // while it was down, at most
 }
 
 // enginesOf are a region's engines: `mrgc up` numbers them in the order of regions.
@@ -40,14 +41,35 @@ var enginesOf = map[string][]string{victim: {"engine-0", "engine-1"}}
 // partOf says whether a child is of a region.
 func partOf(name, region string) bool { return strings.Contains(name+"-", "-"+region+"-") }
 
-// kill sends SIGKILL to the children that are chosen, and says how many that were.
+// kill sends SIGKILL to the children that are chosen, and to what they have started, and
+// says how many children that were.
 func kill(c *cluster.Cluster, chosen func(name string) bool) (killed int, err error) {
 	children, err := c.Children()
 	if err != nil {
 		return 0, err
 	}
 	for name, pid := range children {
-		if chosen(name) && syscall.Kill(pid, syscall.SIGKILL) == nil {
+		if !chosen(name) {
+			continue
+		}
+		if _, err := killBelow(pid); err != nil {
+			return killed, err
+		}
+		if syscall.Kill(pid, syscall.SIGKILL) == nil {
+			killed++
+		}
+	}
+	return killed, nil
+}
+
+// killBelow does that to what a process has started: a DynamoDB Local.
+func killBelow(pid int) (killed int, err error) {
+	below, err := cluster.Below(pid)
+	if err != nil {
+		return 0, err
+	}
+	for _, child := range below {
+		if syscall.Kill(child, syscall.SIGKILL) == nil {
 			killed++
 		}
 	}
@@ -58,12 +80,18 @@ func kill(c *cluster.Cluster, chosen func(name string) bool) (killed int, err er
 // release is called.
 func keepDown(ctx context.Context, c *cluster.Cluster, region string) (release func() error, err error) {
 	ofRegion := func(name string) bool { return partOf(name, region) || slices.Contains(enginesOf[region], name) }
-	killed, err := kill(c, ofRegion)
+	return keepKilling(ctx, 13, func() (int, error) { return kill(c, ofRegion) })
+}
+
+// keepKilling kills again and again, the first time so many processes, until release is
+// called.
+func keepKilling(ctx context.Context, atLeast int, kill func() (int, error)) (release func() error, err error) {
+	killed, err := kill()
 	if err != nil {
 		return nil, err
 	}
-	if killed < 12 {
-		return nil, fmt.Errorf("killed %d processes of %s, want an Envoy, two routers, a controller, and two instances of four", killed, region)
+	if killed < atLeast {
+		return nil, fmt.Errorf("killed %d processes, want %d", killed, atLeast)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	ended := make(chan error, 1)
@@ -76,7 +104,7 @@ func keepDown(ctx context.Context, c *cluster.Cluster, region string) (release f
 				ended <- nil
 				return
 			case <-tick.C:
-				if _, err := kill(c, ofRegion); err != nil {
+				if _, err := kill(); err != nil {
 					ended <- err
 					return
 				}
@@ -129,6 +157,7 @@ func killRegion(ctx context.Context, c *cluster.Cluster, w *watcher, o options) 
 	}
 
 	let := time.Now()
+	_, s.unled = w.since(died)
 	s.down = let.Sub(died)
 	if err := release(); err != nil {
 		return s, err
@@ -180,6 +209,7 @@ func (s *story) figures() []result.Figure {
 		took("region killed, accelerator alone: the last failure after", s.diedNear.lastFailure, ""),
 		took("region killed: FAILOVER_ACTIVE after", s.active, "≤ 10"),
 		took("region killed: dials settled after", s.settled, "< 60"),
+		took("region killed: nobody led the loop for", s.unled, ""),
 		count("region restored, client: failed or cut", s.back.failed+s.back.cut, "0"),
 		count("region restored, accelerator alone: failed or cut", s.backNear.failed+s.backNear.cut, "0"),
 		took("region restored: RECOVERING after", s.recovering, ""),

@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"sync"
 	"time"
 
 	"github.com/mrgc/mrgc/bench/cluster"
+	"github.com/mrgc/mrgc/controller"
 	"github.com/mrgc/mrgc/controller/accelerator"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/state"
@@ -31,10 +33,21 @@ type watcher struct {
 	ending sync.WaitGroup
 
 	mu      sync.Mutex
-	now     seen     // guarded by mu
-	phases  []string // guarded by mu: each that the region has been in
-	dials   []int    // guarded by mu: each that the accelerator had
+	now     seen        // guarded by mu
+	phases  []string    // guarded by mu: each that the region has been in
+	dials   []int       // guarded by mu: each that the accelerator had
+	moves   []move      // guarded by mu: each that was decided, of any region
+	led     []time.Time // guarded by mu: when the lead of the loop was renewed
+	version int64       // guarded by mu: of the lead's lease
 	changed chan struct{}
+}
+
+// move is a region's state that was decided.
+type move struct {
+	at     time.Time
+	region fleet.Region
+	phase  state.Failover
+	dial   int
 }
 
 // seen is how a region is.
@@ -112,6 +125,9 @@ func (w *watcher) note(change func(*seen)) {
 }
 
 func (w *watcher) lookAtDecided(ctx context.Context) {
+	if lease, err := state.LeaseTable(w.store).Get(ctx, state.LeaseKey(controller.RoutingLease)); err == nil {
+		w.noteLead(lease.Version)
+	}
 	row, err := state.RoutingTable(w.store).Get(ctx, state.RoutingKey)
 	if err != nil {
 		return // nothing is decided yet, or the store is busy
@@ -120,6 +136,7 @@ func (w *watcher) lookAtDecided(ctx context.Context) {
 	for _, r := range row.Value.Regions {
 		normal = normal && r.State == state.Normal
 	}
+	w.noteMoves(row.Value.Regions)
 	of := row.Value.Regions[w.region]
 	w.note(func(s *seen) {
 		s.normal = normal
@@ -128,6 +145,50 @@ func (w *watcher) lookAtDecided(ctx context.Context) {
 		}
 		s.phase, s.decided = of.State, of.Dial
 	})
+}
+
+func (w *watcher) noteLead(version int64) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.version != version {
+		w.version, w.led = version, append(w.led, time.Now())
+	}
+}
+
+func (w *watcher) noteMoves(regions map[fleet.Region]state.RegionRouting) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, region := range slices.Sorted(maps.Keys(regions)) {
+		now := move{time.Now(), region, regions[region].State, regions[region].Dial}
+		last := move{}
+		for _, m := range w.moves {
+			if m.region == region {
+				last = m
+			}
+		}
+		if last.phase != now.phase || last.dial != now.dial {
+			w.moves = append(w.moves, now)
+		}
+	}
+}
+
+// since gives what was decided since a fault began, and for how long at most nobody
+// renewed the lead.
+func (w *watcher) since(began time.Time) (moves []move, unled time.Duration) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, m := range w.moves {
+		if m.at.After(began) {
+			moves = append(moves, m)
+		}
+	}
+	last := began
+	for _, at := range w.led {
+		if at.After(began) {
+			unled, last = max(unled, at.Sub(last)), at
+		}
+	}
+	return moves, max(unled, time.Since(last))
 }
 
 func (w *watcher) lookAtDials(ctx context.Context) {

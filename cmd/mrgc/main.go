@@ -57,6 +57,7 @@ a prompt. Start with "mrgc up": it runs a whole cluster on this machine.`,
 			root.AddCommand(command)
 		}
 	}
+	root.AddCommand(globalTablesCommand())
 	return root
 }
 

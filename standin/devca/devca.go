@@ -139,8 +139,14 @@ func (a *Authority) ServerCertificate(now time.Time, hosts ...string) (certPEM, 
 	if err != nil {
 		return nil, nil, err
 	}
-	t.DNSNames = hosts
 	t.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}
+	for _, host := range hosts {
+		if ip := net.ParseIP(host); ip != nil {
+			t.IPAddresses = append(t.IPAddresses, ip)
+		} else {
+			t.DNSNames = append(t.DNSNames, host)
+		}
+	}
 	return a.withNewKey(func(public crypto.PublicKey) ([]byte, error) { return a.sign(t, public) })
 }
 

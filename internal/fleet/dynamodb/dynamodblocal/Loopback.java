@@ -5,8 +5,8 @@ import org.eclipse.jetty.server.Server;
 import org.eclipse.jetty.server.ServerConnector;
 
 /**
- * DynamoDB Local on the loopback interface alone, which it has no option for. The first argument
- * is the port, 0 for one that the system chooses; the rest is DynamoDB Local's own. It prints the
+ * DynamoDB Local on one loopback address alone, which it has no option for. The first argument is
+ * the address and its port, 0 for one that the system chooses; the rest is DynamoDB Local's own. It prints the
  * port once it listens, and ends with its standard input: whoever started it need not live to
  * stop it.
  */
@@ -17,8 +17,8 @@ final class Loopback {
         Field field = DynamoDBProxyServer.class.getDeclaredField("server");
         field.setAccessible(true);
         ServerConnector connector = (ServerConnector) ((Server) field.get(local)).getConnectors()[0];
-        connector.setHost("127.0.0.1");
-        connector.setPort(Integer.parseInt(arguments[0]));
+        connector.setHost(arguments[0].split(":")[0]);
+        connector.setPort(Integer.parseInt(arguments[0].split(":")[1]));
         local.start();
         System.out.println("listening on port " + connector.getLocalPort());
         while (System.in.read() >= 0) {}

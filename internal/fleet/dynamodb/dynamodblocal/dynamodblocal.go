@@ -1,4 +1,5 @@
-// Package dynamodblocal runs DynamoDB Local, Amazon's own emulator, in tests.
+// Package dynamodblocal runs DynamoDB Local, Amazon's own emulator, in tests and for
+// `mrgc up --store dynamodb`.
 //
 //	if missing := dynamodblocal.Missing(); missing != "" {
 //		Skip(missing)
@@ -16,10 +17,12 @@ package dynamodblocal
 
 import (
 	"bufio"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"io"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -32,6 +35,7 @@ const Version = "2.6.1"
 
 // Config says how to run it.
 type Config struct {
+	Host string // loopback address; default 127.0.0.1
 	Port int    // 0: one that the system chooses
 	Dir  string // holds the data, which then outlives the server; empty: in memory
 	// Log gets what the server prints, from two goroutines. nil: it is dropped.
@@ -42,6 +46,7 @@ type Config struct {
 type Server struct {
 	Port int
 
+	host    string
 	process *os.Process
 	stdin   io.Closer     // its end is the server's
 	gone    chan struct{} // closed when the process has ended
@@ -77,9 +82,10 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if cfg.Log == nil {
 		cfg.Log = io.Discard
 	}
+	cfg.Host = cmp.Or(cfg.Host, "127.0.0.1")
 	cmd := exec.Command("java", "-Xmx256m", "-XX:+UseSerialGC", "-XX:TieredStopAtLevel=1",
 		"-Djava.library.path="+library, "-classpath", filepath.Join(library, "*"), launcher,
-		strconv.Itoa(cfg.Port), "-disableTelemetry")
+		net.JoinHostPort(cfg.Host, strconv.Itoa(cfg.Port)), "-disableTelemetry")
 	if cfg.Dir == "" {
 		cmd.Args = append(cmd.Args, "-inMemory")
 	} else {
@@ -97,7 +103,7 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 	if err := cmd.Start(); err != nil {
 		return nil, fmt.Errorf("dynamodb local: %w", err)
 	}
-	s := &Server{process: cmd.Process, stdin: stdin, gone: make(chan struct{})}
+	s := &Server{host: cfg.Host, process: cmd.Process, stdin: stdin, gone: make(chan struct{})}
 	ports := make(chan int, 1)
 	go func() {
 		defer close(s.gone)
@@ -116,7 +122,10 @@ func Start(ctx context.Context, cfg Config) (*Server, error) {
 }
 
 // Endpoint is the server's URL.
-func (s *Server) Endpoint() string { return fmt.Sprintf("http://127.0.0.1:%d", s.Port) }
+func (s *Server) Endpoint() string { return fmt.Sprintf("http://%s:%d", s.host, s.Port) }
+
+// Gone is closed when the server has ended.
+func (s *Server) Gone() <-chan struct{} { return s.gone }
 
 // Kill ends the server at once, as kill -9 does, and waits until it is gone.
 // Killing it again does nothing.
@@ -152,5 +161,5 @@ func paths() (launcher, library string, err error) {
 				filepath.Join(dir, ".tools", "dynamodb-local-"+Version), nil
 		}
 	}
-	return "", "", errors.New("dynamodb local: the test does not run in the module's folder")
+	return "", "", errors.New("DynamoDB Local is started from a checkout of this project: run this there")
 }
