@@ -36,7 +36,7 @@ func copyAnswer(answer *reply, engine io.ReadCloser, request engineRequest, wait
 	switch {
 	case err != nil:
 		return size.Buckets{}, true, err // it is not the engine that has gone
-	case ended == io.EOF && (!request.stream || m.endsWith(doneMarker)):
+	case ended == io.EOF && (!request.stream || m.endsWith(doneMarker)): //nolint:errorlint // itself: an error that wraps it is a cut
 		end, used := m.used()
 		return used, true, answer.Close(end)
 	default:

@@ -74,8 +74,10 @@ func share(part, of int) float64 { return 100 * float64(part) / float64(of) }
 func measureStreams(ctx context.Context, passages []passage, r *result.Result) error {
 	t := result.Table{
 		Title: "Streams of 200 tokens: telling the page of a passage, and what that it cannot be told costs",
-		Columns: []string{"events of", "tokens a second", "events are sealed", "AUC without padding", "AUC as seen", "bytes that padding adds", "all that sealing adds",
-			"writes for a token", "first token waits, p99", "a token waits, mean", "p99"},
+		Columns: []string{
+			"events of", "tokens a second", "events are sealed", "AUC without padding", "AUC as seen", "bytes that padding adds", "all that sealing adds",
+			"writes for a token", "first token waits, p99", "a token waits, mean", "p99",
+		},
 	}
 	var all [2]tally
 	var bare, seen [2][]float64
