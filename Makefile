@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build eif test-enclave parts dynamodb-local moto test test-unit test-e2e test-threats test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
+.PHONY: help up build eif test-enclave parts dynamodb-local moto test test-unit test-e2e test-threats test-washes test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,6 +58,10 @@ test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the offici
 
 test-threats: parts ## the threat model, executed: root on an instance, forged and replayed requests; takes root (docs/threat-model.md)
 	$(GO) test -count=1 -timeout 15m -v ./e2e -ginkgo.v -ginkgo.label-filter threats
+
+test-washes: parts ## 10,000 requests with markers while instances are washed 200 times: nothing stays in memory, none fails; takes root (some 5 minutes)
+	MRGC_TEST_LONG=1 $(GO) test -count=1 -timeout 1h -v ./e2e -ginkgo.v -ginkgo.label-filter washes
+	$(GO) run ./bench/report
 
 test-failover: parts dynamodb-local ## kill a region of a whole cluster under load, have it back, and do smaller harm to it, its stores and its network; takes root and Java (some 18 minutes)
 	$(GO) run ./bench/failover $(ARGS)

@@ -62,9 +62,10 @@ func percentile(all []time.Duration, share float64) time.Duration {
 	return all[int(share*float64(len(all)-1))].Round(time.Millisecond)
 }
 
-var _ = Describe("A full wash", func() {
-	steps := []string{"plant_canary", "clear_gpu", "check_model", "restart_enclave", "check_health", "check_canary"}
+// washSteps are what every full wash records.
+var washSteps = []string{"plant_canary", "clear_gpu", "check_model", "restart_enclave", "check_health", "check_canary"}
 
+var _ = Describe("A full wash", func() {
 	DescribeTable("replaces the enclave of the only instance there is, and no request fails", func(ctx SpecContext, cleared string, args ...string) {
 		c := startCluster(append(args, "--regions", "use1", "--instances", "1", "--routers", "1", "--wash", "--ask=false")...)
 		r := c.send(1)
@@ -78,9 +79,9 @@ var _ = Describe("A full wash", func() {
 			during = append(during, [2]time.Time{began, time.Now()})
 			Expect(w.Passed).To(BeTrue(), w.Reason)
 			Expect(w.Trigger).To(Equal("operator"))
-			Expect(w.Steps).To(HaveLen(len(steps)))
+			Expect(w.Steps).To(HaveLen(len(washSteps)))
 			for i, step := range w.Steps {
-				Expect(step.Name).To(Equal(steps[i]))
+				Expect(step.Name).To(Equal(washSteps[i]))
 				AddReportEntry("wash", fmt.Sprintf("%s: %s: %s", step.Name, step.Duration.Round(time.Millisecond), step.Detail))
 			}
 			Expect(w.Steps[1].Detail).To(MatchRegexp(cleared))

@@ -68,7 +68,7 @@ func steps() []*step {
 			command: test(30*time.Minute, "./e2e", "-ginkgo.focus", "quarter of an hour")},
 		{name: "threats", says: "the threat model at length: a million replays in process, 10,000 through real parts", packages: whole,
 			command: test(45*time.Minute, "./e2e", "-ginkgo.label-filter", "threats")},
-		{name: "washes", says: "10,000 requests and 200 full washes between them: no residue of any", packages: whole,
+		{name: "washes", says: "10,000 requests while instances are washed 200 times: no residue of any, none fails", packages: whole,
 			command: test(time.Hour, "./e2e", "-ginkgo.label-filter", "washes")},
 		{name: "failover", says: "a region killed under load, and smaller harm", packages: []string{"./bench/failover", "./cmd/...", "./standin/..."},
 			command: []string{"go", "run", "./bench/failover"}},
