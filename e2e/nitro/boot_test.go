@@ -28,11 +28,11 @@ import (
 // prompt has a marker, which is nowhere on the console.
 const prompt = "PLAINTEXT-MARKER-51c7"
 
-// envoy is a client of the parent with Envoy's identity.
-func (h *host) envoy() *http.Client {
+// as is a client of the parent with a role's identity.
+func (h *host) as(role identity.Role) *http.Client {
 	GinkgoHelper()
-	dir := h.path("envoy")
-	Expect(h.authority.WriteFiles(dir, identity.ID{Region: "use1", Role: identity.RoleEnvoy}, time.Now())).To(Succeed())
+	dir := h.path(string(role))
+	Expect(h.authority.WriteFiles(dir, identity.ID{Region: "use1", Role: role}, time.Now())).To(Succeed())
 	source, err := identity.Open(context.Background(), "dir:"+dir, "")
 	Expect(err).NotTo(HaveOccurred())
 	transport := &http.Transport{ForceAttemptHTTP2: true, DisableCompression: true, TLSClientConfig: source.ClientTLS(func(id identity.ID) bool { return id.Role == identity.RoleParent })}
@@ -124,7 +124,7 @@ var _ = Describe("The enclave's image", func() {
 		h.startParts(h.authority, h.path("ca.sock"))
 		began := time.Now()
 		machine, console := h.boot()
-		client := h.envoy()
+		client := h.as(identity.RoleEnvoy)
 		offered := h.recipient(client)
 		AddReportEntry("from start to the first recipient", time.Since(began).String())
 
