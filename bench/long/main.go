@@ -58,20 +58,34 @@ func test(timeout time.Duration, args ...string) []string {
 func steps() []*step {
 	whole := []string{"./e2e", "./cmd/...", "./standin/..."} // a cluster of built programs
 	return []*step{
-		{name: "routers", says: "100,000 requests through the real Envoy", packages: []string{"./router"},
-			command: test(30*time.Minute, "./router", "-ginkgo.focus", "through the real Envoy")},
-		{name: "image", says: "the enclave compiled anew, standard library and all, measures the same", packages: []string{"./enclave/image", "./cmd/mrgc-enclave", "./cmd/mrgc-enclave-init"},
-			command: test(30*time.Minute, "./enclave/image")},
-		{name: "controllers", says: "controllers killed 148 times: no instance lost, none launched twice", packages: []string{"./controller"},
-			command: test(20*time.Minute, "./controller", "-ginkgo.focus", "killed at any time|killed in the middle")},
-		{name: "silence", says: "routers hang for a quarter of an hour", packages: whole,
-			command: test(30*time.Minute, "./e2e", "-ginkgo.focus", "quarter of an hour")},
-		{name: "threats", says: "the threat model at length: a million replays in process, 10,000 through real parts", packages: whole,
-			command: test(45*time.Minute, "./e2e", "-ginkgo.label-filter", "threats")},
-		{name: "washes", says: "10,000 requests while instances are washed 200 times: no residue of any, none fails", packages: whole,
-			command: test(time.Hour, "./e2e", "-ginkgo.label-filter", "washes")},
-		{name: "failover", says: "a region killed under load, and smaller harm", packages: []string{"./bench/failover", "./cmd/...", "./standin/..."},
-			command: []string{"go", "run", "./bench/failover"}},
+		{
+			name: "routers", says: "100,000 requests through the real Envoy", packages: []string{"./router"},
+			command: test(30*time.Minute, "./router", "-ginkgo.focus", "through the real Envoy"),
+		},
+		{
+			name: "image", says: "the enclave compiled anew, standard library and all, measures the same", packages: []string{"./enclave/image", "./cmd/mrgc-enclave", "./cmd/mrgc-enclave-init"},
+			command: test(30*time.Minute, "./enclave/image"),
+		},
+		{
+			name: "controllers", says: "controllers killed 148 times: no instance lost, none launched twice", packages: []string{"./controller"},
+			command: test(20*time.Minute, "./controller", "-ginkgo.focus", "killed at any time|killed in the middle"),
+		},
+		{
+			name: "silence", says: "routers hang for a quarter of an hour", packages: whole,
+			command: test(30*time.Minute, "./e2e", "-ginkgo.focus", "quarter of an hour"),
+		},
+		{
+			name: "threats", says: "the threat model at length: a million replays in process, 10,000 through real parts", packages: whole,
+			command: test(45*time.Minute, "./e2e", "-ginkgo.label-filter", "threats"),
+		},
+		{
+			name: "washes", says: "10,000 requests while instances are washed 200 times: no residue of any, none fails", packages: whole,
+			command: test(time.Hour, "./e2e", "-ginkgo.label-filter", "washes"),
+		},
+		{
+			name: "failover", says: "a region killed under load, and smaller harm", packages: []string{"./bench/failover", "./cmd/...", "./standin/..."},
+			command: []string{"go", "run", "./bench/failover"},
+		},
 		{name: "fuzzing", says: "ten minutes for every parser", command: []string{"go", "run", "./bench/fuzz"}},
 	}
 }
