@@ -147,10 +147,6 @@ func (rc *recipientCache) usable(r *region, model string) recipientList {
 	now := rc.client.config.Now()
 	bad := func(r *recipient) bool { return !rc.outlasts(r.Claims(), now) || !rc.trusted(r) }
 	list.recipients = slices.DeleteFunc(slices.Clone(list.recipients), bad)
-	list.sets = slices.Clone(list.sets)
-	for i, set := range list.sets {
-		list.sets[i] = slices.DeleteFunc(slices.Clone(set), bad)
-	}
 	list.earlier = slices.DeleteFunc(slices.Clone(list.earlier), bad)
 	list.fleet = slices.DeleteFunc(slices.Clone(list.fleet), bad)
 	return list
@@ -206,9 +202,12 @@ func (l recipientList) choose(n int, home *recipient, turn uint64) []*recipient 
 	}
 	var first []*recipient
 	if len(l.sets) > 0 {
-		first = slices.Clone(l.sets[turn%uint64(len(l.sets))])
+		for _, r := range l.sets[turn%uint64(len(l.sets))] {
+			if len(first) < n && slices.Contains(l.recipients, r) { // it may have expired since
+				first = append(first, r)
+			}
+		}
 	}
-	first = first[:min(n, len(first))]
 	for _, r := range slices.Concat(l.recipients, l.earlier) {
 		if len(first) < n && !slices.Contains(first, r) {
 			first = append(first, r)
