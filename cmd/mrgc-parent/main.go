@@ -3,6 +3,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"flag"
@@ -43,127 +44,112 @@ func main() {
 	}
 }
 
+// options are the flags.
+type options struct {
+	config, metricsListen              string
+	zone, listen, advertise            string
+	enclave, engineRelay               string
+	kmsRelay, kmsHost                  string
+	dynamoDBRelay, dynamoDBHost        string
+	audit, auditCopy                   string
+	guard                              string
+	slots                              int
+	store                              string
+	identity, identityRelay, authority string
+	tenants, tenantsKey                string
+	models                             string
+	washing                            *washOptions
+}
+
+func parseOptions(args []string, output io.Writer) (o options, err error) {
+	f := flag.NewFlagSet("mrgc-parent", flag.ContinueOnError)
+	f.SetOutput(output)
+	f.StringVar(&o.config, "config", "mrgc.yaml", "the cluster's configuration")
+	f.StringVar(&o.metricsListen, "metrics-listen", "", "loopback address that serves /metrics, in clear; default: none")
+	f.StringVar(&o.zone, "zone", "", "availability zone of this instance")
+	f.StringVar(&o.listen, "listen", ":8080", "where Envoy and routers connect, by mutual TLS")
+	f.StringVar(&o.advertise, "advertise", "", "IP:port by which they reach it; default: -listen, when that has an IP")
+	f.StringVar(&o.enclave, "enclave", "vsock://16:5000", "the enclave's request port")
+	f.StringVar(&o.engineRelay, "engine-relay", "vsock://:5001", "where the enclave's connections to the engine arrive")
+	f.StringVar(&o.kmsRelay, "kms-relay", "", "where the enclave's connections to KMS arrive: vsock://:5002; default: it asks no KMS")
+	f.StringVar(&o.kmsHost, "kms-host", "", "the region's KMS, where they are connected to and nowhere else: kms.us-east-1.amazonaws.com:443")
+	f.StringVar(&o.dynamoDBRelay, "dynamodb-relay", "", "where the enclave's connections to a fleet's table arrive: vsock://:5004; default: it is of no fleet")
+	f.StringVar(&o.dynamoDBHost, "dynamodb-host", "", "the region's DynamoDB, where they are connected to and nowhere else: dynamodb.us-east-1.amazonaws.com:443")
+	f.StringVar(&o.audit, "audit", "", "file for the data keys that KMS releases to the enclave; appended to, with hashes that chain it (mrgc audit verify)")
+	f.StringVar(&o.auditCopy, "audit-cloudwatch", "", "CloudWatch log group to which it is copied as it grows: GROUP[?region=REGION&endpoint=URL]")
+	f.StringVar(&o.guard, "guard", "127.0.0.1:8081", "the engine's guard")
+	f.IntVar(&o.slots, "engine-slots", 4, "requests that the engine runs at once")
+	f.StringVar(&o.store, "store", "", "fleet store: "+open.Forms)
+	f.StringVar(&o.identity, "identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
+	f.StringVar(&o.identityRelay, "identity-relay", "", "where the enclave's requests for a certificate arrive: vsock://:5003, with -enclave-authority; default: it has another way")
+	f.StringVar(&o.authority, "enclave-authority", "", "unix:PATH of the authority that signs the enclave's certificate, by MRGC_ENCLAVE_IDENTITY_TOKEN")
+	f.StringVar(&o.tenants, "tenants", "", "signed list of tenants, handed to the enclave and taken again when it changes")
+	f.StringVar(&o.tenantsKey, "tenants-key", "", "PEM file of the key that verifies it")
+	o.washing = washFlags(f)
+	f.StringVar(&o.models, "models", "", "models that the engine serves, comma separated, each NAME or NAME@VERSION")
+	if err := f.Parse(args); err != nil {
+		return o, err
+	}
+	o.advertise = cmp.Or(o.advertise, o.listen)
+	return o, nil
+}
+
 func run(ctx context.Context, args []string, getenv func(string) string, stderr io.Writer) (err error) {
-	flags := flag.NewFlagSet("mrgc-parent", flag.ContinueOnError)
-	flags.SetOutput(stderr)
-	configFile := flags.String("config", "mrgc.yaml", "the cluster's configuration")
-	metricsListen := flags.String("metrics-listen", "", "loopback address that serves /metrics, in clear; default: none")
-	zone := flags.String("zone", "", "availability zone of this instance")
-	listen := flags.String("listen", ":8080", "where Envoy and routers connect, by mutual TLS")
-	advertise := flags.String("advertise", "", "IP:port by which they reach it; default: -listen, when that has an IP")
-	enclaveAt := flags.String("enclave", "vsock://16:5000", "the enclave's request port")
-	engineRelay := flags.String("engine-relay", "vsock://:5001", "where the enclave's connections to the engine arrive")
-	kmsRelay := flags.String("kms-relay", "", "where the enclave's connections to KMS arrive: vsock://:5002; default: it asks no KMS")
-	kmsHost := flags.String("kms-host", "", "the region's KMS, where they are connected to and nowhere else: kms.us-east-1.amazonaws.com:443")
-	dynamoDBRelay := flags.String("dynamodb-relay", "", "where the enclave's connections to a fleet's table arrive: vsock://:5004; default: it is of no fleet")
-	dynamoDBHost := flags.String("dynamodb-host", "", "the region's DynamoDB, where they are connected to and nowhere else: dynamodb.us-east-1.amazonaws.com:443")
-	auditPath := flags.String("audit", "", "file for the data keys that KMS releases to the enclave; appended to, with hashes that chain it (mrgc audit verify)")
-	auditCopy := flags.String("audit-cloudwatch", "", "CloudWatch log group to which it is copied as it grows: GROUP[?region=REGION&endpoint=URL]")
-	guard := flags.String("guard", "127.0.0.1:8081", "the engine's guard")
-	slots := flags.Int("engine-slots", 4, "requests that the engine runs at once")
-	store := flags.String("store", "", "fleet store: "+open.Forms)
-	identityAt := flags.String("identity", "", "identity for mutual TLS: dir:PATH, or unix:PATH with MRGC_IDENTITY_TOKEN")
-	identityRelay := flags.String("identity-relay", "", "where the enclave's requests for a certificate arrive: vsock://:5003, with -enclave-authority; default: it has another way")
-	enclaveAuthority := flags.String("enclave-authority", "", "unix:PATH of the authority that signs the enclave's certificate, by MRGC_ENCLAVE_IDENTITY_TOKEN")
-	tenantsFile := flags.String("tenants", "", "signed list of tenants, handed to the enclave and taken again when it changes")
-	tenantsKey := flags.String("tenants-key", "", "PEM file of the key that verifies it")
-	washing := washFlags(flags)
-	models := flags.String("models", "", "models that the engine serves, comma separated, each NAME or NAME@VERSION")
-	if err := flags.Parse(args); err != nil {
+	o, err := parseOptions(args, stderr)
+	if err != nil {
 		return err
 	}
 	if err := errors.Join(lockdown.NoDumps(), lockdown.Untraceable()); err != nil {
 		return err
 	}
 	logger := slog.New(slog.NewTextHandler(stderr, nil))
-	cluster, err := config.Load(*configFile)
+	cluster, err := config.Load(o.config)
 	if err != nil {
 		return err
 	}
-	self, err := identity.Open(ctx, *identityAt, getenv("MRGC_IDENTITY_TOKEN"))
+	self, err := identity.Open(ctx, o.identity, getenv("MRGC_IDENTITY_TOKEN"))
 	if err != nil {
 		return err
 	}
-	instances, err := open.Store(ctx, *store, logger)
+	instances, err := open.Store(ctx, o.store, logger)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, instances.Close()) }()
-	tenants, err := follow.Open(*tenantsFile, *tenantsKey, logger)
+	tenants, err := follow.Open(o.tenants, o.tenantsKey, logger)
 	if err != nil {
 		return err
 	}
-	relay, err := vsock.Listen(*engineRelay)
+	relayIdentity, err := openIdentityRelay(o.identityRelay, o.authority, getenv("MRGC_ENCLAVE_IDENTITY_TOKEN"))
 	if err != nil {
 		return err
 	}
-	relayIdentity, err := openIdentityRelay(*identityRelay, *enclaveAuthority, getenv("MRGC_ENCLAVE_IDENTITY_TOKEN"))
+	records, closeRecords, err := openAudit(ctx, o.audit, o.auditCopy, self.ID().Instance, logger)
 	if err != nil {
 		return err
 	}
-	if *advertise == "" {
-		*advertise = *listen
-	}
-	var metrics net.Listener
-	if *metricsListen != "" {
-		if metrics, err = net.Listen("tcp", *metricsListen); err != nil {
-			return err
-		}
-	}
-	names, versions := splitModels(*models)
-	readGPU, closeGPU := openGPU(logger)
-	defer closeGPU()
-	var records *audit.Log
-	if *auditPath != "" {
-		if records, err = audit.Open(*auditPath); err != nil {
-			return err
-		}
-		defer func() { err = errors.Join(err, records.Close()) }()
-		stopCopying, err := cloudwatchlogs.Start(ctx, *auditCopy, self.ID().Instance, *auditPath, logger)
-		if err != nil {
-			return err
-		}
-		defer stopCopying()
-	} else if *auditCopy != "" {
-		return errors.New("-audit-cloudwatch without -audit: there is nothing to copy")
-	}
-	kms, err := openKMS(ctx, *kmsRelay, *kmsHost)
-	if err != nil {
-		return err
-	}
-	tableRelay, dialTable, err := openRelay("dynamodb", *dynamoDBRelay, *dynamoDBHost)
-	if err != nil {
-		return err
-	}
-	dialEnclave := func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, *enclaveAt) }
-	washes, err := washing.open(ctx, self.ID().Region, *enclaveAt, getenv, stderr, logger)
+	defer func() { err = errors.Join(err, closeRecords()) }()
+	washes, err := o.washing.open(ctx, self.ID().Region, o.enclave, getenv, stderr, logger)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, washes.close()) }()
-	if washes.enclaves != nil {
-		dialEnclave = nil
+	readGPU, closeGPU := openGPU(logger)
+	defer closeGPU()
+
+	settings := parent.Config{
+		Store: instances, Identity: self, Tenants: tenants.Keeper(), Audit: records,
+		ReadGPU: readGPU, ModelFiles: washes.files, Enclaves: washes.enclaves, Wash: washes.config,
+		Settings: settingsOf(cluster), Logger: logger,
 	}
-	service, err := parent.New(parent.Config{
-		Instance: fleet.Instance{
-			ID: self.ID().Instance, Region: fleet.Region(self.ID().Region), Zone: *zone,
-			Address: *advertise, Models: names,
-		},
-		ModelVersions: versions, ReadGPU: readGPU, ModelFiles: washes.files,
-		Store: instances, Identity: self, Tenants: tenants.Keeper(),
-		DialEnclave: dialEnclave, Enclaves: washes.enclaves, Wash: washes.config,
-		EngineRelay: relay, DialGuard: dialer(*guard),
-		KMSRelay: kms.relay, DialKMS: kms.dial, Credentials: kms.credentials, Audit: records,
-		DynamoDBRelay: tableRelay, DialDynamoDB: dialTable,
-		Settings:        settingsOf(cluster),
-		EngineSlots:     *slots,
-		MetricsListener: metrics,
-		Logger:          logger,
-	})
+	if err := o.connect(ctx, &settings); err != nil {
+		return err
+	}
+	service, err := parent.New(settings)
 	if err != nil {
 		return err
 	}
-	listener, err := net.Listen("tcp", *listen)
+	listener, err := net.Listen("tcp", o.listen)
 	if err != nil {
 		return err
 	}
@@ -171,7 +157,7 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	var followed sync.WaitGroup
 	followed.Go(func() { tenants.Run(following) })
 	followed.Go(func() { washes.run(following) })
-	followed.Go(func() { followConfig(following, *configFile, cluster, self.ID().Region, service, logger) })
+	followed.Go(func() { followConfig(following, o.config, cluster, self.ID().Region, service, logger) })
 	followed.Go(func() {
 		if err := relayIdentity(following); err != nil {
 			logger.Error("an enclave that starts now gets no certificate", "error", err)
@@ -180,6 +166,56 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	defer followed.Wait()
 	defer stop()
 	return service.Run(ctx, listener)
+}
+
+// connect says which instance it is, and opens what it is reached by and reaches others
+// by, all but its own port.
+func (o *options) connect(ctx context.Context, c *parent.Config) (err error) {
+	id := c.Identity.ID()
+	c.Instance = fleet.Instance{ID: id.Instance, Region: fleet.Region(id.Region), Zone: o.zone, Address: o.advertise}
+	c.Instance.Models, c.ModelVersions = splitModels(o.models)
+	c.EngineSlots, c.DialGuard = o.slots, dialer(o.guard)
+	if c.Enclaves == nil { // somebody else starts the enclave
+		c.DialEnclave = func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, o.enclave) }
+	}
+	if c.EngineRelay, err = vsock.Listen(o.engineRelay); err != nil {
+		return err
+	}
+	if o.metricsListen != "" {
+		if c.MetricsListener, err = net.Listen("tcp", o.metricsListen); err != nil {
+			return err
+		}
+	}
+	kms, err := openKMS(ctx, o.kmsRelay, o.kmsHost)
+	if err != nil {
+		return err
+	}
+	c.KMSRelay, c.DialKMS, c.Credentials = kms.relay, kms.dial, kms.credentials
+	c.DynamoDBRelay, c.DialDynamoDB, err = openRelay("dynamodb", o.dynamoDBRelay, o.dynamoDBHost)
+	return err
+}
+
+// openAudit opens the audit log, and has it copied as it grows; without a path there is
+// none.
+func openAudit(ctx context.Context, path, group, instance string, logger *slog.Logger) (_ *audit.Log, closeAll func() error, err error) {
+	if path == "" {
+		if group != "" {
+			return nil, nil, errors.New("-audit-cloudwatch without -audit: there is nothing to copy")
+		}
+		return nil, func() error { return nil }, nil
+	}
+	records, err := audit.Open(path)
+	if err != nil {
+		return nil, nil, err
+	}
+	stopCopying, err := cloudwatchlogs.Start(ctx, group, instance, path, logger)
+	if err != nil {
+		return nil, nil, errors.Join(err, records.Close())
+	}
+	return records, func() error {
+		stopCopying()
+		return records.Close()
+	}, nil
 }
 
 // settingsOf are what the configuration says to a parent.
