@@ -227,11 +227,11 @@ func (w *work) adjust() {
 const surge = 4
 
 // retire begins to drain the member that is least missed: one that is not asked for
-// yet, then one that is not ready, then one of the zone that has most. It does nothing
+// yet, or of which nothing came and which would be asked for again, then one that is not ready, then one of the zone that has most. It does nothing
 // that would leave fewer ready than are wanted, or than the minimum.
 func (w *work) retire() bool {
 	for i := range w.s.Members {
-		if m := &w.s.Members[i]; m.Phase == Launching && m.Asked.IsZero() && m.Instance == "" {
+		if m := &w.s.Members[i]; m.Phase == Launching && m.Instance == "" && (m.Asked.IsZero() || w.now.Sub(m.Asked) >= w.c.Settle) {
 			w.s.Members = slices.Delete(w.s.Members, i, i+1)
 			return true
 		}

@@ -294,6 +294,21 @@ var _ = Describe("A launch", func() {
 			Expect(n).To(Equal(5))
 		}
 	})
+	It("without an answer is not repeated once it is not wanted any more", func() {
+		const before = 4
+		r := loaded(before, 10)
+		r.deaf, r.obs.Hand = true, before+4
+		r.goes(time.Minute)
+		asked := r.did(autoscaler.Launch)
+		r.obs.Hand = before
+		r.goes(time.Minute) // the answers may come yet
+		r.deaf = false
+		r.goes(time.Hour)
+		Expect(r.did(autoscaler.Launch)).To(Equal(asked))
+		Expect(r.state.Members).To(HaveLen(before))
+		Expect(r.did(autoscaler.Drain)).To(BeZero())
+	})
+
 	It("is one of five at most in a step", func() {
 		r := newRegion()
 		r.obs.Hand = 12
