@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"net/http"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -93,7 +95,7 @@ func (m *marked) in(pid int) (ids map[int]bool, err error) {
 			at = bytes.Index(b, []byte(m.prefix))
 		}
 	})
-	if !alive(pid) {
+	if !alive(pid) || errors.Is(err, syscall.ESRCH) { // gone, or dead and not reaped yet
 		err = nil
 	}
 	return ids, err
