@@ -15,7 +15,7 @@ func p99s(t *testing.T, reuse bool, of func() balancer) []float64 {
 	recording, err := readRecording()
 	g.Expect(err).NotTo(HaveOccurred())
 	var runs []virtualRun
-	for seed := range uint64(3) {
+	for seed := range uint64(8) {
 		requests := traffic(recording, shape{rate: virtualRate, duration: 20e9, reuse: reuse}, seed)
 		run, err := simulate(requests, engineCount, of())
 		g.Expect(err).NotTo(HaveOccurred())
@@ -41,7 +41,7 @@ func TestDefaultPolicyBeatsWhatPeersDo(t *testing.T) {
 		ours := ours99(t, reuse, offered, routing.PolicyGateThenLoad)
 		least := p99s(t, reuse, func() balancer { return newLeastRequest(engineCount, false) })
 		aware := p99s(t, reuse, func() balancer { return newCacheAware(engineCount) })
-		g.Expect(ratio(ours, least).mid).To(BeNumerically("<", 0.85), "reuse %v: %v, least request %v", reuse, ours, least)
-		g.Expect(ratio(ours, aware).mid).To(BeNumerically("<", 0.85), "reuse %v: %v, cache-aware %v", reuse, ours, aware)
+		g.Expect(ratio(ours, least).mid).To(BeNumerically("<", 0.8), "reuse %v: %v, least request %v", reuse, ours, least)
+		g.Expect(ratio(ours, aware).mid).To(BeNumerically("<", 0.8), "reuse %v: %v, cache-aware %v", reuse, ours, aware)
 	}
 }
