@@ -93,7 +93,7 @@ fuzz: ## fuzz every parser for FUZZTIME each (default 30s)
 	  done || exit 1; \
 	done
 
-fuzz-long: ## fuzz every parser for ten minutes each, a minute in turn; goes on where it was stopped (hours; ARGS="-minutes 1 -only seal")
+fuzz-long: ## fuzz every parser for ten minutes of processor time each, a minute in turn; goes on where it was stopped (hours; ARGS="-minutes 1 -only seal")
 	$(GO) run ./bench/fuzz $(ARGS)
 	$(GO) run ./bench/report
 

@@ -1,9 +1,9 @@
-// Fuzz fuzzes every fuzz target of the repository for so many minutes each, and
-// writes down how long each has been fuzzed. It can be stopped at any time and goes
-// on where it was: minutes count for a target as long as its code is the same, its
-// own package's and that of every package of this repository below it, and Go keeps
-// the inputs that it has found. All targets take turns, so that whatever time there
-// is is spread evenly.
+// Fuzz fuzzes every fuzz target of the repository for so many minutes of processor
+// time each, and writes down how long each has been fuzzed. It can be stopped at any
+// time and goes on where it was: minutes count for a target as long as its code is the
+// same, its own package's and that of every package of this repository below it, and
+// Go keeps the inputs that it has found. All targets take turns, so that whatever time
+// there is is spread evenly.
 //
 //	go run ./bench/fuzz -minutes 10
 //
@@ -44,7 +44,7 @@ type options struct {
 func main() {
 	var o options
 	var only string
-	flag.Float64Var(&o.minutes, "minutes", 10, "how long each target is fuzzed in all")
+	flag.Float64Var(&o.minutes, "minutes", 10, "how long each target is fuzzed in all, in minutes of processor time")
 	flag.DurationVar(&o.slice, "slice", time.Minute, "how long a target's turn is")
 	flag.IntVar(&o.parallel, "parallel", 1, "inputs that are tried at once")
 	flag.StringVar(&only, "only", "", "targets whose names match this regular expression")
@@ -89,8 +89,10 @@ func run(ctx context.Context, o options) error {
 // target is a fuzz target, and what was done with it as its code is now.
 type target struct {
 	pkg, function string
-	code          string // a hash of all that it runs
-	minutes       float64
+	dir           string  // with its sources
+	cache         string  // where Go keeps the inputs of all targets
+	code          string  // a hash of all that it runs
+	minutes       float64 // of processor time
 	executions    int64
 	found         int64 // inputs that reached code that none before had
 	failed        bool
@@ -113,14 +115,19 @@ var progress = regexp.MustCompile(`^fuzz: elapsed: [^,]+, execs: (\d+) \(.*new i
 // fuzz runs a target for a while. An error is a failing input, or a target that
 // cannot run.
 func (t *target) fuzz(ctx context.Context, d time.Duration, parallel int) error {
-	began := time.Now()
-	cmd := exec.CommandContext(ctx, "go", "test", "-run", "^$", "-fuzz", "^"+t.function+"$", "-fuzztime", d.String(),
-		"-fuzzminimizetime", "5x", "-parallel", strconv.Itoa(parallel), t.pkg)
+	program, remove, err := t.build(ctx)
+	if err != nil {
+		return err
+	}
+	defer remove()
+	cmd := exec.CommandContext(ctx, program, "-test.run", "^$", "-test.fuzz", "^"+t.function+"$", "-test.fuzztime", d.String(),
+		"-test.fuzzminimizetime", "5x", "-test.parallel", strconv.Itoa(parallel), "-test.fuzzcachedir", filepath.Join(t.cache, t.pkg))
+	cmd.Dir = t.dir // where a failing input is written, too
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = 10 * time.Second
 	var said bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &said, &said
-	err := cmd.Run()
+	err = cmd.Run()
 	if ctx.Err() != nil {
 		return ctx.Err() // a turn that was cut short does not count
 	}
@@ -138,8 +145,23 @@ func (t *target) fuzz(ctx context.Context, d time.Duration, parallel int) error 
 	if err == nil && executions == 0 {
 		return errors.New("nothing was executed")
 	}
-	t.minutes += min(d, time.Since(began)).Minutes()
+	t.minutes += (cmd.ProcessState.UserTime() + cmd.ProcessState.SystemTime()).Minutes() // its worker's, too
 	return err
+}
+
+// build compiles the target with the instruments that fuzzing goes by.
+func (t *target) build(ctx context.Context) (program string, remove func(), err error) {
+	dir, err := os.MkdirTemp("", "mrgc-fuzz")
+	if err != nil {
+		return "", nil, err
+	}
+	remove = func() { _ = os.RemoveAll(dir) } // a leftover in the temporary folder harms nothing
+	program = filepath.Join(dir, "fuzz.test")
+	if _, err := result.Output(ctx, "go", "test", "-c", "-fuzz", "^"+t.function+"$", "-o", program, t.pkg); err != nil {
+		remove()
+		return "", nil, err
+	}
+	return program, remove, nil
 }
 
 // findTargets lists all of them.
@@ -148,12 +170,18 @@ func findTargets(ctx context.Context) (targets []*target, err error) {
 	if err != nil {
 		return nil, err
 	}
+	cache, err := result.Output(ctx, "go", "env", "GOCACHE")
+	if err != nil {
+		return nil, err
+	}
+	cache = filepath.Join(strings.TrimSpace(cache), "fuzz")
 	for _, pkg := range strings.Fields(packages) {
 		dir, err := result.Output(ctx, "go", "list", "-f", "{{.Dir}}", pkg)
 		if err != nil {
 			return nil, err
 		}
-		functions, err := fuzzFunctions(strings.TrimSpace(dir))
+		dir = strings.TrimSpace(dir)
+		functions, err := fuzzFunctions(dir)
 		if err != nil || len(functions) == 0 {
 			if err != nil {
 				return nil, err
@@ -165,7 +193,7 @@ func findTargets(ctx context.Context) (targets []*target, err error) {
 			return nil, err
 		}
 		for _, function := range functions {
-			targets = append(targets, &target{pkg: pkg, function: function, code: code})
+			targets = append(targets, &target{pkg: pkg, function: function, dir: dir, cache: cache, code: code})
 		}
 	}
 	if len(targets) == 0 {
@@ -264,7 +292,7 @@ func remember(targets []*target) error {
 			{Name: "executions in all", Value: executions / 1e6, Unit: "million"},
 		},
 		Tables: []result.Table{table},
-		Notes: []string{"Minutes are of one worker, at whatever share of a processor it got. They count as long as a target's code, and that below it, is the same: " +
+		Notes: []string{"Minutes are of processor time. They count as long as a target's code, and that below it, is the same: " +
 			"`make fuzz-long` goes on where it was stopped."},
 	}.Write()
 }
