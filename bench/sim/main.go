@@ -96,6 +96,9 @@ func play(first, seeds uint64, o sim.Options, what string) []sim.Outcome {
 }
 
 func bar(what string, done, all uint64) {
+	if done*100/all == (done-1)*100/all { // the same percentage as before
+		return
+	}
 	const width = 40
 	full := int(done * width / all)
 	fmt.Fprintf(os.Stderr, "\r%-24s [%s%s] %d of %d", what, strings.Repeat("#", full), strings.Repeat(".", width-full), done, all)
