@@ -86,6 +86,9 @@ var _ = Describe("A request's content", func() {
 		Entry("the same name in one part, not in a list", saying(`{"type":"video_url","video_url":null,"uuid":"logo"}`), "invalid_request"),
 		Entry("tensors that the engine would load", saying(`[{"type":"image_embeds","image_embeds":"gAJ9cQAu"}]`), "invalid_request"),
 		Entry("tensors of sound", saying(`[{"audio_embeds":"gAJ9cQAu"}]`), "invalid_request"),
+		Entry("tensors of the whole prompt", saying(`[{"type":"prompt_embeds","data":"gAJ9cQAu"}]`), "invalid_request"),
+		Entry("tensors of the whole prompt, by their name alone", saying(`[{"prompt_embeds":1,"data":"gAJ9cQAu"}]`), "invalid_request"),
+		Entry("a name inside of a picture", saying(`[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA==","uuid":"logo"}}]`), "invalid_request"),
 		Entry("a file by its id", saying(`[{"type":"file","file":{"file_id":"file-1"}}]`), "invalid_request"),
 	)
 

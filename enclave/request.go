@@ -165,15 +165,17 @@ func rewrite(fields map[string]json.RawMessage) ([]byte, error) {
 // message names: a request forged from outside, from inside the cluster.
 var errRemoteURL = errors.New("messages may carry data: URLs only, nothing is fetched")
 
-// partMembers are the members of whatever objects a message's content is made of. What
-// is not listed is refused: vLLM keeps media of all tenants by the "uuid" that a part
-// gives them and gives them back to whoever names it, and loads "image_embeds" as
-// Python objects.
-var partMembers = map[string]bool{
-	"type": true, "text": true, "refusal": true, "thinking": true,
-	"image_url": true, "audio_url": true, "video_url": true, "url": true, "detail": true,
-	"input_audio": true, "data": true, "format": true,
-}
+// partMembers are the members of the parts of a message's content, and mediaMembers
+// those of the objects in these. What is not listed is refused: vLLM keeps media of all
+// tenants by the "uuid" that a part gives them and gives them back to whoever names it,
+// and what it calls embeddings are Python objects, which it loads.
+var (
+	partMembers = map[string]bool{
+		"type": true, "text": true, "refusal": true, "thinking": true,
+		"image_url": true, "audio_url": true, "video_url": true, "input_audio": true,
+	}
+	mediaMembers = map[string]bool{"url": true, "detail": true, "data": true, "format": true}
+)
 
 // within is how far into a request's messages a value is.
 type within int
@@ -182,17 +184,23 @@ const (
 	outside within = iota
 	inMessages
 	inContent // of a message
+	inPart    // of its content
 )
 
-// member is where a member of an object that is here, at depth, is itself.
-func (at within) member(name string, depth int) within {
+// member is where a member of an object that is here, at depth, is itself; false: it is
+// not known.
+func (at within) member(name string, depth int) (within, bool) {
 	switch {
 	case at == outside && depth == 0 && name == "messages":
-		return inMessages
+		return inMessages, true
 	case at == inMessages && name == "content":
-		return inContent
+		return inContent, true
+	case at == inContent:
+		return inPart, partMembers[name]
+	case at == inPart:
+		return inPart, mediaMembers[name]
 	default:
-		return at
+		return at, true
 	}
 }
 
@@ -252,10 +260,11 @@ func (w *walker) object(depth int, at within) error {
 			return errors.New("a name occurs twice in an object")
 		}
 		seen[name] = true
-		if at == inContent && !partMembers[name] {
+		inside, known := at.member(name, depth)
+		if !known {
 			return fmt.Errorf("member %.64q is not supported in a message's content", name)
 		}
-		if err := w.value(name, depth+1, at.member(name, depth)); err != nil {
+		if err := w.value(name, depth+1, inside); err != nil {
 			return err
 		}
 	}
