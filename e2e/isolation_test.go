@@ -107,7 +107,7 @@ var _ = Describe("The engine's prefix cache", func() {
 		hit, _ = two.cachedOf(ctx, nil, nil)
 		Expect(hit).To(BeNumerically(">", most), "by now it is its own, too")
 
-		for _, forged := range []map[string]any{{"cache_salt": "mrgc-salt-1/AAAA"}, {"cache_salt": "dev"}} {
+		for _, forged := range []map[string]any{{"cache_salt": "mrgc-salt-1-AAAA"}, {"cache_salt": "dev"}} {
 			missed, _ := two.cachedOf(ctx, forged, nil)
 			Expect(missed).To(BeZero(), "a salt of the client's own choice")
 		}

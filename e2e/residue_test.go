@@ -29,11 +29,26 @@ func (c *cluster) holds(child, marker string) bool {
 	return found
 }
 
+// expectNoCores wants children that leave no core, also where the machine is set up to
+// write them: its administrator's limit may be lifted only by root.
+func (c *cluster) expectNoCores(children ...string) {
+	GinkgoHelper()
+	for _, child := range children {
+		limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", c.pids()[child]))
+		if errors.Is(err, fs.ErrPermission) {
+			Skip("reading the limits of a process that cannot be traced takes root")
+		}
+		Expect(err).NotTo(HaveOccurred(), child)
+		Expect(string(limits)).To(MatchRegexp(`(?m)^Max core file size +0 +0 `), child)
+	}
+}
+
 var _ = Describe("A request", func() {
 	It("leaves nothing in its enclave's memory, nor in the parent's, soon after it has ended", func(ctx SpecContext) {
 		engine := newToldEngine()
 		c := startCluster("--regions", "use1", "--instances", "1", "--engine-url", engine.server.URL, "--model-name", "told", "--ask=false")
 		const enclave, parent = "enclave-use1-0", "parent-use1-0"
+		c.expectNoCores(enclave, parent, "guard-use1-0", "router-use1")
 		var longest time.Duration
 		for round := range 12 {
 			asked, answered := "asked"+rand.Text(), "answered"+rand.Text()

@@ -52,7 +52,7 @@ type Config struct {
 	KMS     *kms.Client       // decrypts tenants' data keys; nil: requests by these are refused
 	Fleet   *Fleet            // whose keys are held, too, which takes a KMS; nil: none
 
-	RequestBodyBytes   int64         // sealed size; default 8 MiB
+	RequestBodyBytes   int64         // sealed size; default 8 MiB. Of so many eight times are held at once
 	RequestLifetime    time.Duration // how far ahead an expiry may lie; default [seal.MaxLifetime]
 	ConcurrentRequests int           // default 64: bounds what is held in clear at once
 	ReplayCapacity     int           // requests remembered until they expire; default 1,000,000
@@ -80,6 +80,7 @@ type Enclave struct {
 	replays *seal.ReplaySet
 	failed  failures
 	slots   chan struct{}
+	bytes   heldBytes
 
 	salts    saltSecret
 	releases keyReleases // of data keys, by KMS
@@ -130,6 +131,7 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 		keys:    newKeyring(&config),
 		replays: seal.NewReplaySet(config.ReplayCapacity),
 		slots:   make(chan struct{}, config.ConcurrentRequests),
+		bytes:   heldBytes{limit: heldAtOnce * config.RequestBodyBytes},
 		cleaner: newCleaner(&config),
 	}
 	var err error

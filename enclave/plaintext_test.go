@@ -79,6 +79,17 @@ var _ = Describe("A request's content", func() {
 		Entry("pictures to fetch, in a list", saying(`[{"image_url":["file:///etc/passwd"]}]`), "invalid_request"),
 		Entry("a sound to fetch", saying(`[{"type":"audio_url","audio_url":{"url":"ftp://example.com"}}]`), "invalid_request"),
 		Entry("a URL whose name is spelled differently", saying(`[{"image_url":{"\u0075rl":"http://example.com"}}]`), "invalid_request"),
+		// vLLM keeps media of all tenants by this name, and gives them to whoever says it.
+		Entry("a picture of whoever has used the name", saying(`[{"type":"image_url","image_url":null,"uuid":"`+marker+`"}]`), "invalid_request"),
+		Entry("a picture in the place of the one that others mean", saying(`[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA=="},"uuid":"logo"}]`), "invalid_request"),
+		Entry("the same name elsewhere in it", saying(`[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA==","\u0075uid":"logo"}}]`), "invalid_request"),
+		Entry("the same name in one part, not in a list", saying(`{"type":"video_url","video_url":null,"uuid":"logo"}`), "invalid_request"),
+		Entry("tensors that the engine would load", saying(`[{"type":"image_embeds","image_embeds":"gAJ9cQAu"}]`), "invalid_request"),
+		Entry("tensors of sound", saying(`[{"audio_embeds":"gAJ9cQAu"}]`), "invalid_request"),
+		Entry("tensors of the whole prompt", saying(`[{"type":"prompt_embeds","data":"gAJ9cQAu"}]`), "invalid_request"),
+		Entry("tensors of the whole prompt, by their name alone", saying(`[{"prompt_embeds":1,"data":"gAJ9cQAu"}]`), "invalid_request"),
+		Entry("a name inside of a picture", saying(`[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA==","uuid":"logo"}}]`), "invalid_request"),
+		Entry("a file by its id", saying(`[{"type":"file","file":{"file_id":"file-1"}}]`), "invalid_request"),
 	)
 
 	DescribeTable("that goes on to the engine",
@@ -88,6 +99,12 @@ var _ = Describe("A request's content", func() {
 			Expect(r.engine.calls()).To(HaveExactElements(HaveField("Body", MatchJSON(body))))
 		},
 		Entry("a picture inside the request", saying(`[{"type":"image_url","image_url":{"url":"data:image/png;base64,AA=="}}]`)),
+		Entry("all that a message may be made of", `{"model":"`+model+`","messages":[`+
+			`{"role":"user","content":[{"type":"text","text":"what is this?"},{"type":"image_url","image_url":{"url":"data:image/png;base64,AA==","detail":"low"}},`+
+			`{"type":"input_audio","input_audio":{"data":"AA==","format":"wav"}},{"type":"audio_url","audio_url":{"url":"data:audio/wav;base64,AA=="}},`+
+			`{"type":"video_url","video_url":{"url":"data:video/mp4;base64,AA=="}}]},`+
+			`{"role":"assistant","content":[{"type":"refusal","refusal":"no"}],"tool_calls":[{"id":"1","type":"function","function":{"name":"f","arguments":"{}"}}]},`+
+			`{"role":"tool","tool_call_id":"1","content":[{"type":"text","text":"{}"}]}]}`),
 		Entry("a URL in what somebody says", saying(`"look at http://example.com"`)),
 		Entry("a tool with a parameter called url",
 			with(`"tools":[{"type":"function","function":{"name":"fetch","parameters":{"type":"object",`+

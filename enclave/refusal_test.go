@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -245,5 +246,64 @@ var _ = Describe("More requests than the enclave takes", func() {
 			defer again.Body.Close()
 			g.Expect(again.StatusCode).To(Equal(http.StatusOK))
 		}).Should(Succeed())
+	}, NodeTimeout(specTimeout))
+
+	It("are those whose bytes are more than it can hold, until some are gone", func(ctx SpecContext) {
+		r := start(says(`{}`), func(c *enclave.Config) { c.RequestBodyBytes = 20_000 })
+		large := r.seal(saying(`"` + strings.Repeat("a", 15_000) + `"`))
+		hangUp := make([]func() error, 8*20_000/len(large.Body)) // and there is room for a small one
+		var senders sync.WaitGroup
+		DeferCleanup(senders.Wait)
+		for i := range hangUp {
+			reader, writer := io.Pipe()
+			hangUp[i] = writer.Close
+			DeferCleanup(writer.Close)
+			req := r.post(large)
+			req.Body, req.ContentLength = reader, int64(len(large.Body))
+			senders.Go(func() {
+				if resp, err := r.client.Do(req); err == nil {
+					_ = resp.Body.Close()
+				}
+			})
+			_, err := writer.Write(large.Body[:len(large.Body)-1])
+			Expect(err).NotTo(HaveOccurred())
+		}
+		// A large one does not fit now, a small one does: it is bytes that are counted.
+		Eventually(ctx, func(g Gomega) {
+			resp, err := r.client.Do(r.post(large))
+			g.Expect(err).NotTo(HaveOccurred())
+			defer resp.Body.Close()
+			g.Expect(resp.StatusCode).To(Equal(http.StatusServiceUnavailable))
+			g.Expect(resp.Header.Get("Retry-After")).To(Equal("1"))
+			expectCode(readAll(resp), resp.StatusCode, "instance_busy")
+		}).Should(Succeed())
+		Expect(r.ask(chat).err).NotTo(HaveOccurred())
+		Expect(hangUp[0]()).To(Succeed())
+		Eventually(ctx, func(g Gomega) {
+			resp, err := r.client.Do(r.post(large))
+			g.Expect(err).NotTo(HaveOccurred())
+			defer resp.Body.Close()
+			g.Expect(resp.StatusCode).To(Equal(http.StatusOK))
+		}).Should(Succeed())
+	}, NodeTimeout(specTimeout))
+
+	It("are not those that the engine answers", func(ctx SpecContext) {
+		entered, leave := make(chan struct{}, 20), make(chan struct{})
+		r := start(func(w http.ResponseWriter, req *http.Request) {
+			_ = http.NewResponseController(w).Flush()
+			waitsIn(entered, leave)(w, req)
+		}, func(c *enclave.Config) { c.RequestBodyBytes = 20_000 })
+		body := saying(`"` + strings.Repeat("a", 15_000) + `"`)
+		var asked sync.WaitGroup
+		for range 20 {
+			sealed := r.seal(body)
+			asked.Go(func() {
+				defer GinkgoRecover()
+				Expect(open(sealed, r.send(r.post(sealed))).err).NotTo(HaveOccurred())
+			})
+			Eventually(ctx, entered).Should(Receive())
+		}
+		close(leave)
+		asked.Wait()
 	}, NodeTimeout(specTimeout))
 })

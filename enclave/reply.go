@@ -21,13 +21,14 @@ type reply struct {
 	key     ed25519.PrivateKey
 	data    hash.Hash // of the answer's data
 	now     func() time.Time
+	sent    func() // called when the engine has the request, and nothing of it is held here any more
 }
 
 // newReply begins the answer to a request that key has opened. What the host
 // says of itself is from before the request.
 func newReply(sealing *seal.ResponseWriter, out *flushWriter, opened *seal.Opened, key attestedKey, host seal.HostAsserted, now func() time.Time) *reply {
 	return &reply{
-		sealing: sealing, out: out, key: key.receipts, data: sha256.New(), now: now,
+		sealing: sealing, out: out, key: key.receipts, data: sha256.New(), now: now, sent: func() {},
 		receipt: seal.Receipt{
 			Enclave: seal.EnclaveVerified{
 				ClaimsSHA256: key.key.ClaimsDigest(), RequestID: opened.RequestID, Operation: opened.Operation, Model: opened.Model,

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io"
 	"maps"
 	"net/http"
@@ -164,13 +165,52 @@ func rewrite(fields map[string]json.RawMessage) ([]byte, error) {
 // message names: a request forged from outside, from inside the cluster.
 var errRemoteURL = errors.New("messages may carry data: URLs only, nothing is fetched")
 
+// partMembers are the members of the parts of a message's content, and mediaMembers
+// those of the objects in these. What is not listed is refused: vLLM keeps media of all
+// tenants by the "uuid" that a part gives them and gives them back to whoever names it,
+// and what it calls embeddings are Python objects, which it loads.
+var (
+	partMembers = map[string]bool{
+		"type": true, "text": true, "refusal": true, "thinking": true,
+		"image_url": true, "audio_url": true, "video_url": true, "input_audio": true,
+	}
+	mediaMembers = map[string]bool{"url": true, "detail": true, "data": true, "format": true}
+)
+
+// within is how far into a request's messages a value is.
+type within int
+
+const (
+	outside within = iota
+	inMessages
+	inContent // of a message
+	inPart    // of its content
+)
+
+// member is where a member of an object that is here, at depth, is itself; false: it is
+// not known.
+func (at within) member(name string, depth int) (within, bool) {
+	switch {
+	case at == outside && depth == 0 && name == "messages":
+		return inMessages, true
+	case at == inMessages && name == "content":
+		return inContent, true
+	case at == inContent:
+		return inPart, partMembers[name]
+	case at == inPart:
+		return inPart, mediaMembers[name]
+	default:
+		return at, true
+	}
+}
+
 // walk checks what encoding/json lets pass: duplicate names, depth, trailing
-// data, and remote URLs inside messages.
+// data, and inside messages remote URLs, and parts with members that are not known.
 func walk(body []byte) error {
 	dec := json.NewDecoder(bytes.NewReader(body))
 	dec.UseNumber()
 	w := walker{dec: dec}
-	if err := w.value("", 0, false); err != nil {
+	if err := w.value("", 0, outside); err != nil {
 		return err
 	}
 	if _, err := dec.Token(); !errors.Is(err, io.EOF) {
@@ -182,7 +222,7 @@ func walk(body []byte) error {
 type walker struct{ dec *json.Decoder }
 
 // value reads one value: the member called name of an object at depth.
-func (w *walker) value(name string, depth int, inMessages bool) error {
+func (w *walker) value(name string, depth int, at within) error {
 	if depth > maxDepth {
 		return errors.New("nested too deep")
 	}
@@ -193,11 +233,11 @@ func (w *walker) value(name string, depth int, inMessages bool) error {
 	switch token := token.(type) {
 	case json.Delim:
 		if token == '{' {
-			return w.object(depth, inMessages)
+			return w.object(depth, at)
 		}
-		return w.array(name, depth, inMessages)
+		return w.array(name, depth, at)
 	case string:
-		if inMessages && namesURL(name) && !strings.HasPrefix(token, "data:") {
+		if at != outside && namesURL(name) && !strings.HasPrefix(token, "data:") {
 			return errRemoteURL
 		}
 	}
@@ -208,7 +248,7 @@ func namesURL(name string) bool {
 	return name == "url" || strings.HasSuffix(name, "_url")
 }
 
-func (w *walker) object(depth int, inMessages bool) error {
+func (w *walker) object(depth int, at within) error {
 	seen := map[string]bool{}
 	for w.dec.More() {
 		token, err := w.dec.Token()
@@ -220,16 +260,20 @@ func (w *walker) object(depth int, inMessages bool) error {
 			return errors.New("a name occurs twice in an object")
 		}
 		seen[name] = true
-		if err := w.value(name, depth+1, inMessages || depth == 0 && name == "messages"); err != nil {
+		inside, known := at.member(name, depth)
+		if !known {
+			return fmt.Errorf("member %.64q is not supported in a message's content", name)
+		}
+		if err := w.value(name, depth+1, inside); err != nil {
 			return err
 		}
 	}
 	return w.end()
 }
 
-func (w *walker) array(name string, depth int, inMessages bool) error {
+func (w *walker) array(name string, depth int, at within) error {
 	for w.dec.More() {
-		if err := w.value(name, depth+1, inMessages); err != nil {
+		if err := w.value(name, depth+1, at); err != nil {
 			return err
 		}
 	}

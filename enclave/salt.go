@@ -33,7 +33,7 @@ const (
 	labelSaltID = "mrgc-salt-1 id"
 	// saltPrefix keeps salts apart from whatever else an engine hashes into the
 	// same place: vLLM puts names of LoRA adapters there.
-	saltPrefix = "mrgc-salt-1/"
+	saltPrefix = "mrgc-salt-1-"
 )
 
 // salt separates prompts in an engine's prefix cache.

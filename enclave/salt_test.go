@@ -34,7 +34,10 @@ var _ = Describe("The salt of the engine's cache", func() {
 			Expect(r.ask(body).err).NotTo(HaveOccurred())
 		}
 		salts := r.salts()
-		Expect(salts[0]).To(HavePrefix("mrgc-salt-1/"))
+		Expect(salts[0]).To(HavePrefix("mrgc-salt-1-"))
+		// vllm/entrypoints/generate/base/protocol.py, validate_cache_salt.
+		Expect(len(salts[0])).To(BeNumerically("<=", 128))
+		Expect(salts[0]).NotTo(ContainSubstring("/"), "nor @, \\ and NUL: vLLM refuses the request")
 		Expect(salts).To(HaveEach(salts[0]))
 	})
 
@@ -106,8 +109,8 @@ var _ = Describe("The salt of the engine's cache", func() {
 		Expect(gotText).To(Equal(text))
 		Expect(gotID.String()).To(Equal(id))
 	},
-		Entry("of the tenant", "", "mrgc-salt-1/I89NAAIPvtoymEYLsDRE_E-JHLeq_lbs7GSqP3HvWio", "2d6dafe026c612cde42f1000274111e3"),
-		Entry("of a part of the tenant's requests", `"user-7"`, "mrgc-salt-1/Dn0FytRyx_f6vxD8REuJsGwogCI5TL30Yu65qaOllCM", "55bcb9f03fb6198438d725d877488fac"),
+		Entry("of the tenant", "", "mrgc-salt-1-I89NAAIPvtoymEYLsDRE_E-JHLeq_lbs7GSqP3HvWio", "2d6dafe026c612cde42f1000274111e3"),
+		Entry("of a part of the tenant's requests", `"user-7"`, "mrgc-salt-1-Dn0FytRyx_f6vxD8REuJsGwogCI5TL30Yu65qaOllCM", "55bcb9f03fb6198438d725d877488fac"),
 	)
 })
 

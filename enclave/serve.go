@@ -26,11 +26,12 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 			e.cleaner.ended()
 		}()
 	default:
-		busy := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance has as many requests as it takes; try again")
-		busy.RetryAfter = time.Second
-		busy.Write(w)
+		errBusy("the instance has as many requests as it takes; try again").Write(w)
 		return
 	}
+	held := e.bytes.hold(r.Body)
+	defer held.release()
+	r.Body = held
 	opened, key, others, refused := e.open(w, r)
 	if refused != nil {
 		if refused.Code == codeStale {
@@ -49,6 +50,7 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	}
 	answer := newReply(sealing, out, opened, key, e.host.statement(), e.config.Now)
 	defer answer.Wipe()
+	answer.sent = held.release
 	done, err := e.answer(r.Context(), opened, answer, others && !key.shared())
 	if errors.Is(err, errFailed) {
 		// In clear, too. It may have run, so that it does not again on this key.
@@ -89,6 +91,12 @@ type result struct {
 // status is 503, so that Envoy tries another recipient's instance first; the
 // client sees it when none is left.
 const codeStale = "stale_recipients"
+
+func errBusy(why string) *api.Error {
+	busy := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "%s", why)
+	busy.RetryAfter = time.Second
+	return busy
+}
 
 func errEngineUnreachable() *api.Error {
 	unreachable := api.Errorf(http.StatusServiceUnavailable, "engine_unreachable", "the instance's engine does not answer; try again")
@@ -186,9 +194,9 @@ func refusal(err error) *api.Error {
 	case errors.Is(err, seal.ErrReplayed):
 		return api.Errorf(http.StatusConflict, "request_replayed", "this sealed request has been run already")
 	case errors.Is(err, seal.ErrReplaySetFull):
-		full := api.Errorf(http.StatusServiceUnavailable, "instance_busy", "the instance remembers as many requests as it can; try again")
-		full.RetryAfter = time.Second
-		return full
+		return errBusy("the instance remembers as many requests as it can; try again")
+	case errors.Is(err, errHeld):
+		return errBusy("the instance holds as many bytes of requests as it can; try again")
 	default:
 		return errCannotOpen()
 	}
@@ -247,6 +255,7 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 		return result{outcome: api.OutcomeRejected}, refuse(answer, refused)
 	}
 	resp, err := e.askEngine(ctx, opened.Operation, request.body, &salted)
+	answer.sent()
 	if !errors.Is(err, errNotRun) {
 		answer.receipt.Enclave.SaltID = salted.id()
 	}

@@ -83,9 +83,9 @@ var _ = Describe("Guard: the engine's prefix cache", func() {
 	It("of vLLM gets the salt in its own words", func(ctx SpecContext) {
 		var llama fakeLlama
 		g := newGuardedBy(llama.ServeHTTP, withCache(api.CacheSalt, 0))
-		resp := g.expectUnder(ctx, "mrgc-salt-1/Ab_9-", body, http.StatusOK)
+		resp := g.expectUnder(ctx, "mrgc-salt-1-Ab_9-", body, http.StatusOK)
 		Expect(resp.Header.Get(api.HeaderCache)).To(Equal("salt"))
-		Expect(llama.asked()).To(HaveExactElements(`{"cache_salt":"mrgc-salt-1/Ab_9-","model":"m","messages":[]}`))
+		Expect(llama.asked()).To(HaveExactElements(`{"cache_salt":"mrgc-salt-1-Ab_9-","model":"m","messages":[]}`))
 	})
 
 	It("that is told nothing is told nothing, and that is said", func(ctx SpecContext) {

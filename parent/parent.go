@@ -82,6 +82,11 @@ type Config struct {
 	Settings
 	ProbeInterval time.Duration // how often enclave and engine are asked how they are; default 1 s
 	DrainTimeout  time.Duration // how long requests under way may take after a stop; default 30 s
+	// BodyWait is how long a request's body may take at first; what is longer has to
+	// come at [bodyBytesPerSecond]. AnswerWait is how long an answer may wait for who
+	// reads it. Who is slower holds places that others wait for, and is cut. Default 5
+	// and 30 s.
+	BodyWait, AnswerWait time.Duration
 	EngineSlots   int           // requests that the engine runs at once; 0: not known
 
 	// ModelVersions are the versions of Instance.Models, for the store and load
@@ -162,6 +167,8 @@ type Parent struct {
 func New(config Config) (*Parent, error) {
 	config.ProbeInterval = cmp.Or(config.ProbeInterval, time.Second)
 	config.DrainTimeout = cmp.Or(config.DrainTimeout, 30*time.Second)
+	config.BodyWait = cmp.Or(config.BodyWait, 5*time.Second)
+	config.AnswerWait = cmp.Or(config.AnswerWait, 30*time.Second)
 	config.BusyReportInterval = cmp.Or(config.BusyReportInterval, 100*time.Millisecond)
 	config.IdleReportInterval = cmp.Or(config.IdleReportInterval, 500*time.Millisecond)
 	config.Metrics = cmp.Or(config.Metrics, prometheus.NewRegistry())

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -82,7 +83,13 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 		defer done()
 		next.client = to.client
 	}
-	resp, err := p.send(r, next, http.MaxBytesReader(w, r.Body, p.settings.Load().RequestBodyBytes))
+	arriving := p.arriving(http.NewResponseController(w), http.MaxBytesReader(w, r.Body, p.settings.Load().RequestBodyBytes))
+	resp, err := p.send(r, next, arriving)
+	late := arriving.end()
+	if err != nil && late {
+		api.Errorf(http.StatusRequestTimeout, "request_timeout", "the request did not arrive in time; send it again").Write(w)
+		return
+	}
 	if err != nil {
 		p.answerFailure(w, r, err)
 		return
@@ -108,7 +115,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	copyHeaders(w.Header(), resp.Header, fromEnclave)
 	w.Header()[loadreport.Header] = p.reports.header()
 	w.WriteHeader(resp.StatusCode)
-	if err := stream(w, body); err != nil {
+	if err := stream(w, body, p.config.AnswerWait); err != nil {
 		// A cut answer must look cut: closing the stream in good order would
 		// hide it from everyone but the tenant's client.
 		panic(http.ErrAbortHandler)
@@ -175,8 +182,64 @@ func (p *Parent) answerFailure(w http.ResponseWriter, r *http.Request, err error
 	unreachable.Write(w)
 }
 
-// stream copies what the enclave writes as soon as it has written it.
-func stream(w http.ResponseWriter, r *bufio.Reader) error {
+// bodyBytesPerSecond is how fast a request's body has to come at least.
+const bodyBytesPerSecond = 16 << 10
+
+// arriving is a request's body on its way: a request that is sent to the enclave
+// while its body does not come would hold a place there for as long as it lives.
+type arriving struct {
+	io.ReadCloser
+	bytes atomic.Int64
+	done  atomic.Bool
+	watch *time.Timer
+
+	mu   sync.Mutex
+	over bool // guarded by mu: nobody waits for it any more
+	late bool // guarded by mu: it was given up
+}
+
+// arriving watches over a body that control's request has, until end is called.
+func (p *Parent) arriving(control *http.ResponseController, body io.ReadCloser) *arriving {
+	a, began := &arriving{ReadCloser: body}, time.Now()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.watch = time.AfterFunc(p.config.BodyWait, func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		left := p.config.BodyWait + time.Duration(a.bytes.Load())*time.Second/bodyBytesPerSecond - time.Since(began)
+		switch {
+		case a.over || a.done.Load():
+		case left > 0:
+			a.watch.Reset(left)
+		default:
+			a.late = true
+			_ = control.SetReadDeadline(began) // HTTP/2 and HTTP/1.1 have one
+		}
+	})
+	return a
+}
+
+// end says whether the body was given up.
+func (a *arriving) end() (late bool) {
+	a.watch.Stop()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.over = true
+	return a.late
+}
+
+func (a *arriving) Read(b []byte) (int, error) {
+	n, err := a.ReadCloser.Read(b)
+	a.bytes.Add(int64(n))
+	if err != nil {
+		a.done.Store(true)
+	}
+	return n, err
+}
+
+// stream copies what the enclave writes as soon as it has written it. What is not
+// taken within wait ends it.
+func stream(w http.ResponseWriter, r *bufio.Reader, wait time.Duration) error {
 	flusher := http.NewResponseController(w)
 	for {
 		if _, err := r.Peek(1); err != nil {
@@ -186,12 +249,14 @@ func stream(w http.ResponseWriter, r *bufio.Reader) error {
 			return err
 		}
 		chunk, _ := r.Peek(r.Buffered())
+		_ = flusher.SetWriteDeadline(time.Now().Add(wait)) // HTTP/2 and HTTP/1.1 have one
 		if _, err := w.Write(chunk); err != nil {
 			return err
 		}
 		if err := flusher.Flush(); err != nil {
 			return err
 		}
+		_ = flusher.SetWriteDeadline(time.Time{}) // the next chunk may take its time
 		if _, err := r.Discard(len(chunk)); err != nil {
 			return err
 		}

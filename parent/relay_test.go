@@ -245,6 +245,96 @@ var _ = Describe("A request that cannot be relayed", func() {
 	}, NodeTimeout(specTimeout))
 })
 
+// A place is what other tenants wait for, so nobody may hold one for nothing.
+var _ = Describe("A request's place", func() {
+	free := func(ctx context.Context, in *instance) {
+		GinkgoHelper()
+		in.enclave.answers(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			_, _ = io.WriteString(w, "sealed answer")
+		})
+		Eventually(ctx, func() int {
+			resp, err := in.envoy.Do(in.sealed(ctx, "request"))
+			Expect(err).NotTo(HaveOccurred())
+			defer resp.Body.Close()
+			return resp.StatusCode
+		}).WithTimeout(eventually).Should(Equal(http.StatusOK))
+	}
+
+	DescribeTable("is not held by a body that does not come, and that is no failure of the instance's",
+		func(ctx SpecContext, body func(*io.PipeWriter)) {
+			in := start(func(c *parent.Config) { c.ConcurrentRequests, c.BodyWait = 1, 200*time.Millisecond })
+			reader, writer := io.Pipe()
+			DeferCleanup(writer.Close)
+			req := in.sealed(ctx, "")
+			req.Body, req.ContentLength = reader, 1<<20
+			go body(writer)
+			expectError(in.send(req), http.StatusRequestTimeout, "request_timeout")
+			free(ctx, in)
+			resp, err := in.client(envoyID).Get(in.url("/healthz"))
+			Expect(err).NotTo(HaveOccurred())
+			Expect(resp.Body.Close()).To(Succeed())
+			Expect(resp).To(HaveHTTPStatus(http.StatusOK))
+		},
+		Entry("at all", NodeTimeout(specTimeout), func(*io.PipeWriter) {}),
+		Entry("but byte by byte", NodeTimeout(specTimeout), func(w *io.PipeWriter) {
+			for {
+				if _, err := w.Write([]byte{1}); err != nil {
+					return
+				}
+				time.Sleep(20 * time.Millisecond)
+			}
+		}),
+	)
+
+	It("is there for a body that comes slowly, but comes", func(ctx SpecContext) {
+		in := start(func(c *parent.Config) { c.BodyWait = 200 * time.Millisecond })
+		reader, writer := io.Pipe()
+		req := in.sealed(ctx, "")
+		req.Body, req.ContentLength = reader, 16*(8<<10)
+		go func() {
+			for range 16 {
+				_, _ = writer.Write(make([]byte, 8<<10))
+				time.Sleep(50 * time.Millisecond)
+			}
+			_ = writer.Close()
+		}()
+		Expect(readAll(in.send(req))).To(Equal("sealed answer"))
+	}, NodeTimeout(specTimeout))
+
+	It("is not held by an answer that nobody reads, which ends at the enclave, too", func(ctx SpecContext) {
+		in := start(func(c *parent.Config) { c.ConcurrentRequests, c.AnswerWait = 1, 200*time.Millisecond })
+		gone := make(chan struct{})
+		in.enclave.answers(func(w http.ResponseWriter, r *http.Request) {
+			defer close(gone)
+			_, _ = io.Copy(io.Discard, r.Body)
+			for {
+				if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+					return
+				}
+			}
+		})
+		unread := in.send(in.sealed(ctx, "request"))
+		Eventually(ctx, gone).Should(BeClosed())
+		free(ctx, in)
+		_, err := io.Copy(io.Discard, unread.Body)
+		Expect(err).To(HaveOccurred(), "a cut answer looks cut")
+	}, NodeTimeout(specTimeout))
+
+	It("is there for an answer between whose chunks there is a pause", func(ctx SpecContext) {
+		in := start(func(c *parent.Config) { c.AnswerWait = 100 * time.Millisecond })
+		in.enclave.answers(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			for range 3 {
+				_, _ = io.WriteString(w, "chunk ")
+				_ = http.NewResponseController(w).Flush()
+				time.Sleep(300 * time.Millisecond)
+			}
+		})
+		Expect(readAll(in.send(in.sealed(ctx, "request")))).To(Equal("chunk chunk chunk "))
+	}, NodeTimeout(specTimeout))
+})
+
 var _ = Describe("Who is not Envoy", func() {
 	It("sends no requests: a router is told so", func(ctx SpecContext) {
 		in := start()

@@ -242,6 +242,27 @@ var _ = Describe("A full wash", func() {
 		Expect(in.enclaves.nth(0).ended).To(BeClosed())
 	}, NodeTimeout(specTimeout))
 
+	// Else a tenant that reads its answers slowly would take every instance out of service.
+	It("is not made to fail by a request that does not end: it is cut", func(ctx SpecContext) {
+		in := startWashing(washed(func(c *wash.Config) { c.StepTimeout = 2 * time.Second }))
+		in.ready(ctx)
+		in.enclaves.nth(0).answers(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			_, _ = io.WriteString(w, "old ")
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		})
+		endless := in.ask(ctx, "a", "claims of 0")
+		w := in.wash(ctx)
+		Expect(w.Reason).To(BeEmpty())
+		Expect(w.Steps[3].Detail).To(ContainSubstring("cut"))
+		in.eventuallyRegistered(ctx, healthy())
+		body, err := io.ReadAll(endless.Body)
+		Expect(string(body)).To(Equal("old "))
+		Expect(err).To(HaveOccurred(), "a cut answer looks cut")
+		Expect(in.enclaves.nth(0).ended).To(BeClosed())
+	}, NodeTimeout(specTimeout))
+
 	DescribeTable("of which a step is broken is caught: recorded, told, and the instance out of service until one passes",
 		func(ctx SpecContext, breakIt func(*washing) (mend func()), step, reason string) {
 			in := startWashing()

@@ -32,6 +32,41 @@ func FuzzVerify(f *testing.F) {
 	})
 }
 
+// FuzzPayload checks what the signature is over, which is read before that verifies: in
+// a whole document a changed length makes nearly all of it unreadable. Nothing panics,
+// what is accepted keeps the limits, and no payload is both an enclave's and a host's.
+func FuzzPayload(f *testing.F) {
+	for _, name := range []string{"aws-attestation-2023.cbor", "aws-attestation-debug-2023.cbor", "aws-nitrotpm-2026.cbor"} {
+		payload, err := attest.PayloadOf(vector(name))
+		check(err)
+		f.Add(payload)
+		f.Add(append(bytes.Clone(payload), 0))
+		f.Add(bytes.Replace(payload, []byte("nitrotpm_pcrs"), []byte("pcrs"), 1))
+		f.Add(bytes.Replace(payload, []byte("\x69user_data"), []byte("\x69User_data"), 1))
+		f.Add(bytes.Replace(payload, []byte("\x65nonce"), []byte("\x66digest"), 1))
+	}
+	f.Fuzz(func(t *testing.T, payload []byte) {
+		enclave, enclaveErr := attest.ParsePayload(payload, false)
+		host, hostErr := attest.ParsePayload(payload, true)
+		if enclaveErr == nil && hostErr == nil {
+			t.Fatal("it passes as an enclave's and as a host's")
+		}
+		for _, doc := range []*attest.Document{enclave, host} {
+			if doc == nil {
+				continue
+			}
+			if len(doc.PCRs) == 0 || doc.ModuleID == "" || doc.Digest != "SHA384" || len(doc.UserData) > 512 || len(doc.Nonce) > 512 || len(doc.PublicKey) > 1024 {
+				t.Fatalf("accepted %+v", doc)
+			}
+			for i, v := range doc.PCRs {
+				if i < 0 || i > 31 || len(v) != 48 {
+					t.Fatalf("accepted PCR%d of %d bytes", i, len(v))
+				}
+			}
+		}
+	})
+}
+
 // FuzzParseReleases checks that what is accepted means the same when it is
 // written and read again.
 func FuzzParseReleases(f *testing.F) {
