@@ -17,7 +17,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/mrgc/mrgc/parent/gpu"
+	"github.com/mrgc/mrgc/internal/gpu"
 )
 
 // plantEnv turns the test binary into a process that fills all of the GPU's free
