@@ -70,17 +70,18 @@ func (m machine) clearOne(ctx context.Context, index int, canary []byte, patienc
 		if err != nil {
 			return Cleared{}, err
 		}
+		short := fmt.Sprintf("%d of %d bytes are free", free, total)
 		if settled(last, free, total) {
 			cleared, err := m.clear(index, canary)
 			if err != nil || cleared.Coverage() >= neededCoverage {
 				return cleared, err
 			}
-			free = cleared.ClearedBytes // somebody took some meanwhile
+			short = fmt.Sprintf("%d of %d bytes could be overwritten", cleared.ClearedBytes, cleared.TotalBytes)
 		}
 		last = free
 		select {
 		case <-ctx.Done():
-			return Cleared{}, fmt.Errorf("clear GPU memory: %d of %d bytes are free, less than %.0f %%, or more by the moment: a process still has the rest: %w", free, total, 100*neededCoverage, ctx.Err())
+			return Cleared{}, fmt.Errorf("clear GPU memory: %s after %s: %.0f %% are needed, and a process has the rest still: %w", short, patience, 100*neededCoverage, ctx.Err())
 		case <-time.After(m.poll):
 		}
 	}
