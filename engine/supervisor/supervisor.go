@@ -33,6 +33,9 @@ import (
 	"time"
 )
 
+// DefaultStopTimeout is that of a [Config] that says nothing else.
+const DefaultStopTimeout = 30 * time.Second
+
 // Config says what to run.
 type Config struct {
 	Command []string // the engine and its arguments; it gets this process's environment and output
@@ -46,7 +49,7 @@ type Config struct {
 	// output, as JSON of []gpu.Cleared. nil: nothing is cleared.
 	Clear []string
 	// StopTimeout is how long the engine may take to end when it is asked to, before it
-	// is killed; 0 means 30 s.
+	// is killed; 0 means [DefaultStopTimeout].
 	StopTimeout time.Duration
 	// ClearTimeout is how long Clear may take, before it is killed; 0 means 10 min.
 	ClearTimeout time.Duration
@@ -71,7 +74,7 @@ func Run(ctx context.Context, config Config) error {
 	if len(config.Command) == 0 || config.Control == "" {
 		return errors.New("engine supervisor: it needs a command and a control socket")
 	}
-	config.StopTimeout = cmp.Or(config.StopTimeout, 30*time.Second)
+	config.StopTimeout = cmp.Or(config.StopTimeout, DefaultStopTimeout)
 	config.ClearTimeout = cmp.Or(config.ClearTimeout, 10*time.Minute)
 	config.Logger = cmp.Or(config.Logger, slog.New(slog.DiscardHandler))
 	s := &supervisor{config: config, log: config.Logger, restarts: make(chan request), over: make(chan struct{})}

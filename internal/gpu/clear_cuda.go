@@ -134,6 +134,10 @@ func Clear(index int, canary []byte) (Cleared, error) {
 	return cleared, errors.Join(err, m.giveBack())
 }
 
+// CanClear says whether this program was built to clear GPUs; if it was not, the
+// error is [ErrNone].
+func CanClear() error { return nil }
+
 // count is how many GPUs CUDA sees.
 func count() (int, error) {
 	if err := loadCUDA(); err != nil {

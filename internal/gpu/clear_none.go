@@ -17,3 +17,7 @@ func Clear(_ int, canary []byte) (Cleared, error) {
 func count() (int, error) { return 0, errBuiltWithout }
 
 func free(int) (free, total uint64, err error) { return 0, 0, errBuiltWithout }
+
+// CanClear says whether this program was built to clear GPUs; if it was not, the
+// error is [ErrNone].
+func CanClear() error { return errBuiltWithout }
