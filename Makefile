@@ -68,7 +68,7 @@ test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the offici
 	$(GO) test -count=1 -timeout 15m ./e2e -ginkgo.label-filter '!slow'
 
 test-vllm: ## the real vLLM behind the guard: caches, washes, metrics, errors, streams; skipped, and says so, without `make vllm`
-	@$(GO) build -o bin/ ./cmd/... && $(GO) test -count=1 -timeout 20m -v ./engine/vllm -ginkgo.v
+	MRGC_TEST_VLLM=1 OMP_NUM_THREADS=1 $(GO) test -count=1 -timeout 1h -v ./engine -ginkgo.v -ginkgo.label-filter vllm
 
 test-threats: parts ## the threat model, executed: root on an instance, forged and replayed requests; takes root (docs/threat-model.md)
 	$(GO) test -count=1 -timeout 15m -v ./e2e -ginkgo.v -ginkgo.label-filter threats
