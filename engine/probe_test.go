@@ -96,34 +96,40 @@ var _ = Describe("A paired probe of the engine's prefix cache", func() {
 			config := engine.Config{Socket: filepath.Join(shortDir(), "e.sock"), Model: "m"}
 			kind := configure(&config)
 			startEngine(config)
-			before := func(kind string) *guarded {
-				return newGuardedBy(nil, engine.GuardConfig{Upstream: "unix:" + config.Socket, Cache: kind, Slots: 2})
-			}
-
-			g := before(kind)
-			const nothing, most = 0, 100
-			cold, coldTook := g.probe(ctx, "salt-of-a", "")
-			hit, hitTook := g.probe(ctx, "salt-of-a", "")
-			miss, missTook := g.probe(ctx, "salt-of-b", "")
-			again, _ := g.probe(ctx, "salt-of-a", "")
-			AddReportEntry(name, map[string]time.Duration{"cold": coldTook, "same salt": hitTook, "other salt": missTook})
-			Expect(cold).To(Equal(nothing))
-			Expect(hit).To(BeNumerically(">", most))
-			Expect(miss).To(Equal(nothing), "another tenant's identical prompt")
-			Expect(again).To(BeNumerically(">", most), "the other one has not taken it away")
-			for _, stranger := range []string{"salt-of-c", "salt-of-d", "salt-of-e"} { // more than there are slots
-				missed, _ := g.probe(ctx, stranger, "")
-				Expect(missed).To(Equal(nothing))
-			}
-
-			By("finding others' with a guard that keeps nobody apart, so the probe can tell")
-			open := before(api.CacheNone)
-			leaks := func() (cached int) {
-				cached, _ = open.probe(ctx, "salt-of-f", `,"cache_prompt":true`)
-				return cached
-			}
-			leaks()
-			Expect(leaks()).To(BeNumerically(">", most))
+			expectKeptApart(ctx, name, config.Socket, kind)
 		})
 	}
 })
+
+// expectKeptApart probes an engine that a guard keeps tenants apart in, and one that
+// none does.
+func expectKeptApart(ctx context.Context, name, socket, kind string) {
+	GinkgoHelper()
+	before := func(kind string) *guarded {
+		return newGuardedBy(nil, engine.GuardConfig{Upstream: "unix:" + socket, Cache: kind, Slots: 2})
+	}
+	g := before(kind)
+	const nothing, most = 0, 100
+	cold, coldTook := g.probe(ctx, "salt-of-a", "")
+	hit, hitTook := g.probe(ctx, "salt-of-a", "")
+	miss, missTook := g.probe(ctx, "salt-of-b", "")
+	again, _ := g.probe(ctx, "salt-of-a", "")
+	AddReportEntry(name, map[string]time.Duration{"cold": coldTook, "same salt": hitTook, "other salt": missTook})
+	Expect(cold).To(Equal(nothing))
+	Expect(hit).To(BeNumerically(">", most))
+	Expect(miss).To(Equal(nothing), "another tenant's identical prompt")
+	Expect(again).To(BeNumerically(">", most), "the other one has not taken it away")
+	for _, stranger := range []string{"salt-of-c", "salt-of-d", "salt-of-e"} { // more than there are slots
+		missed, _ := g.probe(ctx, stranger, "")
+		Expect(missed).To(Equal(nothing))
+	}
+
+	By("finding others' with a guard that keeps nobody apart, so the probe can tell")
+	open := before(api.CacheNone)
+	leaks := func() (cached int) {
+		cached, _ = open.probe(ctx, "salt-of-f", `,"cache_prompt":true`)
+		return cached
+	}
+	leaks()
+	Expect(leaks()).To(BeNumerically(">", most))
+}

@@ -40,11 +40,14 @@ const (
 )
 
 // canaryWords are words of 24 random bits: few, because reading them takes the
-// engine's time from requests, and enough for an engine to keep them: vLLM keeps
-// whole blocks of 16 tokens only.
+// engine's time from requests, and enough for an engine to keep them. vLLM keeps
+// whole blocks only, mostly of 16 tokens, but of 128 on CPUs and of whatever
+// --block-size says: a canary under a salt that is not kept is followed by one twice
+// as long, up to the most.
 const (
-	canaryWords       = 4
-	canaryWordsSalted = 16
+	canaryWords           = 4
+	canaryWordsSalted     = 16
+	canaryWordsSaltedMost = 1024
 )
 
 // serve does one step; path is one of api's PathWash constants.
@@ -75,7 +78,11 @@ func (w *washer) serve(out http.ResponseWriter, r *http.Request, path string) (o
 
 // plant asks for a new canary until the engine is seen to remember it.
 func (w *washer) plant(ctx context.Context) (string, error) {
-	if err := w.newCanary(ctx); err != nil {
+	words := canaryWords
+	if w.guard.cfg.Cache == api.CacheSalt {
+		words = canaryWordsSalted
+	}
+	if err := w.newCanary(ctx, words); err != nil {
 		return "", err
 	}
 	for try := 1; ; try++ {
@@ -91,6 +98,13 @@ func (w *washer) plant(ctx context.Context) (string, error) {
 		}
 		if try == plantTries {
 			return "", errors.New("the engine does not remember a canary: whether it forgets one cannot be seen")
+		}
+		if w.guard.cfg.Cache == api.CacheSalt && words < canaryWordsSaltedMost {
+			words *= 2
+			if err := w.newCanary(ctx, words); err != nil {
+				return "", err
+			}
+			continue
 		}
 		select {
 		case <-ctx.Done():
@@ -119,15 +133,12 @@ func (w *washer) check(ctx context.Context) (string, error) {
 // canaryNoise are tokens that any two prompts begin with alike.
 const canaryNoise = 1
 
-// newCanary makes a prompt that nobody else sends, under a salt that nobody else has.
-func (w *washer) newCanary(ctx context.Context) error {
+// newCanary makes a prompt of n words that nobody else sends, under a salt that nobody
+// else has.
+func (w *washer) newCanary(ctx context.Context, n int) error {
 	model, err := w.model(ctx)
 	if err != nil {
 		return err
-	}
-	n := canaryWords
-	if w.guard.cfg.Cache == api.CacheSalt {
-		n = canaryWordsSalted
 	}
 	words := make([]string, n)
 	for i := range words {
@@ -189,8 +200,21 @@ func (w *washer) clear(ctx context.Context) (string, error) {
 	if w.guard.cfg.Cache == api.CacheSlots {
 		return w.eraseSlots(ctx)
 	}
-	if err := w.ask(ctx, http.MethodPost, "/reset_prefix_cache", nil, nil); err != nil {
+	// vLLM forgets nothing while requests run, answers 200 all the same, and says so in
+	// the answer alone. Those that run are preempted, therefore: they read their prompts
+	// again and go on. External is what it may have put into the host's memory.
+	var done struct {
+		Success *bool `json:"success"`
+	}
+	err := w.ask(ctx, http.MethodPost, "/reset_prefix_cache?reset_running_requests=true&reset_external=true", nil, &done)
+	var status *statusError
+	switch {
+	case errors.As(err, &status) && status.code == http.StatusNotFound:
+		return "", fmt.Errorf("%w: it cannot be told to forget (vLLM: VLLM_SERVER_DEV_MODE=1)", err)
+	case err != nil:
 		return "", err
+	case done.Success == nil || !*done.Success:
+		return "", errors.New("the engine does not say that it has reset its prefix cache")
 	}
 	return "reset_prefix_cache: what was cached is unreachable, and its memory free to be overwritten", nil
 }
@@ -223,6 +247,16 @@ func (w *washer) eraseSlots(ctx context.Context) (string, error) {
 	return fmt.Sprintf("slots erase: %d tokens of %d slots are unreachable, and their memory free to be overwritten", erased, len(slots)), nil
 }
 
+// statusError is an engine's refusal of something of the guard's own.
+type statusError struct {
+	path string
+	code int
+}
+
+func (e *statusError) Error() string {
+	return fmt.Sprintf("the engine answers %s with status %d", e.path, e.code)
+}
+
 // ask asks the engine something of the guard's own. The errors quote nothing that
 // the engine has said.
 func (w *washer) ask(ctx context.Context, method, target string, body io.Reader, into any) error {
@@ -243,7 +277,7 @@ func (w *washer) ask(ctx context.Context, method, target string, body io.Reader,
 	case err != nil:
 		return fmt.Errorf("the engine breaks off its answer to %s", path)
 	case resp.StatusCode != http.StatusOK:
-		return fmt.Errorf("the engine answers %s with status %d", path, resp.StatusCode)
+		return &statusError{path, resp.StatusCode}
 	case into == nil:
 		return nil
 	}

@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -123,8 +124,10 @@ var _ = Describe("An engine's part of a wash", func() {
 			api.PathWashPlant, "status 500"),
 		Entry("an engine without a model", NodeTimeout(time.Minute), api.CacheSalt, profile, answering("/v1/models", 200, `{"data":[]}`), api.PathWashPlant, "names no model"),
 		Entry("an engine of a kind that is not known", NodeTimeout(time.Minute), api.CacheNone, profile, nil, api.PathWashPlant, "--cache none"),
-		Entry("a cache that cannot be reset", NodeTimeout(time.Minute), api.CacheSalt, profile, answering("/reset_prefix_cache", 404, ""), api.PathWashClear, "status 404"),
-		Entry("a cache that is not reset", NodeTimeout(time.Minute), api.CacheSalt, profile, answering("/reset_prefix_cache", 200, ""), api.PathWashCheck, "still there"),
+		Entry("a cache that cannot be reset", NodeTimeout(time.Minute), api.CacheSalt, profile, answering("/reset_prefix_cache", 404, ""), api.PathWashClear, "status 404: it cannot be told to forget (vLLM: VLLM_SERVER_DEV_MODE=1)"),
+		Entry("a cache that is held", NodeTimeout(time.Minute), api.CacheSalt, profile, answering("/reset_prefix_cache", 200, `{"success":false}`), api.PathWashClear, "does not say that it has reset"),
+		Entry("a cache of which nobody says that it was reset", NodeTimeout(time.Minute), api.CacheSalt, profile, answering("/reset_prefix_cache", 200, `{}`), api.PathWashClear, "does not say that it has reset"),
+		Entry("a cache that is not reset", NodeTimeout(time.Minute), api.CacheSalt, profile, answering("/reset_prefix_cache", 200, `{"success":true}`), api.PathWashCheck, "still there"),
 		Entry("slots that are not named", NodeTimeout(time.Minute), api.CacheSlots, profile, answering("/slots", 200, "[]", remembering...), api.PathWashClear, "names no slots"),
 		Entry("slots that are not erased", NodeTimeout(time.Minute), api.CacheSlots, profile, answering("/slots", 200, `[{"id":0},{"id":1}]`, append(remembering, "/slots/0", `{"ok":true}`)...),
 			api.PathWashClear, "does not say that it has erased slot 0"),
@@ -150,6 +153,27 @@ var _ = Describe("An engine's part of a wash", func() {
 		detail, why := step(ctx, g, api.PathWashPlant)
 		Expect(why).To(BeEmpty())
 		Expect(detail).To(HaveSuffix("at try 4"))
+	}, NodeTimeout(time.Minute))
+
+	It("makes its canary longer for an engine that keeps larger blocks only", func(ctx SpecContext) {
+		var asked []int
+		g := newWashed(engineOf(profile, func(w http.ResponseWriter, r *http.Request) bool {
+			if r.URL.Path != "/v1/completions" {
+				return false
+			}
+			var request struct{ Prompt string }
+			Expect(json.NewDecoder(r.Body).Decode(&request)).To(Succeed())
+			asked = append(asked, len(strings.Fields(request.Prompt)))
+			cached := 0
+			if len(asked) > 1 && asked[len(asked)-1] == asked[len(asked)-2] && asked[len(asked)-1] >= 64 {
+				cached = 128
+			}
+			_, _ = fmt.Fprintf(w, `{"usage":{"prompt_tokens_details":{"cached_tokens":%d}}}`, cached)
+			return true
+		}), api.CacheSalt)
+		_, why := step(ctx, g, api.PathWashPlant)
+		Expect(why).To(BeEmpty())
+		Expect(asked).To(Equal([]int{16, 16, 32, 32, 64, 64}))
 	}, NodeTimeout(time.Minute))
 
 	It("is for the parent alone", func(ctx SpecContext) {

@@ -14,7 +14,7 @@ type core interface {
 	Add(now time.Duration, r batching.Request) (batching.ID, error)
 	Cancel(id batching.ID)
 	Slow(factor float64)
-	ResetCache()
+	ResetCache(preempt bool) bool
 	Stats() batching.Stats
 	Next() (time.Duration, bool)
 	Advance(now time.Duration) []batching.Event
@@ -66,7 +66,7 @@ func (p *paced) Cancel(id batching.ID) {
 
 func (p *paced) Slow(factor float64) { p.slowness = factor }
 
-func (p *paced) ResetCache() {}
+func (p *paced) ResetCache(bool) bool { return true } // it has none
 
 func (p *paced) Stats() batching.Stats {
 	s := p.stats

@@ -178,7 +178,7 @@ func (e *Engine) route() {
 	e.mux.HandleFunc("POST /v1/chat/completions/render", e.renderChat)
 	e.mux.HandleFunc("POST /v1/completions/render", e.renderText)
 	e.mux.HandleFunc("POST /tokenize", e.tokenize)
-	e.mux.HandleFunc("POST /reset_prefix_cache", func(http.ResponseWriter, *http.Request) { e.driver.with(core.ResetCache) })
+	e.mux.HandleFunc("POST /reset_prefix_cache", e.resetCache)
 	e.mux.HandleFunc("GET /v1/models", func(w http.ResponseWriter, _ *http.Request) {
 		writeJSON(w, object{"object": "list", "data": []object{{
 			"id": e.cfg.Model, "object": "model", "owned_by": "mrgc", "max_model_len": e.context,
@@ -186,6 +186,14 @@ func (e *Engine) route() {
 	})
 	e.mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { writeJSON(w, object{"status": "ok"}) })
 	e.mux.Handle("GET /metrics", promhttp.HandlerFor(e.metrics.registry, promhttp.HandlerOpts{DisableCompression: true}))
+}
+
+// resetCache answers vLLM's /reset_prefix_cache, which says in its answer alone
+// whether it has.
+func (e *Engine) resetCache(w http.ResponseWriter, r *http.Request) {
+	var done bool
+	e.driver.with(func(c core) { done = c.ResetCache(r.URL.Query().Get("reset_running_requests") == "true") })
+	writeJSON(w, object{"success": done})
 }
 
 // ServeHTTP answers a request.

@@ -1,6 +1,7 @@
 package engineload_test
 
 import (
+	_ "embed"
 	"strings"
 	"testing"
 
@@ -32,6 +33,12 @@ vllm:kv_cache_usage_perc{engine="0",model_name="m"} 0.5
 vllm:kv_cache_usage_perc{engine="1",model_name="m"} 0.25
 `
 
+// recorded is a real page, without what is said of the process and of times. vLLM's
+// name for who waits begins another name, too (num_requests_waiting_by_reason).
+//
+//go:embed testdata/vllm-0.32.0.txt
+var recorded string
+
 var _ = Describe("Read", func() {
 	DescribeTable("reads",
 		func(text string, want engineload.Metrics) {
@@ -39,6 +46,7 @@ var _ = Describe("Read", func() {
 		},
 		Entry("llama.cpp", llamaMetrics, engineload.Metrics{Running: 4, Queued: 24}),
 		Entry("vLLM with two engines", vllmMetrics, engineload.Metrics{Running: 5, Queued: 7, KVCacheUse: 0.375}),
+		Entry("vLLM 0.32.0 with 7 requests for 4 places, as recorded", recorded, engineload.Metrics{Running: 4, Queued: 3, KVCacheUse: 0.006837606837606813}),
 		Entry("metrics without types", "llamacpp:requests_processing 1\nllamacpp:requests_deferred 2\n", engineload.Metrics{Running: 1, Queued: 2}),
 	)
 	DescribeTable("refuses",
@@ -60,6 +68,7 @@ var _ = Describe("Read", func() {
 func FuzzRead(f *testing.F) {
 	f.Add(llamaMetrics)
 	f.Add(vllmMetrics)
+	f.Add(recorded)
 	f.Add("vllm:num_requests_running 1\nvllm:num_requests_waiting 0\nvllm:kv_cache_usage_perc -Inf\n")
 	f.Add("vllm:num_requests_running +Inf\nvllm:num_requests_waiting 0\n")
 	f.Fuzz(func(t *testing.T, text string) {

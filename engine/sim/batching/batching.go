@@ -191,8 +191,24 @@ func (m *Machine) Slow(factor float64) {
 	m.slowness = factor
 }
 
-// ResetCache makes the cache of prefixes empty. Running requests go on.
-func (m *Machine) ResetCache() { m.cache.reset() }
+// ResetCache makes the cache of prefixes empty, and says whether it has. While
+// requests hold blocks it does nothing, unless they are to be preempted: then they
+// lose what they have computed, the step under way included, and start over
+// (vLLM 0.32.0, Scheduler.reset_prefix_cache).
+func (m *Machine) ResetCache(preempt bool) bool {
+	if preempt {
+		for len(m.running) > 0 {
+			m.preemptLast()
+		}
+		clear(m.step.parts) // they hold on to sequences
+		m.step.parts = m.step.parts[:0]
+	}
+	if m.cache.free < m.cache.size() {
+		return false
+	}
+	m.cache.reset()
+	return true
+}
 
 // Stats says what the machine holds and has done.
 func (m *Machine) Stats() Stats {

@@ -271,9 +271,26 @@ var _ = Describe("The prefix cache", func() {
 	It("can be emptied", func() {
 		m := machine(small())
 		cached(m, 0, request)
-		m.ResetCache()
+		Expect(m.ResetCache(false)).To(BeTrue())
 		Expect(cached(m, 0, request)).To(Equal(0))
 		Expect(cached(m, 0, request)).To(Equal(96))
+	})
+
+	It("is emptied while requests run only where they may be preempted, and they end as they would have", func() {
+		m := machine(small())
+		cached(m, 0, request)
+		id := add(m, 0, request)
+		for m.Stats().Running == 0 {
+			at, more := m.Next()
+			Expect(more).To(BeTrue())
+			m.Advance(at)
+		}
+		Expect(m.ResetCache(false)).To(BeFalse())
+		Expect(m.Stats()).To(And(HaveField("Running", 1), HaveField("Preemptions", BeZero())))
+		Expect(m.ResetCache(true)).To(BeTrue())
+		Expect(m.Stats()).To(And(HaveField("Running", 0), HaveField("Waiting", 1), HaveField("UsedBlocks", 0), HaveField("Preemptions", BeNumerically("==", 1))))
+		Expect(times(run(m), id)).To(HaveLen(len(request.Output)))
+		Expect(m.Stats()).To(And(HaveField("Running", 0), HaveField("Waiting", 0), HaveField("UsedBlocks", 0)))
 	})
 })
 
