@@ -130,6 +130,11 @@ func (p *Policy) acceptedModes() []string {
 	}
 }
 
+// refusedMode says of a mode that is not accepted which ones are.
+func (p *Policy) refusedMode(mode string) error {
+	return fmt.Errorf("mode %q is not accepted, but %s", mode, strings.Join(p.acceptedModes(), ", "))
+}
+
 // verify gives the recipient if its attestation satisfies the policy.
 func (p *Policy) verify(offered api.Recipient, model string, now time.Time) (*seal.Recipient, error) {
 	recipient, err := seal.ParseRecipient(offered.Claims)
@@ -145,7 +150,7 @@ func (p *Policy) verify(offered api.Recipient, model string, now time.Time) (*se
 	case !claims.ValidAt(now):
 		return nil, errors.New("claims are not valid now")
 	case !p.acceptsMode(claims.Mode):
-		return nil, fmt.Errorf("mode %q is not accepted, but %s", claims.Mode, strings.Join(p.acceptedModes(), ", "))
+		return nil, p.refusedMode(claims.Mode)
 	case p.RequireReceipt && claims.ReceiptKey == nil:
 		return nil, errors.New("it signs no receipts")
 	case len(p.Regions) > 0 && !slices.Contains(p.Regions, claims.Region):

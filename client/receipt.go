@@ -77,7 +77,7 @@ func (r Receipt) Verify(policy Policy) (Statement, error) {
 		return Statement{}, fmt.Errorf("receipt: recipients of type %s are not accepted", claims.Type)
 	}
 	if !policy.acceptsMode(claims.Mode) {
-		return Statement{}, fmt.Errorf("receipt: mode %q is not accepted", claims.Mode)
+		return Statement{}, fmt.Errorf("receipt: %w", policy.refusedMode(claims.Mode))
 	}
 	if len(policy.Regions) > 0 && !slices.Contains(policy.Regions, claims.Region) {
 		return Statement{}, fmt.Errorf("receipt: region %q is not accepted", claims.Region)

@@ -60,7 +60,7 @@ sends is the tenant's, and it goes no further than this process.`,
 	o.trustFlags(f)
 	f.IntVar(&o.recipients, "recipients", 3, "enclaves that a request is sealed to, 1 to 4; with 1 it cannot run twice")
 	f.StringVar(&o.kmsKey, "kms-key", "", "ARN of a KMS key of your own: each request is sealed by a data key that KMS releases to attested enclaves only; AWS credentials are found as the AWS CLI finds them")
-	f.StringVar(&o.receipts, "receipts", "", "directory for each answer's receipt, as REQUEST_ID.json (mrgc verify-receipt); as confidential as the requests")
+	f.StringVar(&o.receipts, "receipts", "", "directory for each answer's receipt, as REQUEST_ID.json (mrgc verify-receipt), made if it is not there; as confidential as the requests")
 	f.BoolVar(&o.requireReceipt, "require-receipt", false, "refuse enclaves that sign no receipts, and answers without one")
 	required(cmd, "endpoint", "releases")
 	return cmd

@@ -71,18 +71,23 @@ var _ = Describe("mrgc connect", func() {
 		Entry("with releases that a key should verify, and none is there", "--releases-key", "--releases-key", "/nonexistent/releases.pub"),
 		Entry("with a KMS key by its alias", "want arn:aws:kms:", "--kms-key", "alias/tenant"),
 		Entry("with a KMS key where no cluster is", "where no cluster is", "--kms-key", "arn:aws:kms:eu-west-1:111122223333:key/1234"),
+		Entry("with receipts where a file is", "--receipts: mkdir "+example, "--receipts", example),
 		Entry("with more recipients than there can be", "5 recipients", "--recipients", "5"),
 	)
 
-	It("serves on loopback until it is stopped, and warns of a development root", func(ctx SpecContext) {
+	It("serves on loopback until it is stopped, warns of a development root, and makes a place for receipts that nobody else can read", func(ctx SpecContext) {
 		_, root := tenantFiles()
 		log := gbytes.NewBuffer()
-		cmd := connectProcess(ctx, "--trust-development-root", root)
+		receipts := filepath.Join(GinkgoT().TempDir(), "not", "there")
+		cmd := connectProcess(ctx, "--trust-development-root", root, "--receipts", receipts)
 		cmd.Stderr = log
 		Expect(cmd.Start()).To(Succeed())
 		DeferCleanup(func() { _ = cmd.Process.Kill() }) // no effect on one that was waited for
 		Eventually(log).WithTimeout(10 * time.Second).Should(gbytes.Say("TRUSTING A DEVELOPMENT ROOT.*" + softnsm.RootName))
 		Eventually(log).Should(gbytes.Say(`base_url=http://127\.0\.0\.1:\d+/v1`))
+		made, err := os.Stat(receipts)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(made.Mode()).To(Equal(os.ModeDir | 0o700))
 		base := regexp.MustCompile(`base_url=(\S+)`).FindSubmatch(log.Contents())[1]
 		resp, err := http.Get(string(base) + "/models")
 		Expect(err).NotTo(HaveOccurred())

@@ -5,7 +5,6 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -128,11 +127,11 @@ func saltID(id client.SaltID) string {
 
 func orNotTold(what string) string { return cmp.Or(what, "not told") }
 
-// keepReceipts writes each receipt into a directory, as REQUEST_ID.json, readable
-// by its owner alone.
+// keepReceipts writes each receipt into a directory, which it makes, as REQUEST_ID.json,
+// readable by its owner alone.
 func keepReceipts(dir string, failed func(error)) (func(requestID string, r client.Receipt), error) {
-	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
-		return nil, errors.Join(fmt.Errorf("--receipts %s: not a directory", dir), err)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("--receipts: %w", err)
 	}
 	return func(requestID string, r client.Receipt) {
 		content, err := json.MarshalIndent(r, "", "  ")
