@@ -87,7 +87,7 @@ type Config struct {
 	// reads it. Who is slower holds places that others wait for, and is cut. Default 5
 	// and 30 s.
 	BodyWait, AnswerWait time.Duration
-	EngineSlots   int           // requests that the engine runs at once; 0: not known
+	EngineSlots          int // requests that the engine runs at once; 0: not known
 
 	// ModelVersions are the versions of Instance.Models, for the store and load
 	// reports; a model that is not among them has none.
