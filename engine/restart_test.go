@@ -189,7 +189,7 @@ var _ = Describe("A restart of the engine", func() {
 
 	It("of an engine with slots has them counted again, and reused under their salts alone", func(ctx SpecContext) {
 		var fewer atomic.Bool
-		var llama fakeLlama
+		llama := fakeLlama{slots: 2}
 		g := newGuardedBy(func(w http.ResponseWriter, r *http.Request) {
 			switch {
 			case r.URL.Path == "/props" && fewer.Load():
