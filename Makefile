@@ -8,7 +8,7 @@ GOLANGCI_LINT_VERSION := v2.15.0
 ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help up build eif test-enclave parts dynamodb-local moto vllm test test-unit test-e2e test-vllm test-threats test-washes test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
+.PHONY: help up build build-gpu eif test-enclave parts dynamodb-local moto vllm test test-unit test-e2e test-vllm test-threats test-washes test-failover test-long check lint fmt fuzz fuzz-long bench bench-startup bench-latency bench-routing bench-routing-sealed bench-routers bench-picker bench-canary bench-fairness bench-regions bench-hot bench-xds bench-autoscaling bench-seal bench-lengths sim clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  %-20s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -19,6 +19,9 @@ up: build ## run a whole cluster on this machine; Ctrl-C stops it (ARGS="--regio
 build: ## build the programs into bin/
 	@test -x bin/mrgc || echo "building; the first time takes a minute or two"
 	@CGO_ENABLED=0 $(GO) build -trimpath -o bin/ ./cmd/...
+
+build-gpu: ## build mrgc and mrgc-parent into bin/gpu/ for machines with NVIDIA GPUs: they read and clear them (cgo; needs neither CUDA nor a driver)
+	@CGO_ENABLED=1 CGO_CFLAGS="-O2 -Wno-deprecated-declarations" $(GO) build -trimpath -tags nvml -o bin/gpu/ ./cmd/mrgc ./cmd/mrgc-parent
 
 # The enclave's programs have nothing of this machine in them: no path, no state of a checkout, no C library.
 ENCLAVE_BUILD := CGO_ENABLED=0 GOOS=linux GOARCH=amd64 GOAMD64=v1 GOFLAGS= GOEXPERIMENT= $(GO) build -trimpath -buildvcs=false -ldflags=-buildid=

@@ -14,6 +14,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/mrgc/mrgc/engine"
+	"github.com/mrgc/mrgc/engine/supervisor"
 )
 
 // Users and a group that nobody else has.
@@ -70,6 +71,20 @@ var _ = Describe("An engine's socket", func() {
 		Expect(os.Chmod(dir, 0o710|os.ModeSetgid)).To(Succeed()) // what is made in it is the group's, as it is its user's in the unit
 		return dir
 	}
+	It("of its supervisor, which restarts it, is its user's alone or its group's as well", func(ctx SpecContext) {
+		for _, group := range []bool{false, true} {
+			dir := folder()
+			control := filepath.Join(dir, "c.sock")
+			s := supervise(ctx, func(c *supervisor.Config) { c.Control, c.GroupSocket = control, group })
+			Expect(s.socket).To(BeAnExistingFile())
+			Expect(connects(control, guardUser, engineGroup)).To(Equal(group))
+			Expect(connects(control, parentUser)).To(BeFalse())
+			Expect(os.Chmod(dir, 0o711|os.ModeSetgid)).To(Succeed()) // as if the folder kept nobody out
+			Expect(connects(control, parentUser)).To(BeFalse())
+			Expect(connects(control, guardUser, engineGroup)).To(Equal(group))
+		}
+	})
+
 	for name, configure := range engines {
 		It("is its user's alone in "+name+", or its group's, whose only other member is the guard", Label("model"), func() {
 			for _, group := range []bool{false, true} {

@@ -64,7 +64,7 @@ func startVLLM(environment ...string) *vllm {
 	v := &vllm{socket: filepath.Join(dir, "e.sock"), log: filepath.Join(dir, "log"), ended: make(chan struct{})}
 	unit, err := os.ReadFile(filepath.Join("..", "systemd", "vllm.conf"))
 	Expect(err).NotTo(HaveOccurred())
-	line := regexp.MustCompile(`(?m)^ExecStart=/opt/vllm/bin/vllm (.+)$`).FindSubmatch(unit)
+	line := regexp.MustCompile(`(?m)^ExecStart=.* -- /opt/vllm/bin/vllm (.+)$`).FindSubmatch(unit)
 	set := regexp.MustCompile(`(?m)^Environment=(.+)$`).FindSubmatch(unit)
 	Expect(line).NotTo(BeNil())
 	Expect(set).NotTo(BeNil())

@@ -178,7 +178,7 @@ var _ = Describe("An engine's part of a wash", func() {
 
 	It("is for the parent alone", func(ctx SpecContext) {
 		g := newGuarded(func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) }, 0)
-		for _, path := range []string{api.PathWashPlant, api.PathWashClear, api.PathWashCheck} {
+		for _, path := range []string{api.PathWashPlant, api.PathWashClear, api.PathWashRestart, api.PathWashCheck} {
 			resp, err := g.do(ctx, enclaveID, 1, http.MethodPost, path, nil)
 			Expect(err).NotTo(HaveOccurred())
 			Expect(resp).To(HaveHTTPStatus(http.StatusForbidden))

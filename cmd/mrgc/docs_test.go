@@ -194,6 +194,9 @@ func saidRightly(line string) error {
 		return fmt.Errorf("%s has no command %q", command.CommandPath(), rest[0])
 	}
 	for _, word := range rest {
+		if word == "--" { // what follows is another program's
+			break
+		}
 		name, isFlag := strings.CutPrefix(strings.Trim(word, "[]().,\"'"), "--")
 		name, _, _ = strings.Cut(name, "=")
 		if isFlag && name != "help" && command.Flag(name) == nil {

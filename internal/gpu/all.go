@@ -5,6 +5,8 @@ import (
 	"crypto/rand"
 	"fmt"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 )
 
 // neededCoverage is how much of a GPU's memory has to be overwritten: the rest is
@@ -18,8 +20,8 @@ const (
 	freePoll     = 500 * time.Millisecond
 )
 
-// ClearAll clears all GPUs that CUDA sees ([Clear]), one after the other, and says
-// what it found in each. It waits up to two minutes for each one's memory to be
+// ClearAll clears all GPUs that CUDA sees ([Clear]), all at once, and says what it
+// found in each. It waits up to two minutes for each one's memory to be
 // free. Whatever is left is an error: a GPU of which less than nine tenths could be
 // overwritten, because a process still has some; a byte that is not zero
 // afterwards; no GPU at all ([ErrNone]).
@@ -51,12 +53,19 @@ func clearAll(ctx context.Context, m machine, patience time.Duration) ([]Cleared
 	canary := make([]byte, 2*minCanaryBytes)
 	_, _ = rand.Read(canary) // never fails (crypto/rand)
 	all := make([]Cleared, n)
-	for i := range n {
-		began := time.Now()
-		if all[i], err = m.clearOne(ctx, i, canary, patience); err != nil {
-			return nil, fmt.Errorf("GPU %d: %w", i, err)
-		}
-		all[i].Took = time.Since(began)
+	group, ctx := errgroup.WithContext(ctx)
+	for i := range n { // each GPU has a bus and, mostly, a processor's core of its own
+		group.Go(func() (err error) {
+			began := time.Now()
+			if all[i], err = m.clearOne(ctx, i, canary, patience); err != nil {
+				return fmt.Errorf("GPU %d: %w", i, err)
+			}
+			all[i].Took = time.Since(began)
+			return nil
+		})
+	}
+	if err := group.Wait(); err != nil {
+		return nil, err
 	}
 	return all, nil
 }
