@@ -58,6 +58,9 @@ const (
 	PathWashPlant = "/wash/plant" // has the engine remember a canary, and makes sure that it does
 	PathWashClear = "/wash/clear" // has it forget all that it remembers of requests
 	PathWashCheck = "/wash/check" // makes sure that it does not remember the canary
+	// PathWashRestart stops the engine, overwrites what GPU memory it had, and starts it
+	// again; answered when it serves, which may take minutes.
+	PathWashRestart = "/wash/restart"
 )
 
 // WashDone is what the guard has done.
