@@ -268,7 +268,10 @@ func newFakeGuard(source *identity.Source) *fakeGuard {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	Expect(err).NotTo(HaveOccurred())
 	g.address = listener.Addr().String()
-	config := source.ServerTLS(func(id identity.ID) bool { return id == parentID || id == enclaveID })
+	self := source.ID()
+	config := source.ServerTLS(func(id identity.ID) bool {
+		return id.Instance == self.Instance && (id.Role == identity.RoleParent || id.Role == identity.RoleEnclave)
+	})
 	server := &http.Server{Handler: mux, TLSConfig: config, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	served := make(chan struct{})
 	go func() {
@@ -332,6 +335,7 @@ func (c *countedConn) Close() error {
 type flakyStore struct {
 	fleet.Store
 	away          atomic.Bool
+	deaf          atomic.Bool // takes no registration, and can be read
 	refused       atomic.Int64
 	registrations atomic.Int64
 }
@@ -347,6 +351,9 @@ func (s *flakyStore) try() error {
 func (s *flakyStore) Register(ctx context.Context, in fleet.Instance) error {
 	if err := s.try(); err != nil {
 		return err
+	}
+	if s.deaf.Load() {
+		return errStore
 	}
 	s.registrations.Add(1)
 	return s.Store.Register(ctx, in)

@@ -426,7 +426,7 @@ func gathered(reg *prometheus.Registry, name, value string) (sum float64) {
 				match = match || label.GetValue() == value
 			}
 			if match {
-				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 			}
 		}
 	}

@@ -57,10 +57,11 @@ const PathWash = "/wash"
 const (
 	PathWashPlant = "/wash/plant" // has the engine remember a canary, and makes sure that it does
 	PathWashClear = "/wash/clear" // has it forget all that it remembers of requests
-	PathWashCheck = "/wash/check" // makes sure that it does not remember the canary
-	// PathWashRestart stops the engine, overwrites what GPU memory it had, and starts it
-	// again; answered when it serves, which may take minutes.
+	// PathWashRestart has it restarted, and the GPUs' memory overwritten meanwhile where
+	// its supervisor is told to. It is answered when the engine answers again, which
+	// takes as long as that takes to load its model.
 	PathWashRestart = "/wash/restart"
+	PathWashCheck   = "/wash/check" // makes sure that it does not remember the canary
 )
 
 // WashDone is what the guard has done.
