@@ -16,6 +16,7 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
+	"github.com/mrgc/mrgc/internal/lease"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/parent"
 	"github.com/mrgc/mrgc/parent/wash"
@@ -152,7 +153,6 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		in := startWashing(restarting)
 		in.ready(ctx)
 		in.peer(ctx, "use1-1", fleet.Load{}, false, elsewhere)
-		in.peerIn(ctx, "use2", "use2-0", fleet.Load{}, true, further)
 		Expect(in.store.Store.Register(ctx, fleet.Instance{ID: "use2-0", Region: "use2", Address: "127.0.0.1:9", Models: []string{"m"}, Health: fleet.Health{Enclave: true, Engine: true}})).To(Succeed())
 		Expect(in.store.Store.Register(ctx, fleet.Instance{ID: "use1-2", Region: region, Address: "127.0.0.1:8", Models: []string{"n"}, Health: fleet.Health{Enclave: true, Engine: true}})).To(Succeed())
 		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
@@ -191,12 +191,14 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		in, _ := startRestarting(ctx)
 		Expect(in.washInTurn(ctx).Passed).To(BeTrue())
 		leases := state.LeaseTable(in.records)
-		rows, err := leases.List(ctx, state.Query{Partition: "lease/wash/use1/62c66a7a5dd70c31"}) // SHA-256 of "m"
+		read := func(ctx context.Context) (state.Record[lease.Record], error) {
+			return leases.Get(ctx, state.LeaseKey("wash/use1/62c66a7a5dd70c31")) // SHA-256 of "m"
+		}
+		Eventually(ctx, read).Should(HaveField("Value.Holder", ""), "it is given back")
+		row, err := read(ctx)
 		Expect(err).NotTo(HaveOccurred())
-		Expect(rows).To(HaveLen(1))
-		Expect(rows[0].Value.Holder).To(BeEmpty(), "it was given back")
-		rows[0].Value.Holder, rows[0].Value.Token, rows[0].Value.Length = "use1-1/it", rows[0].Value.Token+1, time.Second
-		_, err = leases.Put(ctx, rows[0])
+		row.Value = lease.Record{Holder: "use1-1/it", Token: row.Value.Token + 1, Length: time.Second}
+		_, err = leases.Put(ctx, row)
 		Expect(err).NotTo(HaveOccurred())
 
 		began := time.Now()
@@ -212,7 +214,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		all := []*washing{first}
 		for n := 1; n < 3; n++ {
 			id := fmt.Sprintf("use1-%d", n)
-			all = append(all, startWashing(restarting, func(in *washing, c *parent.Config) {
+			all = append(all, startWashingIn(furtherSurroundings(), restarting, func(in *washing, c *parent.Config) {
 				in.store, c.Store = first.store, first.store
 				in.records, c.Wash.Records = first.records, first.records
 				c.Instance.ID = id

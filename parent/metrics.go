@@ -105,7 +105,7 @@ func newWashMetrics(reg *prometheus.Registry, self fleet.Instance) (*washMetrics
 	}
 	labels := prometheus.Labels{"region": string(self.Region), "instance": self.ID}
 	wrapped := prometheus.WrapRegistererWith(labels, reg)
-	return m, errors.Join(wrapped.Register(m.washes), wrapped.Register(m.steps), wrapped.Register(m.quarantined))
+	return m, errors.Join(wrapped.Register(m.washes), wrapped.Register(m.steps), wrapped.Register(m.aside), wrapped.Register(m.waiting), wrapped.Register(m.quarantined))
 }
 
 // ended accounts for a wash.

@@ -104,6 +104,13 @@ func surroundings() *instance {
 	DeferCleanup(func(before []gleak.Goroutine) {
 		Eventually(gleak.Goroutines).WithTimeout(eventually).ShouldNot(gleak.HaveLeaked(before))
 	}, gleak.Goroutines())
+	return furtherSurroundings()
+}
+
+// furtherSurroundings are those of an instance beside another, whose goroutines come and
+// go meanwhile.
+func furtherSurroundings() *instance {
+	GinkgoHelper()
 	in := &instance{}
 	var err error
 	in.dir, err = os.MkdirTemp("", "mrgc")
