@@ -29,6 +29,8 @@ type cache interface {
 	enter(ctx context.Context, salt string, body io.Reader, length int64) (*entry, error)
 	// queued is how many requests wait to enter.
 	queued() int
+	// restarted says that another engine is there, or may be.
+	restarted()
 }
 
 // entry is a request that the engine may have. Its taker calls leave when the
@@ -73,6 +75,8 @@ func (plainCache) enter(_ context.Context, _ string, body io.Reader, length int6
 
 func (plainCache) queued() int { return 0 }
 
+func (plainCache) restarted() {}
+
 // saltedCache is vLLM's: a prefix is found under the salt that it was computed
 // under, and under no other.
 type saltedCache struct{}
@@ -86,6 +90,8 @@ func (saltedCache) enter(_ context.Context, salt string, body io.Reader, length 
 }
 
 func (saltedCache) queued() int { return 0 }
+
+func (saltedCache) restarted() {}
 
 // slottedCache is llama.cpp's. Nobody else may use the engine: what another guard
 // asks of a slot this one does not know of.
@@ -152,6 +158,11 @@ func (c *slottedCache) enter(ctx context.Context, salt string, body io.Reader, l
 }
 
 func (c *slottedCache) queued() int { return c.slots.queued() }
+
+// restarted has the slots counted again. What the table says that they may hold
+// stays: a slot that holds nothing may be reused under any salt, and a canary would
+// else be looked for in no slot, and not be found in an engine that was not restarted.
+func (c *slottedCache) restarted() { c.counted.Store(false) }
 
 // spreads says whether llama.cpp makes several requests of one: for choices in
 // slots of which only the first is ours to choose, for a list of prompts one after

@@ -49,7 +49,7 @@ func (r Role) may(method, target string) bool {
 	switch method + " " + target {
 	case "GET /health":
 		return r == RoleEnclave || r == RoleParent
-	case "GET /metrics", "POST " + api.PathWashPlant, "POST " + api.PathWashClear, "POST " + api.PathWashCheck:
+	case "GET /metrics", "POST " + api.PathWashPlant, "POST " + api.PathWashClear, "POST " + api.PathWashRestart, "POST " + api.PathWashCheck:
 		return r == RoleParent
 	case "GET /v1/models", "POST /v1/chat/completions", "POST /v1/completions", "POST " + api.PathHostAttestation:
 		return r == RoleEnclave
@@ -86,6 +86,13 @@ type GuardConfig struct {
 	// AttestHost has the host vouch for the key of the guard's certificate, with a
 	// nonce, and returns the document. nil: the host is not attested.
 	AttestHost func(ctx context.Context, nonce []byte) ([]byte, error)
+	// Control is where the engine's supervisor takes orders to restart it:
+	// "unix:/path/to/socket" ([supervisor.Run]). Empty: washes cannot have it
+	// restarted. The engine must be this guard's alone.
+	Control string
+	// ReadyTimeout is how long an engine may take until it answers when it was
+	// restarted; 0 means 10 min.
+	ReadyTimeout time.Duration
 	// Logger gets role, path, status and duration of each request at level
 	// debug, never a header or a body. nil means silence.
 	Logger *slog.Logger
@@ -125,12 +132,20 @@ func NewGuard(cfg GuardConfig) (*Guard, error) {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
 	cfg.Cache = cmp.Or(cfg.Cache, api.CacheNone)
+	cfg.ReadyTimeout = cmp.Or(cfg.ReadyTimeout, 10*time.Minute)
 	g := &Guard{cfg: cfg, log: cfg.Logger}
 	var err error
 	if g.cache, err = newCache(cfg.Cache, cfg.Slots, g.countSlots); err != nil {
 		return nil, err
 	}
 	g.washer.guard, g.washer.pause = g, plantPause
+	if cfg.Control != "" {
+		path, isUnix := strings.CutPrefix(cfg.Control, "unix:")
+		if !isUnix || path == "" {
+			return nil, errors.New("engine guard: the engine's control socket is not unix:/path")
+		}
+		g.washer.control = path
+	}
 	dialer := &net.Dialer{Timeout: 5 * time.Second}
 	g.upstream = &http.Transport{
 		DialContext:        dialer.DialContext,

@@ -20,10 +20,11 @@ import (
 // washer does the engine's part of its instance's full wash. The canary is a
 // prompt of random words: it is in the engine's cache when asking for it a second
 // time takes tokens from there, and that is how it is looked for. What the engine
-// forgets it cannot reach any more; that its memory is overwritten nobody says.
+// forgets it cannot reach any more; that its memory is overwritten takes a restart.
 type washer struct {
-	guard *Guard
-	pause time.Duration // between two tries to plant
+	guard   *Guard
+	pause   time.Duration // between two tries to plant
+	control string        // path of the engine's control socket; empty: it has none
 
 	mu     sync.Mutex
 	canary []byte // guarded by mu: body of the request that has it; nil: none is planted
@@ -53,6 +54,8 @@ func (w *washer) serve(out http.ResponseWriter, r *http.Request, path string) (o
 	var detail string
 	err := errors.New("how this engine forgets is not known: its guard has --cache none")
 	switch {
+	case path == api.PathWashRestart: // whatever its cache is, it forgets by that
+		detail, err = w.restart(r.Context())
 	case w.guard.cfg.Cache == api.CacheNone:
 	case path == api.PathWashPlant:
 		detail, err = w.plant(r.Context())

@@ -8,8 +8,8 @@ import (
 	"time"
 
 	"github.com/mrgc/mrgc/internal/engineload"
+	"github.com/mrgc/mrgc/internal/gpu"
 	"github.com/mrgc/mrgc/internal/loadreport"
-	"github.com/mrgc/mrgc/parent/gpu"
 )
 
 // reading is what engine and GPUs said when they were last asked.

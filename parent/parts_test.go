@@ -10,9 +10,9 @@ import (
 	. "github.com/onsi/gomega"
 	"github.com/prometheus/client_golang/prometheus"
 
+	"github.com/mrgc/mrgc/internal/gpu"
 	"github.com/mrgc/mrgc/internal/loadreport"
 	"github.com/mrgc/mrgc/parent"
-	"github.com/mrgc/mrgc/parent/gpu"
 )
 
 // partsOf gives what a parent publishes of its instance's parts.

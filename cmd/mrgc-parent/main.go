@@ -25,13 +25,13 @@ import (
 	"github.com/mrgc/mrgc/internal/config"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/fleet/open"
+	"github.com/mrgc/mrgc/internal/gpu"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/loadreport"
 	"github.com/mrgc/mrgc/internal/lockdown"
 	"github.com/mrgc/mrgc/internal/tenant/follow"
 	"github.com/mrgc/mrgc/internal/vsock"
 	"github.com/mrgc/mrgc/parent"
-	"github.com/mrgc/mrgc/parent/gpu"
 	"github.com/mrgc/mrgc/parent/wash"
 )
 

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -21,10 +22,11 @@ func engineCommand() *cobra.Command {
 		Use:   "engine",
 		Short: "Run an engine on a Unix socket, and guard it",
 		Long: `An instance has two processes of its own user for the model: the engine on a Unix
-socket, and the guard, which is the only way to it.`,
+socket, and the guard, which is the only way to it. A supervisor around the engine
+restarts it for full washes.`,
 		Args: cobra.NoArgs,
 	}
-	cmd.AddCommand(engineServeCommand(), engineGuardCommand(), softwareTPMCommand())
+	cmd.AddCommand(engineServeCommand(), engineRunCommand(), engineClearGPUCommand(), engineGuardCommand(), softwareTPMCommand())
 	return cmd
 }
 
@@ -68,8 +70,9 @@ func engineServeCommand() *cobra.Command {
 }
 
 func engineGuardCommand() *cobra.Command {
-	var listen, upstream, identityAt, nitroTPM, cache string
+	var listen, upstream, identityAt, nitroTPM, cache, control string
 	var slots int
+	var readyTimeout time.Duration
 	cmd := &cobra.Command{
 		Use:   "guard",
 		Short: "Guard an engine: mutual TLS, and an allow-list of paths by caller",
@@ -91,6 +94,7 @@ func engineGuardCommand() *cobra.Command {
 			}
 			guard, err := engine.NewGuard(engine.GuardConfig{
 				Upstream: upstream, Cache: cache, Slots: slots, AttestHost: attestHost,
+				Control: control, ReadyTimeout: readyTimeout,
 				TLS: self.ServerTLS(func(id identity.ID) bool { return roleAt(self.ID(), id) != engine.RoleNone }),
 				Role: func(r *http.Request) engine.Role {
 					peer, _ := identity.Peer(r.TLS)
@@ -119,6 +123,8 @@ tenant's salt only), slots (llama.cpp: each slot is reused under one salt only),
 prompts: one that does shows tenants each other's prompts by its timing). By it the guard also has the engine
 forget, in full washes, which fail with none`)
 	f.IntVar(&slots, "slots", 4, "slots of that engine, for --cache slots")
+	f.StringVar(&control, "engine-control", "", "unix:PATH of the control socket of the engine's supervisor (mrgc engine run), by which full washes restart the engine;\nthe engine must be this guard's alone (default: it cannot be restarted)")
+	f.DurationVar(&readyTimeout, "engine-ready-timeout", 10*time.Minute, "how long an engine that was restarted may take until it answers")
 	required(cmd, "upstream", "identity", "cache")
 	return cmd
 }

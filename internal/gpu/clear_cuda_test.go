@@ -17,19 +17,31 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
-	"github.com/mrgc/mrgc/parent/gpu"
+	"github.com/mrgc/mrgc/internal/gpu"
 )
 
-// plantEnv turns the test binary into a process that fills all of the GPU's free
-// memory with the canary, says how much, and waits to be killed.
-const plantEnv = "GPU_TEST_PLANT"
+// What the test binary is, by its first argument, beside the test.
+const (
+	asPlant      = "as=plant"      // fills all of the GPU's free memory with the canary, says how much, and waits to be killed
+	asSupervisor = "as=supervisor" // supervises asPlant, at the control socket of its second argument
+	asClear      = "as=clear"      // clears all GPUs, as mrgc engine clear-gpu does, but for its patience
+)
 
 func TestMain(m *testing.M) {
-	if os.Getenv(plantEnv) != "" {
-		plantAndWait()
-		return
+	as := ""
+	if len(os.Args) > 1 {
+		as = os.Args[1]
 	}
-	os.Exit(m.Run())
+	switch as {
+	case asPlant:
+		plantAndWait()
+	case asSupervisor:
+		supervise(os.Args[2])
+	case asClear:
+		clearAndSay()
+	default:
+		os.Exit(m.Run())
+	}
 }
 
 func plantAndWait() {
@@ -83,8 +95,7 @@ var _ = Describe("A GPU's memory", Serial, func() {
 	It("holds nothing of a process that was killed, and is cleared", func(ctx SpecContext) {
 		self, err := os.Executable()
 		Expect(err).NotTo(HaveOccurred())
-		cmd := exec.CommandContext(ctx, self)
-		cmd.Env = append(os.Environ(), plantEnv+"=1")
+		cmd := exec.CommandContext(ctx, self, asPlant)
 		out, err := cmd.StdoutPipe()
 		Expect(err).NotTo(HaveOccurred())
 		Expect(cmd.Start()).To(Succeed())

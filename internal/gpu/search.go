@@ -5,14 +5,14 @@ import (
 	"encoding/binary"
 )
 
-// count is how often a canary is in b; places may overlap.
-func count(b, canary []byte) (hits uint64) {
+// hits is how often a canary is in b; places may overlap.
+func hits(b, canary []byte) (n uint64) {
 	for {
 		at := bytes.Index(b, canary)
 		if at < 0 {
-			return hits
+			return n
 		}
-		hits++
+		n++
 		b = b[at+1:]
 	}
 }

@@ -11,8 +11,8 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
+	"github.com/mrgc/mrgc/internal/gpu"
 	"github.com/mrgc/mrgc/internal/loadreport"
-	"github.com/mrgc/mrgc/parent/gpu"
 )
 
 var _ = Describe("NVML's reading", func() {

@@ -8,7 +8,7 @@ import (
 	. "github.com/onsi/gomega"
 	"pgregory.net/rapid"
 
-	"github.com/mrgc/mrgc/parent/gpu"
+	"github.com/mrgc/mrgc/internal/gpu"
 )
 
 var canary = []byte("a canary that nothing else is like")

@@ -3,14 +3,16 @@ package gpu
 import (
 	"fmt"
 	"slices"
+	"time"
 )
 
 // Cleared says what [Clear] found in a GPU's free memory, and that it is zero now.
 type Cleared struct {
-	TotalBytes   uint64 // of the GPU
-	ClearedBytes uint64 // that were searched, overwritten, and read back as zeros
-	CanaryHits   uint64 // places where the canary was found before it was overwritten
-	DirtyBytes   uint64 // 8-byte words that were not zero before, in bytes
+	TotalBytes   uint64        `json:"total_bytes"`   // of the GPU
+	ClearedBytes uint64        `json:"cleared_bytes"` // that were searched, overwritten, and read back as zeros
+	CanaryHits   uint64        `json:"canary_hits"`   // places where the canary was found before it was overwritten
+	DirtyBytes   uint64        `json:"dirty_bytes"`   // 8-byte words that were not zero before, in bytes
+	Took         time.Duration `json:"took_ns"`       // of [ClearAll], until the memory was free included
 }
 
 // Coverage is the cleared part of the GPU's memory, 0 to 1. The driver keeps some
@@ -46,7 +48,7 @@ func (s *searcher) add(piece []byte) {
 	keep := len(s.canary) - 1
 	if dirty > 0 || len(s.tail) > 0 && dirtyBytes(s.tail) > 0 {
 		border := slices.Concat(s.tail, piece[:min(keep, len(piece))])
-		s.found.CanaryHits += count(border, s.canary) + count(piece, s.canary)
+		s.found.CanaryHits += hits(border, s.canary) + hits(piece, s.canary)
 	}
 	s.tail = append(s.tail, piece[max(0, len(piece)-keep):]...)
 	s.tail = s.tail[max(0, len(s.tail)-keep):]

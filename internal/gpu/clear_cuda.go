@@ -15,6 +15,7 @@ typedef void *context;
 typedef unsigned long long pointer;
 
 static result (*f_init)(unsigned);
+static result (*f_deviceCount)(int *);
 static result (*f_deviceGet)(device *, int);
 static result (*f_totalMem)(size_t *, device);
 static result (*f_ctxCreate)(context *, unsigned, device);
@@ -34,6 +35,7 @@ static int mrgc_load(void) {
 	if (!lib) return -1;
 #define LOAD(f, name) if (!(*(void **)&(f) = dlsym(lib, name))) return -2
 	LOAD(f_init, "cuInit");
+	LOAD(f_deviceCount, "cuDeviceGetCount");
 	LOAD(f_deviceGet, "cuDeviceGet");
 	LOAD(f_totalMem, "cuDeviceTotalMem_v2");
 	LOAD(f_ctxCreate, "cuCtxCreate_v2");
@@ -51,6 +53,7 @@ static int mrgc_load(void) {
 }
 
 static result mrgc_init(void) { return f_init(0); }
+static result mrgc_deviceCount(int *n) { return f_deviceCount(n); }
 static result mrgc_deviceGet(device *d, int i) { return f_deviceGet(d, i); }
 static result mrgc_totalMem(size_t *n, device d) { return f_totalMem(n, d); }
 static result mrgc_ctxCreate(context *c, device d) { return f_ctxCreate(c, 0, d); }
@@ -96,9 +99,16 @@ var loadCUDA = sync.OnceValue(func() error {
 	}
 })
 
+// noDevice is what CUDA says where there is a driver and no GPU
+// (CUDA_ERROR_NO_DEVICE).
+const noDevice = 100
+
 func cudaError(what string, r C.result) error {
 	if r == 0 {
 		return nil
+	}
+	if r == noDevice {
+		return fmt.Errorf("%w: CUDA knows of none", ErrNone)
 	}
 	return fmt.Errorf("%s: %s (%d)", what, C.GoString(C.mrgc_errorName(r)), int(r))
 }
@@ -122,6 +132,36 @@ func Clear(index int, canary []byte) (Cleared, error) {
 	}
 	cleared, err := m.clear(canary)
 	return cleared, errors.Join(err, m.giveBack())
+}
+
+// CanClear says whether this program was built to clear GPUs; if it was not, the
+// error is [ErrNone].
+func CanClear() error { return nil }
+
+// count is how many GPUs CUDA sees.
+func count() (int, error) {
+	if err := loadCUDA(); err != nil {
+		return 0, err
+	}
+	var n C.int
+	err := cudaError("count GPUs", C.mrgc_deviceCount(&n))
+	return int(n), err
+}
+
+// free is how much of a GPU's memory is free, and how much there is.
+func free(index int) (free, total uint64, err error) {
+	if err := loadCUDA(); err != nil {
+		return 0, 0, err
+	}
+	runtime.LockOSThread()
+	m := &memory{}
+	defer func() { err = errors.Join(err, m.giveBack()) }()
+	if err := m.open(index); err != nil {
+		return 0, 0, err
+	}
+	var f, t C.size_t
+	err = cudaError("free memory", C.mrgc_memGetInfo(&f, &t))
+	return uint64(f), uint64(t), err
 }
 
 // memory is all of a GPU's memory that was free. CUDA's contexts belong to
@@ -152,16 +192,7 @@ func takeMemory(index int, limit uint64) (m *memory, err error) {
 			m = nil
 		}
 	}()
-	var d C.device
-	if err := cudaError(fmt.Sprintf("GPU %d", index), C.mrgc_deviceGet(&d, C.int(index))); err != nil {
-		return m, err
-	}
-	var total C.size_t
-	if err := cudaError("size of the GPU's memory", C.mrgc_totalMem(&total, d)); err != nil {
-		return m, err
-	}
-	m.total = uint64(total)
-	if err := cudaError("context on the GPU", C.mrgc_ctxCreate(&m.context, d)); err != nil {
+	if err := m.open(index); err != nil {
 		return m, err
 	}
 	if err := cudaError("pinned memory", C.mrgc_hostAlloc(&m.host, pieceBytes)); err != nil {
@@ -180,6 +211,20 @@ func takeMemory(index int, limit uint64) (m *memory, err error) {
 		return m, errors.New("clear GPU memory: none is free")
 	}
 	return m, nil
+}
+
+// open makes a context on the GPU.
+func (m *memory) open(index int) error {
+	var d C.device
+	if err := cudaError(fmt.Sprintf("GPU %d", index), C.mrgc_deviceGet(&d, C.int(index))); err != nil {
+		return err
+	}
+	var total C.size_t
+	if err := cudaError("size of the GPU's memory", C.mrgc_totalMem(&total, d)); err != nil {
+		return err
+	}
+	m.total = uint64(total)
+	return cudaError("context on the GPU", C.mrgc_ctxCreate(&m.context, d))
 }
 
 // giveBack frees all.

@@ -1,5 +1,5 @@
 // Package gpu reads an instance's GPUs for its load reports, and clears their
-// memory ([Clear]).
+// memory ([ClearAll]) when no engine runs.
 //
 //	device, err := gpu.Open()
 //	if err != nil {
@@ -10,10 +10,9 @@
 //	}
 //
 // It asks NVIDIA's management library (NVML), which comes with the driver and
-// is loaded when Open is called. That takes cgo and the build tag nvml
-// (CGO_ENABLED=1 go build -tags nvml ./cmd/mrgc-parent); a parent that is built
-// without them sees no GPU, and neither does one on a machine that has none. It
-// never changes a GPU's settings. A reading takes some 5 µs (BenchmarkRead, on an
+// is loaded when Open is called. That takes cgo and the build tag nvml (make
+// build-gpu); a program that is built without them sees no GPU, and neither does
+// one on a machine that has none. It never changes a GPU's settings. A reading takes some 5 µs (BenchmarkRead, on an
 // H200 with driver 580).
 package gpu
 
@@ -23,8 +22,8 @@ import (
 	"github.com/mrgc/mrgc/internal/loadreport"
 )
 
-// ErrNone is the error of Open where there is no GPU to see: none in the
-// machine, no driver, or a program that was built without NVML.
+// ErrNone is the error where there is no GPU to see: none in the machine, no
+// driver, or a program that was built without NVML and CUDA.
 var ErrNone = errors.New("no GPU is seen")
 
 // ErrLost is the error of Read when a GPU is there no more, or does nothing until it is
