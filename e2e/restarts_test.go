@@ -20,7 +20,7 @@ import (
 
 // restartSteps are what a full wash records that restarts the engine.
 var restartSteps = []string{
-	"await_turn", "plant_canary", "step_aside", "clear_gpu", "check_model", "restart_enclave", "check_health", "check_canary", "step_back",
+	"await_turn", "check_model", "plant_canary", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back",
 }
 
 // washedInTurn is a wash as mrgc wash show prints it, which may not have ended.

@@ -15,11 +15,11 @@ import (
 
 var (
 	restarting = []wash.Kind{
-		wash.Announce, wash.PlantCanary, wash.StepAside, wash.AwaitIdle, wash.RestartEngine, wash.CheckModel,
+		wash.Announce, wash.CheckModel, wash.PlantCanary, wash.StepAside, wash.AwaitIdle, wash.RestartEngine,
 		wash.StartStandby, wash.SwitchOver, wash.StopOld, wash.CheckHealth, wash.CheckCanary, wash.StepBack,
 	}
 	restartingSteps = []string{
-		"await_turn", "plant_canary", "step_aside", "clear_gpu", "check_model", "restart_enclave", "check_health", "check_canary", "step_back",
+		"await_turn", "check_model", "plant_canary", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back",
 	}
 )
 
@@ -57,8 +57,8 @@ var _ = Describe("A wash that restarts the engine", func() {
 			Expect(c.Admits(s, 0)).To(Equal(!s.Closed()))
 		})
 		Expect(kinds(actions)).To(Equal(append(slices.Clone(restarting), wash.Record)))
-		Expect(aside).To(Equal(restarting[2 : len(restarting)-1]))
-		Expect(closed).To(Equal(restarting[3 : len(restarting)-1]))
+		Expect(aside).To(Equal(restarting[3 : len(restarting)-1]))
+		Expect(closed).To(Equal(restarting[4 : len(restarting)-1]))
 		Expect(s.WantsTurn()).To(BeFalse())
 		Expect(c.Admits(s, 5)).To(BeTrue())
 
@@ -112,7 +112,7 @@ var _ = Describe("A wash that restarts the engine", func() {
 	It("goes on as it began when the configuration changes meanwhile", func() {
 		s, _ := config(restarts).Step(wash.State{Washed: start}, wash.Observation{Ordered: true, Turn: true}, start)
 		s, actions := config().Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: wash.Announce, Passed: true}}, start)
-		Expect(kinds(actions)).To(Equal([]wash.Kind{wash.PlantCanary}))
+		Expect(kinds(actions)).To(Equal([]wash.Kind{wash.CheckModel}))
 		Expect(s.Restart).To(BeTrue())
 	})
 
@@ -161,7 +161,7 @@ var _ = Describe("A wash that restarts the engine", func() {
 		Expect(s.Quarantined).NotTo(BeEmpty())
 
 		s, actions = c.Step(wash.State{Washed: start}, wash.Observation{Ordered: true, Turn: true}, start)
-		for range 2 { // announced, planted
+		for range 3 { // announced, checked, planted
 			last := actions[len(actions)-1]
 			s, actions = c.Step(s, wash.Observation{Result: wash.Result{Wash: last.Wash, Kind: last.Kind, Passed: true}}, start)
 		}

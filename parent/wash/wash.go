@@ -12,7 +12,7 @@
 // and quarantines the instance, until a wash that an operator orders passes. An old
 // enclave that could not be stopped is then still there, and its slot taken.
 //
-// A wash that restarts the engine takes the instance out of traffic meanwhile, and has
+// A wash that restarts the engine checks the files first, and takes the instance out of traffic meanwhile, and has
 // to wait for its turn before it begins: see [State.Aside] and [Observation].
 //
 // Each wash has one row of cleanup_validation. One that restarts the engine has it from
@@ -106,11 +106,11 @@ var (
 	}
 	restartingParts = []part{
 		{Announce, awaitTurn},
+		{CheckModel, string(CheckModel)}, // which takes long, while the instance serves
 		{PlantCanary, string(PlantCanary)},
 		{StepAside, string(StepAside)},
 		{AwaitIdle, string(StepAside)},
 		{RestartEngine, string(ClearGPU)},
-		{CheckModel, string(CheckModel)},
 		{StartStandby, restartEnclave},
 		{SwitchOver, restartEnclave},
 		{StopOld, restartEnclave},
