@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -119,7 +121,11 @@ var _ = Describe("Full washes that restart the engine", Label("washes"), func() 
 	It("are of one instance after the other when all are ordered at once, and no request fails", func(ctx SpecContext) {
 		c := startCluster("--regions", "use1", "--instances", "3", "--routers", "1", "--wash", "--restart-engine", "--engine", "sim",
 			"--sim-profile", "h100-llama-8b", "--ask=false")
-		c.configure(func(text string) string { return text + "wash: {restart_engine: true}\n" })
+		configured, err := os.ReadFile(filepath.Join(c.stateDir, "mrgc.yaml"))
+		Expect(err).NotTo(HaveOccurred())
+		if !strings.Contains(string(configured), "restart_engine: true") {
+			c.configure(func(text string) string { return text + "wash: {restart_engine: true}\n" })
+		}
 		before := c.engines()
 		Expect(before).To(HaveLen(3))
 		Expect(before).To(HaveEach(HaveLen(1)))
