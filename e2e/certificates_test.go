@@ -28,6 +28,17 @@ import (
 // tenantWith is a program of a tenant's, which may have a certificate.
 func (c *cluster) tenantWith(certificate *tls.Certificate) *http.Client {
 	GinkgoHelper()
+	sealing := c.sealing(func(config *client.Config) {
+		if certificate != nil {
+			config.ClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
+		}
+	})
+	return &http.Client{Transport: sealing}
+}
+
+// sealing is a client as a tenant's program has it.
+func (c *cluster) sealing(change func(*client.Config)) *client.Client {
+	GinkgoHelper()
 	env := c.env()
 	read := func(path string) []byte {
 		content, err := os.ReadFile(path)
@@ -42,13 +53,11 @@ func (c *cluster) tenantWith(certificate *tls.Certificate) *http.Client {
 	block, _ := pem.Decode(read(env["MRGC_DEVELOPMENT_ROOT"]))
 	config.Policy.DevelopmentRoot, err = x509.ParseCertificate(block.Bytes)
 	Expect(err).NotTo(HaveOccurred())
-	if certificate != nil {
-		config.ClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) { return certificate, nil }
-	}
+	change(&config)
 	sealing, err := client.New(config)
 	Expect(err).NotTo(HaveOccurred())
 	DeferCleanup(sealing.CloseIdleConnections)
-	return &http.Client{Transport: sealing}
+	return sealing
 }
 
 // connectWith runs mrgc connect with a certificate, and gives its base URL.

@@ -68,6 +68,9 @@ type Options struct {
 	// Wash has each parent start its enclave itself, so that it can wash its instance in
 	// full: by `mrgc wash now`, and when mrgc.yaml's wash says.
 	Wash bool
+	// RestartEngine has engines run so that full washes can restart them, which they do
+	// when mrgc.yaml's wash.restart_engine says so. It takes Wash.
+	RestartEngine bool
 
 	// AskOnce has the cluster send one sealed request when it is healthy.
 	AskOnce bool

@@ -312,15 +312,22 @@ func (p *plan) engine(i int, e engine) process {
 	} else {
 		args = append(args, p.options.Sim.arguments(e.id)...)
 	}
+	if p.options.RestartEngine {
+		args = append([]string{p.bin("mrgc"), "engine", "run", "--control", e.socket + ".control", "--"}, args...)
+	}
 	return process{name: "engine-" + strconv.Itoa(i), rank: rankEngine, args: args}
 }
 
 func (p *plan) guard(in instance, token string) process {
-	return process{name: "guard-" + in.id, rank: rankGuard, env: []string{token}, args: []string{
+	var control []string
+	if p.options.RestartEngine {
+		control = []string{"--engine-control", in.engine + ".control"}
+	}
+	return process{name: "guard-" + in.id, rank: rankGuard, env: []string{token}, args: append([]string{
 		p.bin("mrgc"), "engine", "guard", "--listen", in.guard, "--upstream", in.engine, "--identity", "unix:" + p.caSocket,
 		"--nitro-tpm-attest", p.bin("mrgc") + " engine software-nitro-tpm-attest --socket " + in.tpm,
 		"--cache", p.cache(),
-	}}
+	}, control...)}
 }
 
 // cache is how an engine's prefix cache keeps tenants apart. Slots have one guard:

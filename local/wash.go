@@ -16,6 +16,8 @@ import (
 // checkWash checks what parents need to wash their instances.
 func (o *Options) checkWash() error {
 	switch {
+	case o.RestartEngine && !o.Wash:
+		return errors.New("--restart-engine is for full washes: it needs --wash")
 	case o.Wash && o.EngineURL != "":
 		return errors.New("--wash and --engine-url exclude each other: what files that engine's model has is not known here")
 	case o.Wash && o.Engine == EngineSim && o.Sim.Profile == "":

@@ -227,14 +227,15 @@ type fakeGuard struct {
 	asked   atomic.Int64           // for them
 	fails   atomic.Value           // path of the wash's step that fails; empty: none
 
-	mu     sync.Mutex
-	washed []string // guarded by mu: the steps that it was asked for
-	open   atomic.Int64
+	mu       sync.Mutex
+	washed   []string              // guarded by mu: the steps that it was asked for
+	restarts func(context.Context) // guarded by mu: is called while the engine is restarted
+	open     atomic.Int64
 }
 
 func newFakeGuard(source *identity.Source) *fakeGuard {
 	GinkgoHelper()
-	g := &fakeGuard{}
+	g := &fakeGuard{restarts: func(context.Context) {}}
 	g.measures(metrics)
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, r *http.Request) {
@@ -247,11 +248,15 @@ func newFakeGuard(source *identity.Source) *fakeGuard {
 		_, _ = io.WriteString(w, *g.says.Load())
 	})
 	g.fails.Store("")
-	for _, path := range []string{api.PathWashPlant, api.PathWashClear, api.PathWashCheck} {
-		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, _ *http.Request) {
+	for _, path := range []string{api.PathWashPlant, api.PathWashClear, api.PathWashRestart, api.PathWashCheck} {
+		mux.HandleFunc("POST "+path, func(w http.ResponseWriter, r *http.Request) {
 			g.mu.Lock()
-			defer g.mu.Unlock()
 			g.washed = append(g.washed, path)
+			restarts := g.restarts
+			g.mu.Unlock()
+			if path == api.PathWashRestart {
+				restarts(r.Context())
+			}
 			if g.fails.Load() == path {
 				api.Errorf(http.StatusBadGateway, "wash_failed", "no such luck").Write(w)
 				return
@@ -263,7 +268,10 @@ func newFakeGuard(source *identity.Source) *fakeGuard {
 	listener, err := net.Listen("tcp", "127.0.0.1:0")
 	Expect(err).NotTo(HaveOccurred())
 	g.address = listener.Addr().String()
-	config := source.ServerTLS(func(id identity.ID) bool { return id == parentID || id == enclaveID })
+	self := source.ID()
+	config := source.ServerTLS(func(id identity.ID) bool {
+		return id.Instance == self.Instance && (id.Role == identity.RoleParent || id.Role == identity.RoleEnclave)
+	})
 	server := &http.Server{Handler: mux, TLSConfig: config, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelError)}
 	served := make(chan struct{})
 	go func() {
@@ -283,6 +291,13 @@ func (g *fakeGuard) washes() []string {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return slices.Clone(g.washed)
+}
+
+// onRestart has something be called while the engine is restarted.
+func (g *fakeGuard) onRestart(do func(context.Context)) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.restarts = do
 }
 
 // measures replaces the engine's metrics.
@@ -320,6 +335,7 @@ func (c *countedConn) Close() error {
 type flakyStore struct {
 	fleet.Store
 	away          atomic.Bool
+	deaf          atomic.Bool // takes no registration, and can be read
 	refused       atomic.Int64
 	registrations atomic.Int64
 }
@@ -335,6 +351,9 @@ func (s *flakyStore) try() error {
 func (s *flakyStore) Register(ctx context.Context, in fleet.Instance) error {
 	if err := s.try(); err != nil {
 		return err
+	}
+	if s.deaf.Load() {
+		return errStore
 	}
 	s.registrations.Add(1)
 	return s.Store.Register(ctx, in)

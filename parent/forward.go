@@ -41,7 +41,8 @@ func (p *Parent) mayServe(r *http.Request, rules *tenant.Tenant) bool {
 // there. Envoy's weights know nothing of recipients, so when the picker is
 // silent a request can arrive that is not: it goes to the parent of one that it
 // is sealed to, as ciphertext, and from there no further; never to a region that
-// its tenant's data may not be in. A request whose recipients nobody knows goes to
+// its tenant's data may not be in. So does one that comes while this instance's engine
+// is being restarted. A request whose recipients nobody knows goes to
 // the enclave too, which says so.
 func (p *Parent) next(r *http.Request, from identity.Role) hop {
 	own := hop{url: "http://enclave" + api.PathSealed, to: toEnclave}
@@ -49,7 +50,7 @@ func (p *Parent) next(r *http.Request, from identity.Role) hop {
 		return own
 	}
 	recipients := recipientsOf(r)
-	if p.enclaves.holds(recipients) {
+	if p.enclaves.holds(recipients) && !p.washer.now().Closed() {
 		return own
 	}
 	snapshot := p.view.Load()

@@ -69,6 +69,8 @@ func (m *metrics) part(name string, healthy bool) {
 type washMetrics struct {
 	washes      *prometheus.CounterVec   // by outcome and trigger
 	steps       *prometheus.HistogramVec // by step
+	aside       prometheus.Histogram
+	waiting     prometheus.Gauge
 	quarantined prometheus.Gauge
 }
 
@@ -87,6 +89,13 @@ func newWashMetrics(reg *prometheus.Registry, self fleet.Instance) (*washMetrics
 			Name: "mrgc_parent_wash_step_seconds", Help: "How long the steps of full washes took.",
 			Buckets: prometheus.ExponentialBuckets(0.01, 3, 10),
 		}, []string{"step"}),
+		aside: prometheus.NewHistogram(prometheus.HistogramOpts{
+			Name: "mrgc_parent_wash_aside_seconds", Help: "How long full washes that restarted the engine took the instance out of traffic.",
+			Buckets: prometheus.ExponentialBuckets(0.5, 2, 11),
+		}),
+		waiting: prometheus.NewGauge(prometheus.GaugeOpts{
+			Name: "mrgc_parent_wash_waiting", Help: "1 while a full wash is due that may not restart the engine yet; mrgc_parent_wash_step_seconds has how long they waited, as step await_turn.",
+		}),
 		quarantined: prometheus.NewGauge(prometheus.GaugeOpts{
 			Name: "mrgc_parent_quarantined", Help: "1 while the instance takes no request because its last full wash has failed.",
 		}),
@@ -96,7 +105,7 @@ func newWashMetrics(reg *prometheus.Registry, self fleet.Instance) (*washMetrics
 	}
 	labels := prometheus.Labels{"region": string(self.Region), "instance": self.ID}
 	wrapped := prometheus.WrapRegistererWith(labels, reg)
-	return m, errors.Join(wrapped.Register(m.washes), wrapped.Register(m.steps), wrapped.Register(m.quarantined))
+	return m, errors.Join(wrapped.Register(m.washes), wrapped.Register(m.steps), wrapped.Register(m.aside), wrapped.Register(m.waiting), wrapped.Register(m.quarantined))
 }
 
 // ended accounts for a wash.
@@ -106,9 +115,25 @@ func (m *washMetrics) ended(w state.Wash) {
 		outcome = washPassed
 	}
 	m.washes.WithLabelValues(outcome, w.Trigger).Inc()
+	var aside time.Duration
 	for _, step := range w.Steps {
 		m.steps.WithLabelValues(step.Name).Observe(step.Duration.Seconds())
+		if aside > 0 || step.Name == string(wash.StepAside) {
+			aside += step.Duration
+		}
 	}
+	if aside > 0 {
+		m.aside.Observe(aside.Seconds())
+	}
+}
+
+// waits says whether a wash does.
+func (m *washMetrics) waits(waiting bool) {
+	value := 0.0
+	if waiting {
+		value = 1
+	}
+	m.waiting.Set(value)
 }
 
 // use accounts for an answer of the instance's own enclave.

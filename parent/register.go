@@ -142,6 +142,10 @@ func (p *Parent) probe(ctx context.Context) observation {
 	if quarantined := p.washer.quarantined(); quarantined != "" {
 		seen.health.Enclave, why = false, []string{"quarantined: " + quarantined}
 	}
+	if p.washer.now().Aside() {
+		// Without its keys, what is sealed to this instance alone is sealed anew.
+		seen.health.Enclave, seen.keyIDs, why = false, nil, append([]string{"washing: its engine is being restarted"}, why...)
+	}
 	_, err = get(ctx, p.guard, "https://guard/health", maxMetricsBytes)
 	if seen.health.Engine = err == nil; !seen.health.Engine {
 		why = append(why, fmt.Sprintf("engine: %v", err))
@@ -315,7 +319,7 @@ func (p *Parent) serveHealth(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), probeTimeout)
 	defer cancel()
 	present, _ := p.enclaves.now()
-	if _, err := get(ctx, present.client, "http://enclave/healthz", 1<<10); err != nil || p.washer.quarantined() != "" {
+	if _, err := get(ctx, present.client, "http://enclave/healthz", 1<<10); err != nil || p.washer.quarantined() != "" || p.washer.now().Aside() {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return
 	}

@@ -75,6 +75,9 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	if next.to == toEnclave {
 		leave, refused := p.washer.admit(r.Context())
 		if refused != nil {
+			if refused.Code == codeStale {
+				w.Header().Set(api.HeaderKeyStatus, api.KeyStatusStale)
+			}
 			refused.Write(w)
 			return
 		}

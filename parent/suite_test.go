@@ -104,6 +104,13 @@ func surroundings() *instance {
 	DeferCleanup(func(before []gleak.Goroutine) {
 		Eventually(gleak.Goroutines).WithTimeout(eventually).ShouldNot(gleak.HaveLeaked(before))
 	}, gleak.Goroutines())
+	return furtherSurroundings()
+}
+
+// furtherSurroundings are those of an instance beside another, whose goroutines come and
+// go meanwhile.
+func furtherSurroundings() *instance {
+	GinkgoHelper()
 	in := &instance{}
 	var err error
 	in.dir, err = os.MkdirTemp("", "mrgc")
@@ -163,8 +170,16 @@ func (in *instance) source(id identity.ID) *identity.Source {
 // client speaks HTTP/2 with the parent, as whoever id is.
 func (in *instance) client(id identity.ID) *http.Client {
 	GinkgoHelper()
+	return in.clientOf(id, instanceID)
+}
+
+// clientOf does it with the parent of an instance.
+func (in *instance) clientOf(id identity.ID, instance string) *http.Client {
+	GinkgoHelper()
 	transport := &http.Transport{
-		TLSClientConfig:    in.source(id).ClientTLS(func(peer identity.ID) bool { return peer == parentID }),
+		TLSClientConfig: in.source(id).ClientTLS(func(peer identity.ID) bool {
+			return peer == identity.ID{Region: region, Instance: instance, Role: identity.RoleParent}
+		}),
 		ForceAttemptHTTP2:  true,
 		DisableCompression: true,
 	}

@@ -123,7 +123,12 @@ type washing struct {
 
 func startWashing(options ...func(*washing, *parent.Config)) *washing {
 	GinkgoHelper()
-	in := &washing{instance: surroundings(), records: memory.New(time.Now).Open(), metrics: prometheus.NewRegistry()}
+	return startWashingIn(surroundings(), options...)
+}
+
+func startWashingIn(around *instance, options ...func(*washing, *parent.Config)) *washing {
+	GinkgoHelper()
+	in := &washing{instance: around, records: memory.New(time.Now).Open(), metrics: prometheus.NewRegistry()}
 	in.enclaves = &fakeEnclaves{dir: in.dir}
 	in.config = in.instance.config()
 	in.config.DialEnclave, in.config.Enclaves, in.config.Metrics = nil, in.enclaves, in.metrics
@@ -447,7 +452,7 @@ func gathered(reg *prometheus.Registry, name, value string) (sum float64) {
 				match = match || label.GetValue() == value
 			}
 			if match {
-				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue()
+				sum += m.GetCounter().GetValue() + m.GetGauge().GetValue() + float64(m.GetHistogram().GetSampleCount())
 			}
 		}
 	}

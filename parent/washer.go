@@ -35,6 +35,9 @@ type Wash struct {
 	// StepTimeout is how long a step may take, the model's check among them; default
 	// 10 minutes.
 	StepTimeout time.Duration
+	// TurnLength is how long a parent that dies in the middle of a wash keeps others from
+	// restarting their engines; default 15 s.
+	TurnLength time.Duration
 }
 
 const (
@@ -55,6 +58,7 @@ type washer struct {
 	rows    state.Table[state.Wash]
 	guard   *http.Client // not the probes': what it is asked here takes time
 	metrics *washMetrics
+	turn    *turn
 	kick    chan struct{} // holds one: there are actions
 
 	mu      sync.Mutex
@@ -76,11 +80,15 @@ func newWasher(p *Parent, config Wash) (*washer, error) {
 		return nil, errors.New("washes need where to record them, and ways to check attestation and the model")
 	}
 	config.Linger = cmp.Or(config.Linger, 2*time.Second)
+	config.TurnLength = cmp.Or(config.TurnLength, 15*time.Second)
 	w := &washer{
 		p: p, config: config, rows: state.WashTable(config.Records), guard: guardClient(&p.config),
 		kick: make(chan struct{}, 1), state: wash.State{Washed: time.Now()}, changed: make(chan struct{}),
 	}
 	var err error
+	if w.turn, err = newTurn(config.Records, config.TurnLength, p.config.Instance); err != nil {
+		return nil, err
+	}
 	w.metrics, err = newWashMetrics(p.config.Metrics, p.config.Instance)
 	return w, err
 }
@@ -101,6 +109,16 @@ func (w *washer) quarantined() string {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.state.Quarantined
+}
+
+// now is what is remembered of washes.
+func (w *washer) now() wash.State {
+	if w == nil {
+		return wash.State{}
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state
 }
 
 // last is the last wash that passed; zero: none.
@@ -153,7 +171,8 @@ func (w *washer) admit(ctx context.Context) (leave func(tenant string, opened bo
 	defer late.Stop()
 	for {
 		w.mu.Lock()
-		quarantined, admitted, changed := w.state.Quarantined != "", w.settings().Admits(w.state, w.running), w.changed
+		quarantined, closed := w.state.Quarantined != "", w.state.Closed()
+		admitted, changed := w.settings().Admits(w.state, w.running), w.changed
 		if admitted {
 			w.running++
 		}
@@ -163,6 +182,8 @@ func (w *washer) admit(ctx context.Context) (leave func(tenant string, opened bo
 			return w.leave, nil
 		case quarantined:
 			return nil, unavailable("instance_quarantined", "a wash of the instance has failed; it takes no requests")
+		case closed: // Envoy asks another recipient, and the client seals anew when there is none
+			return nil, unavailable(codeStale, "the instance is being washed, and its keys are gone; fetch "+api.PathKeys+" again")
 		}
 		select {
 		case <-changed:
@@ -173,6 +194,9 @@ func (w *washer) admit(ctx context.Context) (leave func(tenant string, opened bo
 		}
 	}
 }
+
+// codeStale is what enclaves say, too, of keys that they do not hold.
+const codeStale = "stale_recipients"
 
 func unavailable(code, text string) *api.Error {
 	e := api.Errorf(http.StatusServiceUnavailable, code, "%s", text)
@@ -195,8 +219,14 @@ func (w *washer) leave(tenant string, opened bool) {
 func (w *washer) step(o wash.Observation) {
 	var actions []wash.Action
 	w.state, actions = w.settings().Step(w.state, o, time.Now())
+	w.todo(actions)
+}
+
+// todo takes note of what was decided. The caller holds mu.
+func (w *washer) todo(actions []wash.Action) {
 	close(w.changed)
 	w.changed = make(chan struct{})
+	w.metrics.waits(w.state.Waiting)
 	w.actions = append(w.actions, actions...)
 	if len(w.actions) > 0 {
 		select {
@@ -226,6 +256,7 @@ func (w *washer) run(ctx context.Context) {
 	var recording sync.WaitGroup
 	defer recording.Wait()
 	recording.Go(func() { w.tick(ctx) })
+	recording.Go(func() { w.seekTurns(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -234,6 +265,8 @@ func (w *washer) run(ctx context.Context) {
 		}
 		for a, ok := w.next(); ok && ctx.Err() == nil; a, ok = w.next() {
 			switch a.Kind {
+			case wash.Wait:
+				w.waits(ctx, a)
 			case wash.Record:
 				w.ended(a)
 				recording.Go(func() { w.record(ctx, a) })
@@ -272,10 +305,10 @@ func (w *washer) tick(ctx context.Context) {
 
 // act does one action of a wash, and tells how it ended.
 func (w *washer) act(ctx context.Context, a wash.Action) {
-	limited, cancel := context.WithTimeout(ctx, w.settings().Timeout())
+	limited, cancel := context.WithDeadline(ctx, w.settings().Deadline(w.now()))
 	defer cancel()
 	began := time.Now()
-	detail, err := w.do(limited, a.Kind)
+	detail, err := w.do(limited, a)
 	if ctx.Err() != nil {
 		return // the parent stops, which says nothing of the instance
 	}
@@ -312,10 +345,9 @@ func (w *washer) ended(a wash.Action) {
 
 // record writes a wash's row, however long the store is away, until ctx ends.
 func (w *washer) record(ctx context.Context, a wash.Action) {
-	row := state.Record[state.Wash]{Key: state.WashKey(w.p.config.Instance.ID, a.Row.StartedAt), Value: a.Row}
 	for {
-		_, err := w.rows.Put(ctx, row)
-		if err == nil || errors.Is(err, state.ErrConflict) { // it was written, and the answer lost
+		err := w.write(ctx, a.Row)
+		if err == nil {
 			return
 		}
 		w.p.log.Warn("a wash could not be recorded; trying again", "wash", a.Wash, "error", err)
@@ -327,8 +359,35 @@ func (w *washer) record(ctx context.Context, a wash.Action) {
 	}
 }
 
-// resume takes up what the store says of this instance: one whose last wash has
-// failed is still in quarantine, whoever has started its parent again.
+// write writes a wash's row, over the one of before it ended.
+func (w *washer) write(ctx context.Context, row state.Wash) error {
+	record := state.Record[state.Wash]{Key: state.WashKey(w.p.config.Instance.ID, row.StartedAt), Value: row}
+	_, err := w.rows.Put(ctx, record)
+	if !errors.Is(err, state.ErrConflict) {
+		return err
+	}
+	before, err := w.rows.Get(ctx, record.Key)
+	if err != nil || before.Value.Open == "" { // it was written, and the answer lost
+		return err
+	}
+	record.Version = before.Version
+	_, err = w.rows.Put(ctx, record)
+	return err
+}
+
+// waits shows that a wash may not begin yet. A store that is away shows nothing: the log
+// and the metric do.
+func (w *washer) waits(ctx context.Context, a wash.Action) {
+	w.p.log.Info("a wash waits", "wash", a.Wash, "because", a.Row.Reason)
+	ctx, cancel := context.WithTimeout(ctx, recordAgain)
+	defer cancel()
+	if err := w.write(ctx, a.Row); err != nil {
+		w.p.log.Warn("a wash that waits could not be recorded", "wash", a.Wash, "error", err)
+	}
+}
+
+// resume takes up what the store says of this instance, whoever has started its parent
+// again.
 func (w *washer) resume(ctx context.Context) {
 	for ctx.Err() == nil {
 		rows, err := w.rows.List(ctx, state.Query{Partition: w.p.config.Instance.ID, Newest: true, Limit: 1})
@@ -360,11 +419,11 @@ func (w *washer) takeUp(rows []state.Record[state.Wash]) {
 	newest := rows[0]
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	id := newest.Key.Partition + "/" + newest.Key.Sort
 	if newest.Value.Passed {
-		w.id, w.endedAt = newest.Key.Partition+"/"+newest.Key.Sort, newest.Value.EndedAt()
-		return
+		w.id, w.endedAt = id, newest.Value.EndedAt()
 	}
-	w.state.Quarantined = newest.Value.Reason
-	w.metrics.quarantined.Set(1)
-	w.p.probeNow()
+	var actions []wash.Action
+	w.state, actions = w.settings().Resume(w.state, id, newest.Value)
+	w.todo(actions)
 }

@@ -15,10 +15,20 @@ import (
 )
 
 // do does one action of a wash, and says what it found.
-func (w *washer) do(ctx context.Context, kind wash.Kind) (detail string, err error) {
-	switch kind {
+func (w *washer) do(ctx context.Context, a wash.Action) (detail string, err error) {
+	switch a.Kind {
+	case wash.Announce:
+		return w.announce(ctx, a)
 	case wash.PlantCanary:
-		return w.askGuard(ctx, api.PathWashPlant)
+		return w.plantCanary(ctx)
+	case wash.StepAside:
+		return w.stepAside(ctx)
+	case wash.AwaitIdle:
+		return w.awaitIdle(ctx)
+	case wash.RestartEngine:
+		return w.restartEngine(ctx)
+	case wash.StepBack:
+		return w.stepBack(ctx)
 	case wash.ClearGPU:
 		return w.askGuard(ctx, api.PathWashClear)
 	case wash.CheckModel:
@@ -34,7 +44,7 @@ func (w *washer) do(ctx context.Context, kind wash.Kind) (detail string, err err
 	case wash.CheckCanary:
 		return w.askGuard(ctx, api.PathWashCheck)
 	default:
-		return "", fmt.Errorf("%s: no such action", kind)
+		return "", fmt.Errorf("%s: no such action", a.Kind)
 	}
 }
 
@@ -133,22 +143,14 @@ func (w *washer) switchOver(ctx context.Context) (string, error) {
 	pause := time.Since(began)
 	next := w.standby
 	w.standby = nil
-	w.p.probeNow()
-	poll := time.NewTicker(standbyPoll)
-	defer poll.Stop()
-	for {
-		known := w.p.known.Load()
-		if known != nil && slices.Equal(known.keyIDs, *next.keyIDs.Load()) {
-			return fmt.Sprintf("requests were held for %s; the fleet knew the new keys after %s", pause, time.Since(began).Round(time.Millisecond)), nil
-		}
-		select {
-		case <-ctx.Done():
-			return "", errors.New("the fleet could not be told of the new keys")
-		case <-w.p.leaving: // the fleet is not to be told any more
-			return fmt.Sprintf("requests were held for %s; the instance leaves the fleet", pause), nil
-		case <-poll.C:
-		}
+	if w.now().Aside() { // the fleet is told when the instance steps back
+		return "nothing was sent to either", nil
 	}
+	told, err := w.told(ctx, func(keyIDs []string) bool { return slices.Equal(keyIDs, *next.keyIDs.Load()) })
+	if err != nil {
+		return "", errors.New("the fleet could not be told of the new keys")
+	}
+	return fmt.Sprintf("requests were held for %s; the fleet %s the new keys after %s", pause, told, time.Since(began).Round(time.Millisecond)), nil
 }
 
 // linger waits as long as [Wash.Linger] says.
@@ -176,8 +178,10 @@ func (w *washer) linger(ctx context.Context) error {
 // ended by half of the step's time is cut: it is a tenant's to read slowly, and not to
 // make a wash fail by that, after which nobody is served here.
 func (w *washer) stopOld(ctx context.Context) (string, error) {
-	if err := w.linger(ctx); err != nil {
-		return "", err
+	if !w.now().Aside() {
+		if err := w.linger(ctx); err != nil {
+			return "", err
+		}
 	}
 	old := w.p.enclaves.retire()
 	if old == nil {

@@ -228,7 +228,7 @@ func settingsOf(cluster *config.Config) parent.Settings {
 		FirstTokenWithin:   cluster.Scaling.FirstTokenWithin,
 		Wash: wash.Config{
 			EveryRequests: cluster.Wash.EveryRequests, Every: cluster.Wash.Every,
-			OnTenantChange: cluster.Wash.OnTenantChange, Strict: cluster.Wash.Strict,
+			OnTenantChange: cluster.Wash.OnTenantChange, Strict: cluster.Wash.Strict, RestartEngine: cluster.Wash.RestartEngine,
 		},
 	}
 }

@@ -57,6 +57,7 @@ Ctrl-C stops everything.`,
 	f.StringVar(&options.Store, "store", local.StoreSQLite, "where the cluster's state is: sqlite (a file for all regions) or dynamodb (a DynamoDB Local for each region, made global\ntables of: needs Java, and make dynamodb-local; see docs/state.md)")
 	f.StringToStringVar(&options.RegionNetworks, "region-network", nil, "REGION=NAMESPACE@ADDRESS: network namespace in which a region's processes run, and the loopback address that leads there (for tests)")
 	_ = f.MarkHidden("region-network")
+	f.BoolVar(&options.RestartEngine, "restart-engine", false, "with --wash: have engines run so that full washes can restart them, when mrgc.yaml's wash.restart_engine says so")
 	f.BoolVar(&options.Wash, "wash", false, "have instances washed in full, by mrgc wash now and when mrgc.yaml's wash says (see docs/wash.md)")
 	f.StringVar(&options.StateDir, "state-dir", ".mrgc", "directory for logs, state and the env file")
 	f.StringVar(&options.ToolsDir, "tools-dir", ".tools", "directory for fetched parts")

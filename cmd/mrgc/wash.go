@@ -34,7 +34,9 @@ func washNowCommand() *cobra.Command {
 		Short: "Have an instance washed in full now; one in quarantine comes out of it when that passes",
 		Long: `Now orders a full wash by way of a router: a fresh enclave takes the place of the
 present one, the engine forgets, and all of it is checked. Requests go on meanwhile.
-It does not wait: mrgc wash show INSTANCE says how it went.`,
+Where mrgc.yaml's wash.restart_engine says so the engine is restarted: other instances
+take the requests then, and the wash waits until they can.
+It does not wait: mrgc wash show INSTANCE says how it went, and goes.`,
 		Example: `  source .mrgc/env && mrgc wash now use1-0`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -141,11 +143,17 @@ func printWashes(w io.Writer, washes []recordedWash, steps bool) error {
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "WASH\tTRIGGER\tTOOK\tOUTCOME")
 	for _, wash := range washes {
+		took := wash.EndedAt().Sub(wash.StartedAt).Round(time.Millisecond).String()
 		outcome := "passed"
-		if !wash.Passed {
+		switch {
+		case wash.Open == state.WashWaiting:
+			took, outcome = "-", "waits: "+wash.Reason
+		case wash.Open != "":
+			took, outcome = "-", "under way"
+		case !wash.Passed:
 			outcome = "FAILED: " + wash.Reason
 		}
-		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", wash.ID, wash.Trigger, wash.EndedAt().Sub(wash.StartedAt).Round(time.Millisecond), outcome)
+		fmt.Fprintf(table, "%s\t%s\t%s\t%s\n", wash.ID, wash.Trigger, took, outcome)
 		if !steps {
 			continue
 		}

@@ -43,6 +43,21 @@ var _ = Describe("mrgc wash show", func() {
 		Expect(washes).To(HaveExactElements(HaveField("ID", "use1-0/2026-03-14T10:26:53.589000Z")))
 	})
 
+	DescribeTable("shows one that has not ended", func(ctx SpecContext, w state.Wash, shown string) {
+		store, err := open.Store(ctx, address, nil)
+		Expect(err).NotTo(HaveOccurred())
+		defer store.Close()
+		w.Region, w.Trigger, w.StartedAt = "use1", "interval", at
+		_, err = state.WashTable(store).Put(ctx, state.Record[state.Wash]{Key: state.WashKey("use1-1", at), Value: w})
+		Expect(err).NotTo(HaveOccurred())
+		got := mrgc("wash", "show", "use1-1", "--state", address)
+		Expect(got.err).NotTo(HaveOccurred())
+		Expect(got.stdout).To(MatchRegexp(`T09:26:53.* interval +- +` + shown + `\n`))
+	},
+		Entry("because it waits", state.Wash{Open: state.WashWaiting, Reason: "no other instance is ready"}, "waits: no other instance is ready"),
+		Entry("because it is under way", state.Wash{Open: state.WashUnderWay}, "under way"),
+	)
+
 	It("shows one by its id, step by step", func() {
 		got := mrgc("wash", "show", "use1-0/2026-03-14T09:26:53.589000Z", "--state", address)
 		Expect(got.err).NotTo(HaveOccurred())

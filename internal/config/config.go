@@ -280,6 +280,11 @@ type Wash struct {
 	OnTenantChange bool `yaml:"on_tenant_change"`
 	// Strict is after every request, while no other runs on the instance. Default false.
 	Strict bool `yaml:"strict"`
+	// RestartEngine has a full wash restart the engine, so that GPU memory is overwritten,
+	// one instance of a region and model after the other: where no other is ready, a wash
+	// waits. It takes engines that can be (mrgc engine run), and excludes Strict. Default
+	// false: the engine only forgets.
+	RestartEngine bool `yaml:"restart_engine"`
 }
 
 // Listeners are Envoy's ports, 1 to 65535, not the same.

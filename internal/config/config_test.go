@@ -118,6 +118,7 @@ var _ = Describe("A configuration", func() {
 		Entry("when instances are washed", "models:", "wash: {every_requests: 9, every: 2m, on_tenant_change: true, strict: true}\nmodels:",
 			func(c *config.Config) any { return c.Wash },
 			config.Wash{EveryRequests: 9, Every: 2 * time.Minute, OnTenantChange: true, Strict: true}),
+		Entry("that washes restart engines", "models:", "wash: {restart_engine: true}\nmodels:", func(c *config.Config) any { return c.Wash }, config.Wash{RestartEngine: true}),
 		Entry("no washes, which is the default", "name: m", "name: n", func(c *config.Config) any { return c.Wash }, config.Wash{}),
 		Entry("a duration of two units", "models:", "limits: {response_idle_timeout: 1m30s}\nmodels:",
 			func(c *config.Config) any { return c.Limits.ResponseIdleTimeout }, 90*time.Second),

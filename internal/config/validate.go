@@ -53,6 +53,7 @@ func (v *validator) config(c *Config) {
 		"%v: want more than twice heartbeat_interval (%v)", c.Fleet.StaleAfter, c.Fleet.HeartbeatInterval)
 	v.check(c.Wash.EveryRequests >= 0, "wash.every_requests", "%d: want 0, for never, or more", c.Wash.EveryRequests)
 	v.check(c.Wash.Every == 0 || c.Wash.Every >= time.Minute, "wash.every", "%v: want 0s, for never, or at least 1m", c.Wash.Every)
+	v.check(!c.Wash.Strict || !c.Wash.RestartEngine, "wash.restart_engine", "true, and so is wash.strict: an engine is not restarted after every request")
 	v.scaling(c)
 	v.listeners(c.Listeners)
 }

@@ -156,8 +156,18 @@ type Wash struct {
 	StartedAt time.Time    `json:"started_at"`
 	Steps     []WashStep   `json:"steps"` // in order
 	Passed    bool         `json:"passed"`
-	Reason    string       `json:"reason"` // why it has not passed, for people
+	Reason    string       `json:"reason"` // why it has not passed, or waits, for people
+	// Open says of one that has not ended where it is: WashWaiting or WashUnderWay. Empty:
+	// it has ended.
+	Open string `json:"open"`
 }
+
+// Where a wash is that has not ended. Those that restart no engine are written when they
+// end, and are never seen so.
+const (
+	WashWaiting  = "waiting" // due since StartedAt, and may not begin yet
+	WashUnderWay = "under_way"
+)
 
 // WashStep is a step of a wash.
 type WashStep struct {
@@ -176,6 +186,14 @@ func (w Wash) Validate() error {
 	case "requests", "interval", "tenant", "strict", "operator", "terminate":
 	default:
 		return fmt.Errorf("trigger %q: want requests, interval, tenant, strict, operator or terminate", w.Trigger)
+	}
+	switch w.Open {
+	case "", WashWaiting, WashUnderWay:
+	default:
+		return fmt.Errorf("open %q: want waiting, under_way or nothing", w.Open)
+	}
+	if w.Passed && w.Open != "" {
+		return fmt.Errorf("a wash that is %s cannot have passed", w.Open)
 	}
 	if w.Passed && len(w.Steps) == 0 {
 		return fmt.Errorf("a wash without steps cannot have passed")

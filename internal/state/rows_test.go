@@ -32,6 +32,8 @@ var _ = DescribeTable("A row is refused with", func(row state.Row, why string) {
 	Entry("a wash that did nothing and passed", state.Wash{Region: "use1", Trigger: "strict", Passed: true}, "without steps"),
 	Entry("a step without a name", wash(false, state.WashStep{Passed: true}), `step ""`),
 	Entry("a step that took less than no time", wash(false, state.WashStep{Name: "a", Duration: -1}), "not negative"),
+	Entry("a wash that is nowhere", state.Wash{Region: "use1", Trigger: "strict", Open: "lost"}, `open "lost"`),
+	Entry("a wash that passed and is under way", state.Wash{Region: "use1", Trigger: "strict", Passed: true, Open: state.WashUnderWay, Steps: []state.WashStep{{Name: "a", Passed: true}}}, "under_way cannot have passed"),
 	Entry("a step that failed, of a wash that passed", wash(true, state.WashStep{Name: "a"}), `step "a" has not passed`),
 	Entry("a heartbeat of no beat", state.Heartbeat{}, "beat 0"),
 	Entry("a minute without samples", state.Minute{}, "samples 0"),
@@ -53,6 +55,7 @@ var _ = DescribeTable("A row is accepted:", func(row state.Row) {
 	Entry(nil, state.Autoscaling{DesiredCapacity: 25, Min: 2, Max: 20}), // by hand, beyond the maximum: the autoscaler's to judge
 	Entry(nil, wash(true, state.WashStep{Name: "a", Passed: true})),
 	Entry(nil, wash(false, state.WashStep{Name: "a"})),
+	Entry(nil, state.Wash{Region: "use1", Trigger: "strict", Open: state.WashWaiting}),
 	Entry(nil, state.Heartbeat{Beat: 1}),
 	Entry(nil, state.Minute{Samples: 1}),
 )

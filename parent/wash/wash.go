@@ -12,7 +12,11 @@
 // and quarantines the instance, until a wash that an operator orders passes. An old
 // enclave that could not be stopped is then still there, and its slot taken.
 //
-// Each wash is recorded once, as a row of cleanup_validation.
+// A wash that restarts the engine checks the files first, and takes the instance out of traffic meanwhile, and has
+// to wait for its turn before it begins: see [State.Aside] and [Observation].
+//
+// Each wash has one row of cleanup_validation. One that restarts the engine has it from
+// when it is due, so that whoever finds the row after a crash knows ([Config.Resume]).
 //
 // The parent carries it out (parent/washes.go).
 package wash
@@ -35,7 +39,12 @@ type Config struct {
 	Every          time.Duration // so long after the one before began; 0: not for its age
 	OnTenantChange bool          // after a request of another tenant than the one before
 	Strict         bool          // after every request, and none runs meanwhile ([Config.Admits])
+	RestartEngine  bool          // the engine is restarted, so that the GPU's memory can be overwritten; not with Strict
 	StepTimeout    time.Duration // an action that takes longer has failed; default 10 minutes
+	// AsideTimeout is how long an instance may be out of traffic for a wash, which has
+	// failed if it takes longer; default 8 minutes: after 10 the autoscaler takes an
+	// instance that is not healthy for dead.
+	AsideTimeout time.Duration
 }
 
 // Why an instance is washed.
@@ -52,15 +61,21 @@ type Kind string
 
 // The actions of a wash, in their order, and what follows from how it ends.
 const (
-	PlantCanary  Kind = "plant_canary"
-	ClearGPU     Kind = "clear_gpu"
-	CheckModel   Kind = "check_model"
-	StartStandby Kind = "start_standby" // a fresh enclave: started, attested, healthy
-	SwitchOver   Kind = "switch_over"   // new requests go to the standby; those under way end where they are
-	StopOld      Kind = "stop_old"      // once nothing is under way there
-	CheckHealth  Kind = "check_health"
-	CheckCanary  Kind = "check_canary"
+	Announce      Kind = "announce" // Action.Row is stored before anything else is done
+	PlantCanary   Kind = "plant_canary"
+	StepAside     Kind = "step_aside" // nobody is to send requests any more; those that come are served still
+	AwaitIdle     Kind = "await_idle" // what runs ends; what comes is sent elsewhere
+	ClearGPU      Kind = "clear_gpu"
+	RestartEngine Kind = "restart_engine" // in ClearGPU's place
+	CheckModel    Kind = "check_model"
+	StartStandby  Kind = "start_standby" // a fresh enclave: started, attested, healthy
+	SwitchOver    Kind = "switch_over"   // new requests go to the standby; those under way end where they are
+	StopOld       Kind = "stop_old"      // once nothing is under way there
+	CheckHealth   Kind = "check_health"
+	CheckCanary   Kind = "check_canary"
+	StepBack      Kind = "step_back" // into traffic
 
+	Wait        Kind = "wait"         // the wash may not begin yet: Action.Row says why
 	DropStandby Kind = "drop_standby" // a fresh enclave that never took over
 	Record      Kind = "record"       // Action.Row
 	Quarantine  Kind = "quarantine"   // Action.Row says why
@@ -73,18 +88,37 @@ type part struct {
 	step string
 }
 
-const restart = "restart_enclave"
+const (
+	restartEnclave = "restart_enclave"
+	awaitTurn      = "await_turn"
+)
 
-var parts = []part{
-	{PlantCanary, string(PlantCanary)},
-	{ClearGPU, string(ClearGPU)},
-	{CheckModel, string(CheckModel)},
-	{StartStandby, restart},
-	{SwitchOver, restart},
-	{StopOld, restart},
-	{CheckHealth, string(CheckHealth)},
-	{CheckCanary, string(CheckCanary)},
-}
+var (
+	parts = []part{
+		{PlantCanary, string(PlantCanary)},
+		{ClearGPU, string(ClearGPU)},
+		{CheckModel, string(CheckModel)},
+		{StartStandby, restartEnclave},
+		{SwitchOver, restartEnclave},
+		{StopOld, restartEnclave},
+		{CheckHealth, string(CheckHealth)},
+		{CheckCanary, string(CheckCanary)},
+	}
+	restartingParts = []part{
+		{Announce, awaitTurn},
+		{CheckModel, string(CheckModel)}, // which takes long, while the instance serves
+		{PlantCanary, string(PlantCanary)},
+		{StepAside, string(StepAside)},
+		{AwaitIdle, string(StepAside)},
+		{RestartEngine, string(ClearGPU)},
+		{StartStandby, restartEnclave},
+		{SwitchOver, restartEnclave},
+		{StopOld, restartEnclave},
+		{CheckHealth, string(CheckHealth)},
+		{CheckCanary, string(CheckCanary)},
+		{StepBack, string(StepBack)},
+	}
+)
 
 // State is what is remembered. The zero value, with Washed set to the instance's
 // start, is an instance that has done nothing yet.
@@ -95,10 +129,14 @@ type State struct {
 	Changed     bool      // it was another's before, since the last wash began
 	Quarantined string    // why; empty: it is not
 
-	Wash  string // id of the wash that is under way; empty: none
-	Row   state.Wash
-	Part  int       // which of its actions is under way
-	Since time.Time // since when
+	Wash    string // id of the wash that is due or under way; empty: none
+	Row     state.Wash
+	Waiting bool      // it may not begin yet
+	Restart bool      // it restarts the engine
+	Part    int       // which of its actions is under way
+	Since   time.Time // since when
+	Left    time.Time // when the instance stepped aside; zero: it has not
+	Again   string    // trigger of a wash that was cut off, and has to be made again; empty: none
 }
 
 // Observation is what has happened since the last step.
@@ -106,6 +144,12 @@ type Observation struct {
 	Ended   []string // tenants whose requests have ended, in order
 	Result  Result   // of the action that was under way; zero: none yet
 	Ordered bool     // an operator wants a wash
+	// Turn is that the instance's engine may be restarted now: it is the only one of its
+	// models in the region that may, and others take its requests. Waits is why not, for
+	// people; empty with no Turn: nothing new is known. Only a wash that restarts the engine
+	// waits for it, and such a one keeps the turn while [State.WantsTurn].
+	Turn  bool
+	Waits string
 }
 
 // Result is how an action has ended.
@@ -120,17 +164,27 @@ type Result struct {
 type Action struct {
 	Kind Kind
 	Wash string
-	Row  state.Wash // of Record and Quarantine
+	Row  state.Wash // of Announce, Wait, Record and Quarantine
 }
 
 // Admits says whether a request may start while so many others run: in strict mode
 // alone, and not while a wash is due or under way.
 func (c Config) Admits(s State, running int) bool {
-	return s.Quarantined == "" && (!c.Strict || running == 0 && s.Wash == "" && s.Requests == 0)
+	return s.Quarantined == "" && !s.Closed() && (!c.Strict || running == 0 && s.Wash == "" && s.Requests == 0)
 }
 
-// Timeout is how long an action may take.
-func (c Config) Timeout() time.Duration { return cmp.Or(c.StepTimeout, 10*time.Minute) }
+// Deadline is when the action that is under way has failed, if it has not ended.
+func (c Config) Deadline(s State) time.Time {
+	at := s.Since.Add(c.timeout())
+	if aside := s.Left.Add(c.asideTimeout()); s.Aside() && aside.Before(at) {
+		return aside
+	}
+	return at
+}
+
+func (c Config) timeout() time.Duration { return cmp.Or(c.StepTimeout, 10*time.Minute) }
+
+func (c Config) asideTimeout() time.Duration { return cmp.Or(c.AsideTimeout, 8*time.Minute) }
 
 // Step decides.
 func (c Config) Step(s State, o Observation, now time.Time) (State, []Action) {
@@ -139,7 +193,10 @@ func (c Config) Step(s State, o Observation, now time.Time) (State, []Action) {
 		s.Changed = s.Changed || s.Tenant != "" && s.Tenant != tenant
 		s.Tenant = tenant
 	}
-	if s.Wash != "" {
+	switch {
+	case s.Waiting:
+		return c.await(s, o, now)
+	case s.Wash != "":
 		return c.proceed(s, o.Result, now)
 	}
 	trigger := c.due(s, o.Ordered, now)
@@ -149,9 +206,26 @@ func (c Config) Step(s State, o Observation, now time.Time) (State, []Action) {
 	key := state.WashKey(c.Instance, now)
 	s.Wash = key.Partition + "/" + key.Sort
 	s.Row = state.Wash{Region: c.Region, Trigger: trigger, StartedAt: now}
+	s.Again = ""
+	if s.Waiting = c.restarts(); s.Waiting {
+		return c.await(s, o, now)
+	}
+	return c.begin(s, now)
+}
+
+// begin begins the wash that is due.
+func (c Config) begin(s State, now time.Time) (State, []Action) {
 	s.Washed, s.Requests, s.Changed = now, 0, false
+	s.Row.Open, s.Row.Reason = "", ""
+	if s.Waiting {
+		s.Row.Steps = []state.WashStep{{Name: awaitTurn, Duration: now.Sub(s.Row.StartedAt), Passed: true, Detail: "its turn came"}}
+	}
+	s.Waiting, s.Restart = false, c.restarts()
 	s.Part, s.Since = 0, now
-	return s, []Action{{Kind: parts[0].kind, Wash: s.Wash}}
+	if s.Restart {
+		s.Row.Open = state.WashUnderWay
+	}
+	return s, []Action{{Kind: s.parts()[0].kind, Wash: s.Wash, Row: s.Row}}
 }
 
 // due says why a wash has to begin now; empty: it has not.
@@ -159,6 +233,8 @@ func (c Config) due(s State, ordered bool, now time.Time) string {
 	switch {
 	case ordered:
 		return TriggerOperator
+	case s.Again != "":
+		return s.Again
 	case s.Quarantined != "": // somebody has to look first
 		return ""
 	case c.Strict && s.Requests > 0:
@@ -176,23 +252,28 @@ func (c Config) due(s State, ordered bool, now time.Time) string {
 
 // proceed takes an action's result. One of another action is not this one's.
 func (c Config) proceed(s State, r Result, now time.Time) (State, []Action) {
-	current := parts[s.Part]
+	current := s.parts()[s.Part]
 	if r.Wash != s.Wash || r.Kind != current.kind {
-		limit := c.Timeout()
-		if now.Sub(s.Since) < limit {
+		if now.Before(c.Deadline(s)) {
 			return s, nil
 		}
-		r = Result{Detail: fmt.Sprintf("%s has not ended within %s", current.kind, limit)}
+		r = Result{Detail: fmt.Sprintf("%s has not ended within %s", current.kind, c.timeout())}
+		if now.Sub(s.Since) < c.timeout() {
+			r.Detail = fmt.Sprintf("%s has not ended, and the instance has been out of traffic for %s", current.kind, c.asideTimeout())
+		}
 	}
 	s.Row.Steps = noted(s.Row.Steps, current, r, now.Sub(s.Since))
 	if !r.Passed {
 		return end(s, fmt.Sprintf("%s: %s", current.kind, r.Detail))
 	}
-	if s.Part++; s.Part == len(parts) {
+	if s.Part++; s.Part == len(s.parts()) {
 		return end(s, "")
 	}
-	s.Since = now
-	return s, []Action{{Kind: parts[s.Part].kind, Wash: s.Wash}}
+	next := s.parts()[s.Part].kind
+	if s.Since = now; next == StepAside {
+		s.Left = now
+	}
+	return s, []Action{{Kind: next, Wash: s.Wash}}
 }
 
 // noted gives the record's steps with an action's result: a step that has several
@@ -211,9 +292,9 @@ func noted(steps []state.WashStep, p part, r Result, took time.Duration) []state
 // end ends the wash; a reason says that it has failed.
 func end(s State, reason string) (State, []Action) {
 	row := s.Row
-	row.Passed, row.Reason = reason == "", reason
+	row.Open, row.Passed, row.Reason = "", reason == "", reason
 	var actions []Action
-	if failed := parts[min(s.Part, len(parts)-1)].kind; reason != "" && (failed == StartStandby || failed == SwitchOver) {
+	if failed := s.parts()[min(s.Part, len(s.parts())-1)].kind; reason != "" && (failed == StartStandby || failed == SwitchOver) {
 		actions = append(actions, Action{Kind: DropStandby, Wash: s.Wash})
 	}
 	actions = append(actions, Action{Kind: Record, Wash: s.Wash, Row: row})
@@ -224,6 +305,6 @@ func end(s State, reason string) (State, []Action) {
 		actions = append(actions, Action{Kind: Release, Wash: s.Wash})
 	}
 	s.Quarantined = reason
-	s.Wash, s.Row, s.Part, s.Since = "", state.Wash{}, 0, time.Time{}
+	s.Wash, s.Row, s.Restart, s.Part, s.Since, s.Left = "", state.Wash{}, false, 0, time.Time{}, time.Time{}
 	return s, actions
 }
