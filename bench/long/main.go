@@ -29,6 +29,8 @@ type step struct {
 	says     string // what it shows
 	command  []string
 	packages []string // whose code it is about; none: it keeps its own account
+	needs    string   // a file; empty: none
+	fetch    string   // what brings it
 
 	code    string // a hash of it
 	outcome outcome
@@ -48,6 +50,15 @@ const (
 
 // due says whether a step has anything to show that it has not shown.
 func (s *step) due() bool { return s.outcome != passed || s.of != s.code || len(s.packages) == 0 }
+
+// missing says whether what the step needs is not there.
+func (s *step) missing() bool {
+	if s.needs == "" {
+		return false
+	}
+	_, err := os.Stat(s.needs)
+	return err != nil
+}
 
 // test is a step of `go test`.
 func test(timeout time.Duration, args ...string) []string {
@@ -73,6 +84,11 @@ func steps() []*step {
 		{
 			name: "silence", says: "routers hang for a quarter of an hour", packages: whole,
 			command: test(30*time.Minute, "./e2e", "-ginkgo.focus", "quarter of an hour"),
+		},
+		{
+			name: "vllm", says: "the real vLLM behind the guard: tenants apart, washes, metrics, errors", packages: []string{"./engine"},
+			command: append([]string{"env", "MRGC_TEST_VLLM=1", "OMP_NUM_THREADS=1"}, test(time.Hour, "./engine", "-ginkgo.label-filter", "vllm")...),
+			needs:   ".tools/vllm-0.32.0/.done", fetch: "make vllm",
 		},
 		{
 			name: "threats", says: "the threat model at length: a million replays in process, 10,000 through real parts", packages: whole,
@@ -129,6 +145,10 @@ func run(ctx context.Context, wanted *regexp.Regexp, again bool) error {
 			continue
 		case !again && !s.due():
 			fmt.Printf("%s: passed %s, and its code is the same\n", s.name, s.at.Format(time.RFC3339))
+			continue
+		}
+		if s.missing() {
+			fmt.Printf("%s: not run: %s is not there, and %s fetches it\n", s.name, s.needs, s.fetch)
 			continue
 		}
 		if err := s.run(ctx); err != nil {

@@ -48,6 +48,13 @@ func TestAFailedStepIsWrittenDownAndABrokenOneIsNot(t *testing.T) {
 	g.Expect(s.outcome).To(BeEmpty())
 }
 
+func TestAStepThatNeedsWhatIsNotThereIsNotRun(t *testing.T) {
+	g := NewWithT(t)
+	g.Expect((&step{needs: "none/such"}).missing()).To(BeTrue())
+	g.Expect((&step{needs: "main_test.go"}).missing()).To(BeFalse())
+	g.Expect((&step{}).missing()).To(BeFalse())
+}
+
 func TestStepsHaveNamesOfTheirOwn(t *testing.T) {
 	g := NewWithT(t)
 	names := map[string]bool{}
