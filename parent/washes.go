@@ -189,7 +189,7 @@ func (w *washer) stopOld(ctx context.Context) (string, error) {
 	}
 	w.left = old
 	began, ended := time.Now(), "ended"
-	patient, cancel := context.WithTimeout(ctx, w.settings().Timeout()/2)
+	patient, cancel := context.WithTimeout(ctx, half(ctx))
 	defer cancel()
 	switch {
 	case old.idle(patient) == nil:
@@ -205,6 +205,12 @@ func (w *washer) stopOld(ctx context.Context) (string, error) {
 	}
 	w.left = nil
 	return fmt.Sprintf("the old enclave's last request %s after %s, and it is gone", ended, waited.Round(time.Millisecond)), nil
+}
+
+// half is half of the time until ctx ends.
+func half(ctx context.Context) time.Duration {
+	deadline, _ := ctx.Deadline() // every action has one
+	return time.Until(deadline) / 2
 }
 
 // checkHealth asks the new enclave, the engine and the GPUs how they are.
