@@ -270,6 +270,24 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		Eventually(ctx, ready).Should(Equal(3))
 	}, NodeTimeout(specTimeout))
 
+	It("is not made to fail by a request that does not end: it is cut", func(ctx SpecContext) {
+		in, _ := startRestarting(ctx, washed(func(c *wash.Config) { c.StepTimeout = 2 * time.Second }))
+		in.enclaves.nth(0).answers(func(w http.ResponseWriter, r *http.Request) {
+			_, _ = io.Copy(io.Discard, r.Body)
+			_, _ = io.WriteString(w, "old ")
+			_ = http.NewResponseController(w).Flush()
+			<-r.Context().Done()
+		})
+		endless := in.ask(ctx, "a", "claims of 0")
+		w := in.washInTurn(ctx)
+		Expect(w.Reason).To(BeEmpty())
+		Expect(w.Steps).To(ContainElement(And(HaveField("Name", "step_aside"), HaveField("Detail", ContainSubstring("are cut")))))
+		in.eventuallyRegistered(ctx, healthy())
+		body, err := io.ReadAll(endless.Body)
+		Expect(string(body)).To(Equal("old "))
+		Expect(err).To(HaveOccurred(), "a cut answer looks cut")
+	}, NodeTimeout(specTimeout))
+
 	It("that was cut off by the end of its parent leaves the instance in quarantine, until it was made again", func(ctx SpecContext) {
 		in, _ := startRestarting(ctx)
 		begun, _ := held(ctx, in)
@@ -316,17 +334,6 @@ var _ = Describe("A full wash that restarts the engine", func() {
 			in.store.deaf.Store(true)
 			return func() { in.store.deaf.Store(false) }
 		}, "step_aside", "could not be told"),
-		Entry("a request that does not end", NodeTimeout(specTimeout), func(in *washing) func() {
-			leave := make(chan struct{})
-			in.enclaves.nth(1).answers(func(w http.ResponseWriter, r *http.Request) {
-				_, _ = io.Copy(io.Discard, r.Body)
-				_, _ = io.WriteString(w, "an answer")
-				_ = http.NewResponseController(w).Flush()
-				<-leave
-			})
-			slow := in.ask(context.Background(), "a", "claims of 1")
-			return func() { close(leave); readAll(slow) }
-		}, "step_aside", "1 requests do not end"),
 		Entry("an engine that is not restarted", NodeTimeout(specTimeout), brokenGuard(api.PathWashRestart), "clear_gpu", "no such luck"),
 		Entry("a restart that does not end", NodeTimeout(specTimeout), func(in *washing) func() {
 			in.guard.onRestart(func(ctx context.Context) { <-ctx.Done() })
