@@ -64,7 +64,7 @@ func withCache(kind string, slots int) engine.GuardConfig {
 
 // under asks for a completion under a salt.
 func (g *guarded) under(ctx context.Context, salt, body string) (*http.Response, error) {
-	return g.do(ctx, enclaveID, 2, "POST", chat, strings.NewReader(body), api.HeaderCacheSalt, salt)
+	return g.do(ctx, enclaveID, 2, "POST", chat, strings.NewReader(body), api.HeaderCacheSalt, salt, "Content-Type", "application/json")
 }
 
 func (g *guarded) expectUnder(ctx context.Context, salt, body string, status int) *http.Response {

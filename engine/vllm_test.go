@@ -203,7 +203,7 @@ func longAnswer(tokens int, stream bool) string {
 		stream, tokens, map[bool]string{true: `{"include_usage":true}`, false: "null"}[stream])
 }
 
-var _ = Describe("vLLM itself, behind the guard", Label("vllm"), Ordered, Serial, func() {
+var _ = Describe("vLLM itself, behind the guard", Label("vllm"), Ordered, ContinueOnFailure, Serial, func() {
 	var v *vllm
 	BeforeAll(func() { v = startVLLM() })
 
