@@ -68,7 +68,7 @@ test-unit: parts dynamodb-local moto ## everything but end to end, with the race
 	$(GO) test -race -timeout 20m $$($(GO) list ./... | grep -v /e2e)
 
 test-e2e: parts $(TOOLS)/python-e2e/.done ## a whole cluster, used by the official OpenAI package
-	$(GO) test -count=1 -timeout 15m ./e2e -ginkgo.label-filter '!slow'
+	$(GO) test -count=1 -timeout 25m ./e2e -ginkgo.label-filter '!slow'
 
 test-vllm: ## the real vLLM behind the guard: caches, washes, metrics, errors, streams; skipped, and says so, without `make vllm`
 	MRGC_TEST_VLLM=1 OMP_NUM_THREADS=1 $(GO) test -count=1 -timeout 1h -v ./engine -ginkgo.v -ginkgo.label-filter vllm
