@@ -117,6 +117,7 @@ var _ = Describe("Options", func() {
 			o.Engine, o.EngineURL, o.ModelName, o.Sim.Profile = EngineSim, "http://127.0.0.1:8000", "m", "a100"
 		}, "with --engine sim alone"),
 		Entry("a negative number of slots", func(o *Options) { o.Engine, o.Sim.Slots = EngineSim, -1 }, "--sim-slots -1"),
+		Entry("engines that washes restart, without washes", func(o *Options) { o.RestartEngine = true }, "it needs --wash"),
 		Entry("a cache without a profile", func(o *Options) { o.Engine, o.Sim.KVBlocks = EngineSim, 100 }, "needs --sim-profile"),
 		Entry("faults of an instance that is not there", func(o *Options) { o.Engine, o.Sim.Slow = EngineSim, map[string]string{"use1-2": "2"} },
 			"--sim-slow use1-2: there is no such instance"),

@@ -44,6 +44,16 @@ var _ = Describe("A cluster whose instances are washed", func() {
 		}
 	})
 
+	It("has each engine under a supervisor that its guard alone is told of, if washes are to restart it", func() {
+		with := func(o *Options) { o.Wash, o.RestartEngine, o.cores = true, true, 1 }
+		byName := children(planFor(with))
+		for i, in := range planFor(with).instances() {
+			engine := byName[fmt.Sprintf("engine-%d", i)]
+			Expect(engine.args[1:4]).To(Equal([]string{"engine", "run", "--control"}))
+			Expect(flagOf(byName["guard-"+in.id], "--engine-control")).To(Equal("unix:" + engine.args[4]))
+		}
+	})
+
 	It("writes down what the model has to be", func(ctx context.Context) {
 		p := planFor(func(o *Options) { o.Wash = true })
 		p.stateDir = GinkgoT().TempDir()

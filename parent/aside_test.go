@@ -37,25 +37,6 @@ func startRestarting(ctx context.Context, options ...func(*washing, *parent.Conf
 	return in, other
 }
 
-// ended are the washes that have, the newest first.
-func (in *washing) ended(ctx context.Context) (ended []state.Wash) {
-	for _, row := range in.washes(ctx) {
-		if row.Value.Open == "" {
-			ended = append(ended, row.Value)
-		}
-	}
-	return ended
-}
-
-// washInTurn orders one and waits until its record is closed.
-func (in *washing) washInTurn(ctx context.Context) state.Wash {
-	GinkgoHelper()
-	before := len(in.ended(ctx))
-	Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
-	Eventually(ctx, in.ended).Should(HaveLen(before + 1))
-	return in.ended(ctx)[0]
-}
-
 // newest is the newest wash, as it is stored; the zero value: there is none.
 func (in *washing) newest(ctx context.Context) (w state.Wash) {
 	if rows := in.washes(ctx); len(rows) > 0 {
@@ -189,7 +170,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 
 	It("has its turn when who has it dies", func(ctx SpecContext) {
 		in, _ := startRestarting(ctx)
-		Expect(in.washInTurn(ctx).Passed).To(BeTrue())
+		Expect(in.wash(ctx).Passed).To(BeTrue())
 		leases := state.LeaseTable(in.records)
 		read := func(ctx context.Context) (state.Record[lease.Record], error) {
 			return leases.Get(ctx, state.LeaseKey("wash/use1/62c66a7a5dd70c31")) // SHA-256 of "m"
@@ -279,7 +260,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 			<-r.Context().Done()
 		})
 		endless := in.ask(ctx, "a", "claims of 0")
-		w := in.washInTurn(ctx)
+		w := in.wash(ctx)
 		Expect(w.Reason).To(BeEmpty())
 		Expect(w.Steps).To(ContainElement(And(HaveField("Name", "step_aside"), HaveField("Detail", ContainSubstring("are cut")))))
 		in.eventuallyRegistered(ctx, healthy())
@@ -317,16 +298,16 @@ var _ = Describe("A full wash that restarts the engine", func() {
 	DescribeTable("of which a step is broken is caught: recorded, told, and the instance out of service until one passes",
 		func(ctx SpecContext, breakIt func(*washing) (mend func()), step, reason string) {
 			in, _ := startRestarting(ctx, washed(func(c *wash.Config) { c.StepTimeout = 1500 * time.Millisecond }))
-			Expect(in.washInTurn(ctx).Reason).To(BeEmpty())
+			Expect(in.wash(ctx).Reason).To(BeEmpty())
 			mend := breakIt(in)
-			w := in.washInTurn(ctx)
+			w := in.wash(ctx)
 			Expect(w.Passed).To(BeFalse())
 			Expect(w.Reason).To(ContainSubstring(reason))
 			Expect(w.Steps[len(w.Steps)-1]).To(And(HaveField("Name", step), HaveField("Passed", false)))
 			expectError(in.ask(ctx, "a", "claims of 1"), http.StatusServiceUnavailable, "instance_quarantined")
 			mend()
 			in.eventuallyRegistered(ctx, And(Not(healthy()), HaveField("Health.Reason", HavePrefix("quarantined: "))))
-			Expect(in.washInTurn(ctx).Reason).To(BeEmpty())
+			Expect(in.wash(ctx).Reason).To(BeEmpty())
 			in.eventuallyRegistered(ctx, healthy())
 		},
 		Entry("a canary that the engine does not keep", NodeTimeout(specTimeout), brokenGuard(api.PathWashPlant), "plant_canary", "no such luck"),
@@ -358,7 +339,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 	It("that passes while the fleet's store is away is told later", func(ctx SpecContext) {
 		in, _ := startRestarting(ctx, washed(func(c *wash.Config) { c.StepTimeout = 12 * time.Second }))
 		in.guard.onRestart(func(context.Context) { in.store.deaf.Store(true) })
-		w := in.washInTurn(ctx)
+		w := in.wash(ctx)
 		Expect(w.Passed).To(BeTrue(), w.Reason)
 		Expect(w.Steps[len(w.Steps)-1].Detail).To(ContainSubstring("yet to be told"))
 		Expect(readAll(in.ask(ctx, "a", "claims of 1"))).To(Equal("answer of 1"))
@@ -370,7 +351,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		in := startWashing(restarting)
 		in.ready(ctx)
 		Expect(in.store.SetDraining(ctx, instanceID, true)).To(Succeed())
-		Expect(in.washInTurn(ctx).Reason).To(BeEmpty())
+		Expect(in.wash(ctx).Reason).To(BeEmpty())
 		Expect(in.registered(ctx)).To(HaveField("Draining", true))
 	}, NodeTimeout(specTimeout))
 })

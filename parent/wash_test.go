@@ -170,13 +170,23 @@ func (in *washing) washes(ctx context.Context) []state.Record[state.Wash] {
 	return rows
 }
 
-// wash orders one and waits for its record.
+// ended are the washes that have, the newest first.
+func (in *washing) ended(ctx context.Context) (ended []state.Wash) {
+	for _, row := range in.washes(ctx) {
+		if row.Value.Open == "" {
+			ended = append(ended, row.Value)
+		}
+	}
+	return ended
+}
+
+// wash orders one and waits until its record is closed.
 func (in *washing) wash(ctx context.Context) state.Wash {
 	GinkgoHelper()
-	before := len(in.washes(ctx))
+	before := len(in.ended(ctx))
 	Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
-	Eventually(ctx, in.washes).Should(HaveLen(before + 1))
-	return in.washes(ctx)[0].Value
+	Eventually(ctx, in.ended).Should(HaveLen(before + 1))
+	return in.ended(ctx)[0]
 }
 
 // ask sends one request that is sealed to an enclave's key.
