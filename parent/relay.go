@@ -75,7 +75,7 @@ func (p *Parent) serveSealed(w http.ResponseWriter, r *http.Request) {
 	if next.to == toEnclave {
 		leave, refused := p.washer.admit(r.Context())
 		if refused != nil {
-			if refused.Code == codeStale {
+			if refused.Code == codeStale || refused.Code == codeQuarantined { // what is sealed to it alone is sealed anew
 				w.Header().Set(api.HeaderKeyStatus, api.KeyStatusStale)
 			}
 			refused.Write(w)

@@ -181,7 +181,7 @@ func (w *washer) admit(ctx context.Context) (leave func(tenant string, opened bo
 		case admitted:
 			return w.leave, nil
 		case quarantined:
-			return nil, unavailable("instance_quarantined", "a wash of the instance has failed; it takes no requests")
+			return nil, unavailable(codeQuarantined, "a wash of the instance has failed; it takes no requests")
 		case closed: // Envoy asks another recipient, and the client seals anew when there is none
 			return nil, unavailable(codeStale, "the instance is being washed, and its keys are gone; fetch "+api.PathKeys+" again")
 		}
@@ -195,8 +195,10 @@ func (w *washer) admit(ctx context.Context) (leave func(tenant string, opened bo
 	}
 }
 
-// codeStale is what enclaves say, too, of keys that they do not hold.
-const codeStale = "stale_recipients"
+const (
+	codeStale       = "stale_recipients" // as enclaves say of keys that they do not hold
+	codeQuarantined = "instance_quarantined"
+)
 
 func unavailable(code, text string) *api.Error {
 	e := api.Errorf(http.StatusServiceUnavailable, code, "%s", text)
