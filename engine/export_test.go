@@ -28,8 +28,8 @@ type Grant struct {
 }
 
 // Take is slotTable.take.
-func (t *SlotTable) Take(salt string, all bool) (Grant, bool) {
-	g, ok := t.table.take(salt, all)
+func (t *SlotTable) Take(salt string, all bool, now time.Time) (Grant, bool) {
+	g, ok := t.table.take(salt, all, now)
 	return Grant{g.slot, g.all, g.reuse}, ok
 }
 

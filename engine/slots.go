@@ -43,14 +43,14 @@ type grant struct {
 // take gives an idle slot: one with prompts of the same salt, which may be reused,
 // or else the one that is least missed. all waits for every slot to be idle, for
 // requests whose choices the engine spreads over slots of its own choosing.
-func (t *slotTable) take(salt string, all bool) (g grant, ok bool) {
+func (t *slotTable) take(salt string, all bool, now time.Time) (g grant, ok bool) {
 	best := -1
 	for i := range t.slots {
 		switch {
 		case t.slots[i].busy && all:
 			return grant{}, false
 		case t.slots[i].busy:
-		case best < 0 || t.better(i, best, salt):
+		case best < 0 || t.better(i, best, salt, now):
 			best = i
 		}
 	}
@@ -68,13 +68,17 @@ func (t *slotTable) take(salt string, all bool) (g grant, ok bool) {
 }
 
 // better says whether slot i suits more than slot j: its salt's own, the one that
-// was used last; else an empty one; else the one that was used first.
-func (t *slotTable) better(i, j int, salt string) bool {
+// was used last; else one that is not doubted, in which what is asked now is found
+// again; else an empty one; else the one that was used first.
+func (t *slotTable) better(i, j int, salt string, now time.Time) bool {
 	a, b := &t.slots[i], &t.slots[j]
 	if own := a.salt == salt; own != (b.salt == salt) {
 		return own
 	} else if own {
 		return a.taken > b.taken
+	}
+	if doubted := now.Before(a.doubted); doubted != now.Before(b.doubted) {
+		return !doubted
 	}
 	if empty := a.salt == ""; empty != (b.salt == "") {
 		return empty
@@ -130,7 +134,7 @@ func (q *slotQueue) take(ctx context.Context, salt string, all bool) (grant, err
 	q.mu.Lock()
 	w := &waiter{salt: salt, all: all, ready: make(chan grant, 1)}
 	at := q.waiting.PushBack(w)
-	q.serve()
+	q.serve(time.Now())
 	q.mu.Unlock()
 	select {
 	case g := <-w.ready:
@@ -145,7 +149,7 @@ func (q *slotQueue) take(ctx context.Context, salt string, all bool) (grant, err
 	default:
 		q.waiting.Remove(at)
 	}
-	q.serve()
+	q.serve(time.Now())
 	return grant{}, ctx.Err()
 }
 
@@ -153,14 +157,14 @@ func (q *slotQueue) release(g grant, salt string, end ending, now time.Time) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.table.release(g, salt, end, now)
-	q.serve()
+	q.serve(now)
 }
 
 // serve gives slots to who waits, the first first. It is called with mu held.
-func (q *slotQueue) serve() {
+func (q *slotQueue) serve(now time.Time) {
 	for first := q.waiting.Front(); first != nil; first = q.waiting.Front() {
 		w := first.Value.(*waiter)
-		g, ok := q.table.take(w.salt, w.all)
+		g, ok := q.table.take(w.salt, w.all, now)
 		if !ok {
 			return
 		}

@@ -58,7 +58,7 @@ var _ = Describe("The slots of an engine without salts", func() {
 				"take": func(t *rapid.T) {
 					salt := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "salt")
 					all := rapid.IntRange(0, 9).Draw(t, "choices") == 0
-					g, ok := table.Take(salt, all)
+					g, ok := table.Take(salt, all, now)
 					busy := len(running)
 					if slices.ContainsFunc(running, func(g given) bool { return g.All }) {
 						busy = n
@@ -125,7 +125,7 @@ var _ = Describe("The slots of an engine without salts", func() {
 		table := engine.NewSlotTable(3)
 		ask := func(salt string) engine.Grant {
 			GinkgoHelper()
-			g, ok := table.Take(salt, false)
+			g, ok := table.Take(salt, false, now)
 			Expect(ok).To(BeTrue())
 			table.Release(g, salt, engine.EndAnswered, now)
 			return g
@@ -145,14 +145,14 @@ var _ = Describe("The slots of an engine without salts", func() {
 			all := end == engine.EndAnswered
 			table := engine.NewSlotTable(1)
 			for range 2 {
-				g, _ := table.Take("a", false)
+				g, _ := table.Take("a", false, now)
 				table.Release(g, "a", engine.EndAnswered, now)
 			}
-			g, ok := table.Take("a", all)
+			g, ok := table.Take("a", all, now)
 			Expect(ok).To(BeTrue())
 			Expect(g.Reuse).To(Equal(!all))
 			table.Release(g, "a", end, now)
-			g, _ = table.Take("a", false)
+			g, _ = table.Take("a", false, now)
 			Expect(g.Reuse).To(BeFalse())
 		}
 	})
@@ -161,7 +161,7 @@ var _ = Describe("The slots of an engine without salts", func() {
 		now := time.Unix(0, 0)
 		table := engine.NewSlotTable(1)
 		ask := func(end engine.Ending) bool {
-			g, _ := table.Take("a", false)
+			g, _ := table.Take("a", false, now)
 			table.Release(g, "a", end, now)
 			return g.Reuse
 		}
@@ -172,5 +172,21 @@ var _ = Describe("The slots of an engine without salts", func() {
 		now = now.Add(1)
 		ask(engine.EndAnswered)
 		Expect(ask(engine.EndAnswered)).To(BeTrue())
+	})
+
+	It("that a vanished request may get to yet are the last to be taken: what is asked there is not found again", func() {
+		now := time.Unix(0, 0)
+		table := engine.NewSlotTable(2)
+		ask := func(salt string, end engine.Ending) engine.Grant {
+			g, _ := table.Take(salt, false, now)
+			table.Release(g, salt, end, now)
+			return g
+		}
+		Expect(ask("a", engine.EndVanished).Slot).To(Equal(0))
+		Expect(ask("b", engine.EndAnswered).Slot).To(Equal(1))
+		Expect(ask("c", engine.EndAnswered)).To(Equal(engine.Grant{Slot: 1}), "not the empty one")
+		Expect(ask("c", engine.EndAnswered)).To(Equal(engine.Grant{Slot: 1, Reuse: true}))
+		now = now.Add(engine.Doubt)
+		Expect(ask("d", engine.EndAnswered).Slot).To(Equal(0))
 	})
 })

@@ -32,9 +32,10 @@ type washer struct {
 }
 
 // Bounds on planting: a slot of llama.cpp's that another request takes between two
-// of ours has forgotten the canary, which is to be tried again.
+// of ours has forgotten the canary, which is to be tried again; and for as long as
+// every slot is doubted (slotTable), none is seen to keep one.
 const (
-	plantTries = 60
+	plantTries = 180
 	plantPause = 500 * time.Millisecond
 	maxAnswer  = 1 << 20
 )
