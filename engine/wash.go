@@ -147,7 +147,7 @@ func (w *washer) newCanary(ctx context.Context, n int) error {
 		_, _ = rand.Read(b[:]) // never fails (crypto/rand)
 		words[i] = hex.EncodeToString(b[:])
 	}
-	w.salt = "wash/" + rand.Text()
+	w.salt = "wash-" + rand.Text()
 	w.canary, err = json.Marshal(map[string]any{"model": model, "prompt": strings.Join(words, " "), "max_tokens": 1, "temperature": 0})
 	return err
 }

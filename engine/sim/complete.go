@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"net/http"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/mrgc/mrgc/engine/sim/batching"
@@ -169,6 +170,9 @@ func (e *Engine) read(w http.ResponseWriter, r *http.Request) (*request, *api.Er
 	}
 	if req.Model != "" && req.Model != e.cfg.Model {
 		return nil, api.Errorf(http.StatusNotFound, "model_not_found", "this engine serves another model")
+	}
+	if len(req.CacheSalt) > 128 || strings.ContainsAny(req.CacheSalt, "@/\\\x00") { // vLLM 0.32.0, validate_cache_salt
+		return nil, api.Errorf(http.StatusBadRequest, "invalid_request", "cache_salt is too long, or has a character that vLLM refuses")
 	}
 	return req, nil
 }

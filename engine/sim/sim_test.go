@@ -168,6 +168,8 @@ var _ = Describe("The simulator", func() {
 		Entry("no JSON", "hello", http.StatusBadRequest),
 		Entry("another model", `{"model":"other"}`, http.StatusNotFound),
 		Entry("too long an answer", `{"max_tokens":1048577}`, http.StatusBadRequest),
+		Entry("a salt with a slash, as vLLM does", `{"max_tokens":1,"cache_salt":"a/b"}`, http.StatusBadRequest),
+		Entry("too long a salt", `{"max_tokens":1,"cache_salt":"`+strings.Repeat("a", 129)+`"}`, http.StatusBadRequest),
 	)
 
 	It("runs on a socket of its own user and removes it", func(ctx SpecContext) {
