@@ -22,10 +22,9 @@ var _ = Describe("systemd's units", func() {
 		Expect(arguments).NotTo(BeNil(), "the unit says what %s is like", example)
 		command := strings.Fields(strings.Replace(line[1], "$"+example, arguments[1], 1))
 		if i := slices.Index(command, "--"); i >= 0 { // a supervisor's, or that of what it runs
-			switch {
-			case example == "MRGC_SUPERVISOR_ARGS":
+			if example == "MRGC_SUPERVISOR_ARGS" {
 				command = command[:i]
-			default:
+			} else {
 				command = command[i+1:]
 				command[0] = filepath.Base(command[0])
 			}

@@ -221,8 +221,7 @@ var _ = Describe("A restart of the engine", func() {
 	}, NodeTimeout(time.Minute))
 
 	It("leaves requests with an answer: what is under way is cut, and what comes meanwhile may be tried elsewhere", func(ctx SpecContext) {
-		var s supervised
-		s = supervise(ctx, func(c *supervisor.Config) {
+		s := supervise(ctx, func(c *supervisor.Config) {
 			c.Clear = []string{"/bin/sh", "-c", `touch "$0.clearing"; until [ -e "$0.go" ]; do sleep 0.01; done; echo '[{"total_bytes":1}]'`, c.Control}
 		})
 		g := newGuardedBy(nil, engine.GuardConfig{Upstream: "unix:" + s.socket, Cache: api.CacheSalt, Control: "unix:" + s.control})

@@ -152,7 +152,8 @@ var _ = Describe("A restart", func() {
 			_, err := supervisor.Restart(asking, s.control)
 			gone <- err
 		}()
-		Eventually(ctx, filepath.Join(s.dir, "clearing")).Should(BeAnExistingFile())
+		marker := filepath.Join(s.dir, "clearing")
+		Eventually(ctx, marker).Should(BeAnExistingFile())
 		_, err := supervisor.Restart(ctx, s.control)
 		Expect(err).To(MatchError(ContainSubstring("being restarted already")))
 		leave()
@@ -219,7 +220,8 @@ var _ = Describe("A supervisor", func() {
 			_, err := supervisor.Restart(ctx, s.control)
 			restarted <- err
 		}()
-		Eventually(ctx, filepath.Join(s.dir, "clearing")).Should(BeAnExistingFile())
+		marker := filepath.Join(s.dir, "clearing")
+		Eventually(ctx, marker).Should(BeAnExistingFile())
 		Expect(s.cmd.Process.Signal(syscall.SIGTERM)).To(Succeed())
 		Eventually(ctx, restarted).Should(Receive(MatchError(ContainSubstring("supervisor ends"))))
 		Eventually(ctx, s.ended).Should(Receive(HaveOccurred()))
@@ -255,7 +257,8 @@ var _ = Describe("A supervisor", func() {
 		orphan := s.pids("children")()[0]
 		Expect(alive(orphan)).To(BeTrue())
 		Expect(os.WriteFile(filepath.Join(s.dir, "go"), nil, 0o600)).To(Succeed())
-		Eventually(ctx, filepath.Join("/proc", strconv.Itoa(orphan))).ShouldNot(BeADirectory(), "not even as a zombie")
+		process := filepath.Join("/proc", strconv.Itoa(orphan))
+		Eventually(ctx, process).ShouldNot(BeADirectory(), "not even as a zombie")
 	}, NodeTimeout(time.Minute))
 
 	It("does nothing else that it is asked for", func(ctx SpecContext) {
