@@ -44,92 +44,98 @@ func (p *plan) writeFiles(ctx context.Context, ca *devca.Authority, root *softns
 	if err != nil {
 		return "", err
 	}
-	measured, err := p.release()
-	if err != nil {
-		return "", err
-	}
-	releases, err := json.MarshalIndent(measured, "", "  ")
-	if err != nil {
-		return "", err
-	}
-	releasing, err := newSigningKey()
-	if err != nil {
-		return "", err
-	}
-	manifest, err := release.Sign(releasing.key, &release.Manifest{Version: 1, MinVersion: measured[0].Version, Releases: measured})
-	if err != nil {
-		return "", err
+	clusterConfig := p.clusterConfig()
+	if _, err := config.Parse(p.config, clusterConfig); err != nil {
+		return "", fmt.Errorf("configuration of the local cluster: %w", err)
 	}
 	hosts, err := hostImages()
 	if err != nil {
 		return "", err
 	}
-	keyPolicy, err := p.keyPolicy(measured)
-	if err != nil {
-		return "", err
-	}
-	var fleetPolicy []byte
-	if p.fleet.name != "" {
-		if fleetPolicy, err = p.fleetPolicy(measured); err != nil {
-			return "", err
-		}
-	}
-	clusterConfig := p.clusterConfig()
-	if _, err := config.Parse(p.config, clusterConfig); err != nil {
-		return "", fmt.Errorf("configuration of the local cluster: %w", err)
-	}
 	files, err := p.tenantFiles(&key, time.Now())
 	if err != nil {
 		return "", err
 	}
-	maps.Copy(files, map[string][]byte{
-		p.config:   clusterConfig,
-		p.caFile:   ca.RootPEM(),
-		p.nsmRoot:  root.PEM(),
-		p.releases: releases,
-		p.hosts:    hosts,
-
-		p.manifest:           manifest,
-		p.releasing + ".key": releasing.private,
-		p.releasing + ".pub": releasing.public,
-
-		p.kms.policy: keyPolicy,
-		p.kms.env:    p.kmsEnv(),
-	})
-	if fleetPolicy != nil {
-		files[p.fleet.policy] = fleetPolicy
+	released, err := p.releaseFiles()
+	if err != nil {
+		return "", err
 	}
+	maps.Copy(files, released)
+	maps.Copy(files, map[string][]byte{
+		p.config:  clusterConfig,
+		p.caFile:  ca.RootPEM(),
+		p.nsmRoot: root.PEM(),
+		p.hosts:   hosts,
+		p.kms.env: p.kmsEnv(),
+	})
 	for path, content := range files {
 		if err := os.WriteFile(path, content, 0o600); err != nil {
 			return "", err
 		}
 	}
-	// Instances of an earlier start are not this cluster's, nor are its API key and
-	// what was rolled back then.
-	if err := p.removeEnv(); err != nil {
+	if err := p.removeLeftovers(); err != nil {
 		return "", err
 	}
 	if err := p.writeModelSums(); err != nil {
 		return "", err
 	}
-	for _, path := range []string{
-		p.store, p.store + "-wal", p.store + "-shm", p.control, p.control + "-wal", p.control + "-shm",
-		config.RollbackRecord(p.config),
-	} {
-		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return "", err
+	return key.Text(), p.writeEnvoyFiles(ctx, ca)
+}
+
+// releaseFiles are what says which enclaves are good: this build's measurements,
+// the manifest of them, signed, the key that has signed it, and the policies of KMS
+// keys that follow from them.
+func (p *plan) releaseFiles() (map[string][]byte, error) {
+	measured, err := p.release()
+	if err != nil {
+		return nil, err
+	}
+	releases, err := json.MarshalIndent(measured, "", "  ")
+	if err != nil {
+		return nil, err
+	}
+	signing, err := newSigningKey()
+	if err != nil {
+		return nil, err
+	}
+	manifest, err := release.Sign(signing.key, &release.Manifest{Version: 1, MinVersion: measured[0].Version, Releases: measured})
+	if err != nil {
+		return nil, err
+	}
+	keyPolicy, err := p.keyPolicy(measured)
+	if err != nil {
+		return nil, err
+	}
+	files := map[string][]byte{
+		p.releases:           releases,
+		p.manifest:           manifest,
+		p.releasing + ".key": signing.private,
+		p.releasing + ".pub": signing.public,
+		p.kms.policy:         keyPolicy,
+	}
+	if p.fleet.name != "" {
+		if files[p.fleet.policy], err = p.fleetPolicy(measured); err != nil {
+			return nil, err
 		}
 	}
+	return files, nil
+}
+
+// removeLeftovers takes away what an earlier start has left: its instances are not
+// this cluster's, nor are its API key, what was rolled back then, and its logs.
+func (p *plan) removeLeftovers() error {
 	logs, err := filepath.Glob(filepath.Join(p.stateDir, "logs", "*.log"))
 	if err != nil {
-		return "", err
+		return err
 	}
-	for _, log := range logs {
-		if err := os.Remove(log); err != nil {
-			return "", err
+	for _, path := range append(logs,
+		p.envFile(), p.store, p.store+"-wal", p.store+"-shm", p.control, p.control+"-wal", p.control+"-shm", config.RollbackRecord(p.config),
+	) {
+		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
 		}
 	}
-	return key.Text(), p.writeEnvoyFiles(ctx, ca)
+	return nil
 }
 
 // release is what the tenant trusts: the measurement of this very build.
