@@ -19,14 +19,15 @@ import (
 // when a round finds it idle.
 type cleaner struct {
 	config *Config
-	dirty  chan struct{} // holds one: a request has ended since the last round
+	dirty  chan struct{} // holds one: a request has ended, or its connection is idle, since the last round
 }
 
 func newCleaner(config *Config) *cleaner {
 	return &cleaner{config: config, dirty: make(chan struct{}, 1)}
 }
 
-// ended says that a request has ended.
+// ended says that a request has ended, or that the connection which it had to the
+// engine is idle: net/http may have it for idle only some time after the answer's end.
 func (c *cleaner) ended() {
 	select {
 	case c.dirty <- struct{}{}:
@@ -34,9 +35,9 @@ func (c *cleaner) ended() {
 	}
 }
 
-// run cleans after requests, until ctx ends, and twice: net/http has a connection
-// for idle only some time after its answer has ended, and the round in between
-// misses it. A round comes half of CleanWithin after the one before, at the
+// run cleans after requests, until ctx ends, and twice: what net/http gives up by
+// itself, such as a connection that was cut, it gives up some time after the answer's
+// end, and the round in between misses it. A round comes half of CleanWithin after the one before, at the
 // soonest: under steady load that bounds what it costs.
 func (c *cleaner) run(ctx context.Context) {
 	pause := time.NewTimer(0)

@@ -333,7 +333,10 @@ func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body 
 	secret := &secretBody{bytes: body}
 	defer secret.wipe()
 	var connected atomic.Bool
-	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{GotConn: func(httptrace.GotConnInfo) { connected.Store(true) }})
+	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
+		GotConn:     func(httptrace.GotConnInfo) { connected.Store(true) },
+		PutIdleConn: func(error) { e.cleaner.ended() },
+	})
 	reader, _ := secret.open()
 	req, err := http.NewRequestWithContext(traced, http.MethodPost, "https://guard"+operation.Path(), reader)
 	if err != nil {
