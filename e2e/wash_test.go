@@ -6,6 +6,7 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"syscall"
@@ -47,10 +48,15 @@ func (c *cluster) washes(instance string) (all []washed) {
 // wash washes an instance in full, and gives the record.
 func (c *cluster) wash(ctx SpecContext, instance string) washed {
 	GinkgoHelper()
-	before := len(c.washes(instance))
-	c.mrgc("wash", "now", instance, "--admin", c.env()["MRGC_ADMIN_USE1"])
-	Eventually(ctx, func() int { return len(c.washes(instance)) }, "60s", "100ms").Should(Equal(before + 1))
-	return c.washes(instance)[0]
+	now := exec.CommandContext(ctx, filepath.Join(root(), "bin", "mrgc"), "wash", "now", instance, "--wait", "--timeout", "60s",
+		"--admin", c.env()["MRGC_ADMIN_USE1"], "--state", c.env()["MRGC_STATE"], "-o", "json")
+	now.Stderr = GinkgoWriter
+	shown, err := now.Output()
+	var one []washed
+	Expect(json.Unmarshal(shown, &one)).To(Succeed(), "%v", err)
+	Expect(one).To(HaveLen(1))
+	Expect(err == nil).To(Equal(one[0].Passed), "a wash that fails is an error: %v", err)
+	return one[0]
 }
 
 // percentile of a list that it sorts.

@@ -19,7 +19,7 @@ func (r *Router) serveWash(w http.ResponseWriter, req *http.Request) {
 	}
 	in := r.instance(req.PathValue("id"))
 	if in == nil {
-		api.Errorf(http.StatusNotFound, "not_found", "no such instance").Write(w)
+		api.Errorf(http.StatusNotFound, "not_found", "no instance %q is known here (mrgc status lists them)", req.PathValue("id")).Write(w)
 		return
 	}
 	order, err := http.NewRequestWithContext(req.Context(), http.MethodPost, "https://"+in.Address+api.PathWash, nil)

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -37,6 +38,38 @@ func printJSON(w io.Writer, of any) error {
 	encoder := json.NewEncoder(w)
 	encoder.SetIndent("", "  ")
 	return encoder.Encode(of)
+}
+
+// progressLine is a line on a terminal that the next one replaces. Elsewhere it shows
+// nothing.
+type progressLine struct {
+	out   io.Writer // nil: no terminal
+	shown bool
+}
+
+func newProgressLine(out io.Writer) *progressLine {
+	if file, ok := out.(*os.File); ok {
+		if info, err := file.Stat(); err == nil && info.Mode()&os.ModeCharDevice != 0 {
+			return &progressLine{out: out}
+		}
+	}
+	return &progressLine{}
+}
+
+func (p *progressLine) show(format string, args ...any) {
+	if p.out != nil {
+		text := []rune(fmt.Sprintf(format, args...))
+		fmt.Fprintf(p.out, "\r\x1b[K%s", string(text[:min(len(text), 100)]))
+		p.shown = true
+	}
+}
+
+// clear takes the line away: what comes next begins where it did.
+func (p *progressLine) clear() {
+	if p.shown {
+		fmt.Fprint(p.out, "\r\x1b[K")
+		p.shown = false
+	}
 }
 
 // complete has the shell complete a flag's value.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/open"
@@ -27,8 +28,16 @@ func washCommand() *cobra.Command {
 	return cmd
 }
 
+// washOrder is an order of a wash.
+type washOrder struct {
+	ask
+	wait    bool
+	timeout time.Duration
+	state   string
+}
+
 func washNowCommand() *cobra.Command {
-	var a ask
+	var o washOrder
 	cmd := &cobra.Command{
 		Use:   "now INSTANCE",
 		Short: "Have an instance washed in full now; one in quarantine comes out of it when that passes",
@@ -36,27 +45,116 @@ func washNowCommand() *cobra.Command {
 present one, the engine forgets, and all of it is checked. Requests go on meanwhile.
 Where mrgc.yaml's wash.restart_engine says so the engine is restarted: other instances
 take the requests then, and the wash waits until they can.
-It does not wait: mrgc wash show INSTANCE says how it went, and goes.`,
-		Example: `  source .mrgc/env && mrgc wash now use1-0`,
+With --wait it says how the wash went, step by step, and fails when the wash does;
+else it does not wait, and mrgc wash show INSTANCE says how it went, and goes.`,
+		Example: `  source .mrgc/env && mrgc wash now use1-0 --wait`,
 		Args:    cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			admins, err := a.routers()
-			if err != nil {
-				return err
+			if o.wait {
+				return o.orderAndWait(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), args[0])
 			}
-			if err := admins.Wash(cmd.Context(), args[0]); err != nil {
-				return err
-			}
-			ordered := map[string]string{"instance": args[0], "wash": "ordered"}
-			return a.output.print(cmd.OutOrStdout(), ordered, func(w io.Writer) error {
-				_, err := fmt.Fprintf(w, "a wash of %s is ordered; mrgc wash show %s says how it went\n", args[0], args[0])
-				return err
-			})
+			return o.order(cmd.Context(), cmd.OutOrStdout(), args[0])
 		},
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
-	a.flags(cmd)
+	o.flags(cmd)
+	f := cmd.Flags()
+	f.BoolVar(&o.wait, "wait", false, "wait for the wash's end; Ctrl-C ends the waiting, not the wash")
+	f.DurationVar(&o.timeout, "timeout", 15*time.Minute, "with --wait: for how long at most")
+	stateFlag(f, &o.state)
 	return cmd
+}
+
+// stateFlag is which state store a command reads washes from.
+func stateFlag(f *pflag.FlagSet, address *string) {
+	f.StringVar(address, "state", "", "state store: "+open.Forms+" (default: MRGC_STATE of the environment, or dynamodb:)")
+}
+
+func openWashes(ctx context.Context, address string) (state.Store, error) {
+	return open.Store(ctx, cmp.Or(address, os.Getenv("MRGC_STATE"), "dynamodb:"), nil)
+}
+
+func (o *washOrder) order(ctx context.Context, out io.Writer, instance string) error {
+	admins, err := o.routers()
+	if err != nil {
+		return err
+	}
+	if err := admins.Wash(ctx, instance); err != nil {
+		return err
+	}
+	ordered := map[string]string{"instance": instance, "wash": "ordered"}
+	return o.output.print(out, ordered, func(w io.Writer) error {
+		_, err := fmt.Fprintf(w, "a wash of %s is ordered; mrgc wash show %s says how it went\n", instance, instance)
+		return err
+	})
+}
+
+// orderAndWait orders a wash, and shows how it went. A wash that fails is an error.
+func (o *washOrder) orderAndWait(ctx context.Context, out, progress io.Writer, instance string) (err error) {
+	admins, err := o.routers()
+	if err != nil {
+		return err
+	}
+	store, err := openWashes(ctx, o.state)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, store.Close()) }()
+	table := state.WashTable(store)
+	before, err := readWashes(ctx, table, instance, 1)
+	if err != nil {
+		return err
+	}
+	if err := admins.Wash(ctx, instance); err != nil {
+		return err
+	}
+	waiting, cancel := context.WithTimeout(ctx, o.timeout)
+	defer cancel()
+	wash, err := awaitWash(waiting, table, instance, before, newProgressLine(progress))
+	if err != nil {
+		if ended := waiting.Err(); ended != nil {
+			return fmt.Errorf("the wash goes on without being waited for (mrgc wash show %s says how it went): %w", instance, ended)
+		}
+		return err
+	}
+	one := []recordedWash{wash}
+	if err := o.output.print(out, one, func(w io.Writer) error { return printWashes(w, one, true) }); err != nil || wash.Passed {
+		return err
+	}
+	return fmt.Errorf("the wash has failed, and %s takes no requests until one passes: %s", instance, wash.Reason)
+}
+
+// washPoll is how often a store is asked for what a wash has come to.
+const washPoll = 250 * time.Millisecond
+
+// awaitWash waits for the end of an instance's next wash after those of before, or of
+// the one there that has not ended.
+func awaitWash(ctx context.Context, table state.Table[state.Wash], instance string, before []recordedWash, line *progressLine) (recordedWash, error) {
+	defer line.clear()
+	began := time.Now()
+	tick := time.NewTicker(washPoll)
+	defer tick.Stop()
+	for {
+		newest, err := readWashes(ctx, table, instance, 1)
+		if err != nil {
+			return recordedWash{}, err
+		}
+		what := "under way"
+		if len(newest) > 0 && (len(before) == 0 || newest[0].ID != before[0].ID || before[0].Open != "") {
+			if newest[0].Open == "" {
+				return newest[0], nil
+			}
+			if newest[0].Open == state.WashWaiting {
+				what = "waiting: " + newest[0].Reason
+			}
+		}
+		line.show("wash of %s, %.0f s: %s", instance, time.Since(began).Seconds(), what)
+		select {
+		case <-ctx.Done():
+			return recordedWash{}, ctx.Err()
+		case <-tick.C:
+		}
+	}
 }
 
 // washOptions are those of show.
@@ -80,7 +178,7 @@ func washShowCommand() *cobra.Command {
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	f := cmd.Flags()
-	f.StringVar(&o.state, "state", "", "state store: "+open.Forms+" (default: MRGC_STATE of the environment, or dynamodb:)")
+	stateFlag(f, &o.state)
 	o.flag(cmd, f)
 	f.IntVar(&o.last, "last", 10, "of an instance: how many")
 	return cmd
@@ -99,47 +197,55 @@ func (o *washOptions) show(ctx context.Context, w io.Writer, what string) (err e
 	if o.last < 1 {
 		return fmt.Errorf("--last %d: want at least 1", o.last)
 	}
-	store, err := open.Store(ctx, cmp.Or(o.state, os.Getenv("MRGC_STATE"), "dynamodb:"), nil)
+	store, err := openWashes(ctx, o.state)
 	if err != nil {
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	washes, err := o.read(ctx, state.WashTable(store), what)
+	table := state.WashTable(store)
+	instance, sort, one := strings.Cut(what, "/")
+	if !one {
+		washes, err := readWashes(ctx, table, instance, o.last)
+		if err != nil {
+			return err
+		}
+		return o.print(w, washes, func(w io.Writer) error {
+			if len(washes) == 0 {
+				_, err := fmt.Fprintf(w, "no wash of %s is recorded (mrgc status lists the instances)\n", instance)
+				return err
+			}
+			return printWashes(w, washes, false)
+		})
+	}
+	row, err := table.Get(ctx, state.Key{Partition: instance, Sort: sort})
+	if errors.Is(err, state.ErrNotFound) {
+		return fmt.Errorf("no wash %s is recorded (mrgc wash show %s lists the instance's)", what, instance)
+	}
 	if err != nil {
 		return err
 	}
-	return o.print(w, washes, func(w io.Writer) error { return printWashes(w, washes, strings.Contains(what, "/")) })
+	washes := []recordedWash{recordOf(row)}
+	return o.print(w, washes, func(w io.Writer) error { return printWashes(w, washes, true) })
 }
 
-func (o *washOptions) read(ctx context.Context, table state.Table[state.Wash], what string) ([]recordedWash, error) {
-	instance, sort, one := strings.Cut(what, "/")
-	var rows []state.Record[state.Wash]
-	var err error
-	if one {
-		var row state.Record[state.Wash]
-		row, err = table.Get(ctx, state.Key{Partition: instance, Sort: sort})
-		if errors.Is(err, state.ErrNotFound) {
-			return nil, fmt.Errorf("no wash %s is recorded", what)
-		}
-		rows = append(rows, row)
-	} else {
-		rows, err = table.List(ctx, state.Query{Partition: instance, Newest: true, Limit: o.last})
-	}
+func recordOf(row state.Record[state.Wash]) recordedWash {
+	return recordedWash{ID: row.Key.Partition + "/" + row.Key.Sort, Wash: row.Value}
+}
+
+// readWashes gives an instance's last washes, the newest first.
+func readWashes(ctx context.Context, table state.Table[state.Wash], instance string, last int) ([]recordedWash, error) {
+	rows, err := table.List(ctx, state.Query{Partition: instance, Newest: true, Limit: last})
 	if err != nil {
 		return nil, err
 	}
 	washes := []recordedWash{}
 	for _, row := range rows {
-		washes = append(washes, recordedWash{ID: row.Key.Partition + "/" + row.Key.Sort, Wash: row.Value})
+		washes = append(washes, recordOf(row))
 	}
 	return washes, nil
 }
 
 func printWashes(w io.Writer, washes []recordedWash, steps bool) error {
-	if len(washes) == 0 {
-		_, err := fmt.Fprintln(w, "no wash is recorded")
-		return err
-	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(table, "WASH\tTRIGGER\tTOOK\tOUTCOME")
 	for _, wash := range washes {

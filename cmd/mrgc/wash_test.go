@@ -1,7 +1,9 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -65,8 +67,9 @@ var _ = Describe("mrgc wash show", func() {
 	})
 
 	It("says what it does not find, or cannot do", func() {
-		Expect(mrgc("wash", "show", "use1-0/never", "--state", address).err).To(MatchError("no wash use1-0/never is recorded"))
-		Expect(mrgc("wash", "show", "use1-7", "--state", address).stdout).To(Equal("no wash is recorded\n"))
+		Expect(mrgc("wash", "show", "use1-0/never", "--state", address).err).To(MatchError("no wash use1-0/never is recorded (mrgc wash show use1-0 lists the instance's)"))
+		Expect(mrgc("wash", "show", "use1-7", "--state", address).stdout).To(Equal("no wash of use1-7 is recorded (mrgc status lists the instances)\n"))
+		Expect(mrgc("wash", "show", "use1-7", "--state", address, "-o", "json").stdout).To(Equal("[]\n"))
 		Expect(mrgc("wash", "show", "use1-0", "--state", address, "--last", "0").err).To(MatchError(ContainSubstring("--last 0")))
 		Expect(mrgc("wash", "show", "use1-0", "--state", address, "-o", "xml").err).To(MatchError(ContainSubstring("want table or json")))
 	})
@@ -94,5 +97,86 @@ var _ = Describe("mrgc wash now", func() {
 		Expect(asked).To(HaveLen(2))
 		Expect(asked).To(HaveEach("POST /instances/use1-0/wash application/json"))
 		Expect(mrgc("wash", "now", "use1-0", "--admin", lost).err).To(MatchError(ContainSubstring("no such instance")))
+	})
+
+	Describe("--wait", func() {
+		var address, admin string
+		var ordered func() // what an order leads to
+		at := time.Date(2026, time.March, 14, 9, 26, 53, 589000000, time.UTC)
+		record := func(started time.Time, w state.Wash) {
+			GinkgoHelper()
+			store, err := open.Store(context.Background(), address, nil)
+			Expect(err).NotTo(HaveOccurred())
+			defer store.Close()
+			w.Region, w.Trigger, w.StartedAt = "use1", "operator", started
+			key := state.WashKey("use1-0", started)
+			old, err := state.WashTable(store).Get(context.Background(), key)
+			if !errors.Is(err, state.ErrNotFound) {
+				Expect(err).NotTo(HaveOccurred())
+			}
+			_, err = state.WashTable(store).Put(context.Background(), state.Record[state.Wash]{Key: key, Version: old.Version, Value: w})
+			Expect(err).NotTo(HaveOccurred())
+		}
+		passed := state.Wash{Passed: true, Steps: []state.WashStep{{Name: "check_canary", Duration: time.Second, Passed: true, Detail: "gone"}}}
+		failed := state.Wash{Reason: "check_model: another file", Steps: []state.WashStep{{Name: "check_model", Detail: "another file"}}}
+		BeforeEach(func() {
+			address = "sqlite:" + filepath.Join(GinkgoT().TempDir(), "state.db")
+			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+				ordered()
+				w.WriteHeader(http.StatusAccepted)
+			}))
+			DeferCleanup(server.Close)
+			admin = server.URL
+		})
+		wait := func(more ...string) result {
+			return mrgc(append([]string{"wash", "now", "use1-0", "--admin", admin, "--state", address, "--wait"}, more...)...)
+		}
+
+		It("shows the wash that was ordered, not the one before it", func() {
+			record(at, failed)
+			ended := make(chan struct{})
+			ordered = func() {
+				go func() {
+					defer GinkgoRecover()
+					defer close(ended)
+					time.Sleep(300 * time.Millisecond) // longer than it is between two looks
+					record(at.Add(time.Hour), passed)
+				}()
+			}
+			got := wait()
+			<-ended
+			Expect(got.err).NotTo(HaveOccurred())
+			Expect(got.stdout).To(And(MatchRegexp(`T10:26:53.* passed`), MatchRegexp(`check_canary +1s +true +gone`), Not(ContainSubstring("T09:26:53"))))
+		})
+
+		It("fails when the wash does, and says what that means", func() {
+			ordered = func() { record(at, failed) }
+			got := wait("-o", "json")
+			Expect(got.err).To(MatchError("the wash has failed, and use1-0 takes no requests until one passes: check_model: another file"))
+			Expect(got.stdout).To(ContainSubstring(`"name": "check_model"`))
+		})
+
+		It("waits for one that has begun, or could not begin yet", func() {
+			record(at, state.Wash{Open: state.WashWaiting, Reason: "no turn"})
+			ended := make(chan struct{})
+			ordered = func() {
+				go func() {
+					defer GinkgoRecover()
+					defer close(ended)
+					record(at, state.Wash{Open: state.WashUnderWay})
+					time.Sleep(300 * time.Millisecond) // longer than it is between two looks
+					record(at, passed)
+				}()
+			}
+			got := wait()
+			<-ended
+			Expect(got.err).NotTo(HaveOccurred())
+			Expect(got.stdout).To(MatchRegexp(`T09:26:53.* passed`))
+		})
+
+		It("waits no longer than it is told, and says that the wash goes on", func() {
+			ordered = func() {}
+			Expect(wait("--timeout", "300ms").err).To(MatchError(And(ContainSubstring("the wash goes on"), ContainSubstring("deadline exceeded"))))
+		})
 	})
 })
