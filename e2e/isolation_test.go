@@ -57,7 +57,7 @@ var _ = Describe("The mode of isolation", func() {
 			_, _ = io.WriteString(w, `{"object":"chat.completion","choices":[]}`)
 		})
 		c := startCluster("--regions", "use1", "--instances", "1", "--engine-url", engine.server.URL, "--model-name", "told", "--ask=false")
-		Expect(c.mrgc("status", "--admin", c.env()["MRGC_ADMIN_USE1"])).To(MatchRegexp(`use1-0 +process +ready`))
+		Expect(c.mrgc("status", "--admin", c.env()["MRGC_ADMIN_USE1"])).To(MatchRegexp(`use1-0 +process +1 +ready`))
 
 		demanding := c.connect(ctx, "--require-mode", "nitro")
 		status, body := c.chat(ctx, http.DefaultClient, demanding, "for an enclave alone")

@@ -73,13 +73,13 @@ func (s Status) Print(w io.Writer) error {
 		t.row(cmp.Or(r.Region, "?"), r.Admin, state, fmt.Sprintf("%d of %d heard", heard, others), r.Config.String())
 	}
 	t.row()
-	t.row("REGION", "INSTANCE", "MODE", "STATE", "SCORE", "= QUEUE/50", "+ LATENCY/30", "+ HEALTH/20", "IN FLIGHT", "REPORT", "HEARTBEAT", "ERRORS", "WEIGHT")
+	t.row("REGION", "INSTANCE", "MODE", "RELEASE", "STATE", "SCORE", "= QUEUE/50", "+ LATENCY/30", "+ HEALTH/20", "IN FLIGHT", "REPORT", "HEARTBEAT", "ERRORS", "WEIGHT")
 	for _, in := range s.Instances {
-		cells := []string{in.Region, in.ID, cmp.Or(in.Mode, "-"), in.state(), "-", "-", "-", "-", "-", "-", age(in.HeartbeatAgeSec), "-", fmt.Sprint(in.Weight)}
+		cells := []string{in.Region, in.ID, cmp.Or(in.Mode, "-"), in.Release.String(), in.state(), "-", "-", "-", "-", "-", "-", age(in.HeartbeatAgeSec), "-", fmt.Sprint(in.Weight)}
 		if sc := in.Score; sc != nil {
 			points := func(term float64) string { return fmt.Sprintf("%.0f", term) }
-			cells[5], cells[6], cells[7] = points(sc.Terms.Queue), points(sc.Terms.Latency), points(sc.Terms.Health)
-			cells[4], cells[8], cells[9], cells[11] = fmt.Sprint(sc.Score), fmt.Sprint(sc.InFlight), report(sc.Report, sc.ReportAgeSec), percent(sc.ErrorRate)
+			cells[6], cells[7], cells[8] = points(sc.Terms.Queue), points(sc.Terms.Latency), points(sc.Terms.Health)
+			cells[5], cells[9], cells[10], cells[12] = fmt.Sprint(sc.Score), fmt.Sprint(sc.InFlight), report(sc.Report, sc.ReportAgeSec), percent(sc.ErrorRate)
 		}
 		t.row(cells...)
 	}
@@ -109,6 +109,18 @@ func (c ConfigStatus) String() string {
 		text += ", REFUSES THE FILE: " + c.Refused
 	}
 	return text
+}
+
+// String is the version, or that it is not trusted.
+func (r *ReleaseStatus) String() string {
+	switch {
+	case r == nil:
+		return "-"
+	case !r.Trusted:
+		return "NOT TRUSTED"
+	default:
+		return fmt.Sprint(r.Version)
+	}
 }
 
 // state is an instance's in a word, and why it is not ready.

@@ -5,6 +5,8 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
+	"io"
 	"net/http"
 	"slices"
 
@@ -58,10 +60,19 @@ type InstanceStatus struct {
 	EnclaveHealthy  bool              `json:"enclave_healthy"`
 	EngineHealthy   bool              `json:"engine_healthy"`
 	Reason          string            `json:"reason,omitempty"`
-	Mode            string            `json:"mode,omitempty"` // of isolation, as its enclave claims (docs/isolation.md); empty: not known
+	Mode            string            `json:"mode,omitempty"`    // of isolation, as its enclave claims (docs/isolation.md); empty: not known
+	Release         *ReleaseStatus    `json:"release,omitempty"` // nil: no router looks, or none has yet
 	HeartbeatAgeSec float64           `json:"heartbeat_age_seconds"`
 	Weight          uint32            `json:"weight"` // that Envoy was sent; 0: it is not among the endpoints
 	Score           *Score            `json:"score,omitempty"`
+}
+
+// ReleaseStatus is which release an instance's enclave runs, by its attestation.
+type ReleaseStatus struct {
+	Trusted bool   `json:"trusted"`
+	Name    string `json:"name,omitempty"`
+	Version uint64 `json:"version,omitempty"`
+	Error   string `json:"error,omitempty"` // why it is not trusted
 }
 
 // Score is an instance's score and what it is made of.
@@ -148,7 +159,12 @@ func (a *Admins) ask(ctx context.Context, admin string) (router RouterStatus, in
 	if instances, err = a.fleet(ctx, admin); err != nil {
 		return router, nil, nil, err
 	}
+	releases, err := a.releases(ctx, admin)
+	if err != nil {
+		return router, nil, nil, err
+	}
 	for i := range instances {
+		instances[i].Release = releases[instances[i].ID]
 		for _, score := range scores.Instances {
 			if score.Instance == instances[i].ID {
 				instances[i].Score, instances[i].Mode = &score.Score, score.Mode
@@ -174,6 +190,35 @@ func (a *Admins) fleet(ctx context.Context, admin string) ([]InstanceStatus, err
 		instances = append(instances, in.InstanceStatus)
 	}
 	return instances, nil
+}
+
+// releases gives those that a router has seen, by instance. One without a manifest of
+// releases has no such page.
+func (a *Admins) releases(ctx context.Context, admin string) (map[string]*ReleaseStatus, error) {
+	resp, err := a.page(ctx, admin, "/releases")
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = resp.Body.Close() }() // it was only read
+	if resp.StatusCode == http.StatusNotFound {
+		return nil, nil
+	}
+	var page struct {
+		Instances []struct {
+			ReleaseStatus
+			Name     string `json:"release"`
+			Instance string `json:"instance"`
+		} `json:"instances"`
+	}
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxPageBytes)).Decode(&page); err != nil {
+		return nil, fmt.Errorf("%s/releases: %w", admin, err)
+	}
+	seen := map[string]*ReleaseStatus{}
+	for _, in := range page.Instances {
+		in.ReleaseStatus.Name = in.Name
+		seen[in.Instance] = &in.ReleaseStatus
+	}
+	return seen, nil
 }
 
 // states of an Envoy, the worst last. A type that was not asked for is not

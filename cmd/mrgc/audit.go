@@ -1,11 +1,13 @@
 package main
 
 import (
+	"cmp"
 	"encoding/json"
 	"fmt"
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -63,13 +65,17 @@ func auditShowCommand() *cobra.Command {
 		RunE: func(cmd *cobra.Command, args []string) error {
 			enc := json.NewEncoder(cmd.OutOrStdout())
 			var failed error
-			_, err := walkAudit(args[0], nil, func(r audit.Record) {
+			summary, err := walkAudit(args[0], nil, func(r audit.Record) {
 				if failed == nil && (event == "" || r.Event == event) {
 					failed = enc.Encode(r)
 				}
 			})
 			if err != nil {
 				return err
+			}
+			if event != "" && summary.Events[event] == 0 {
+				fmt.Fprintf(cmd.ErrOrStderr(), "no record is of event %q; this log has %s\n", event,
+					cmp.Or(strings.Join(slices.Sorted(maps.Keys(summary.Events)), ", "), "none at all"))
 			}
 			return failed
 		},

@@ -44,5 +44,9 @@ var _ = Describe("mrgc audit", func() {
 	It("shows records by their event", func() {
 		Expect(strings.Count(mrgc("audit", "show", path).stdout, "\n")).To(Equal(2))
 		Expect(mrgc("audit", "show", path, "--event", audit.KeyReleased).stdout).To(And(ContainSubstring(`"tenant":"acme"`), Not(ContainSubstring("manifest"))))
+		none := mrgc("audit", "show", path, "--event", "key_relased")
+		Expect(none.err).NotTo(HaveOccurred())
+		Expect(none.stdout).To(BeEmpty())
+		Expect(none.stderr).To(And(ContainSubstring(`no record is of event "key_relased"`), ContainSubstring(audit.KeyReleased)), "what there is")
 	})
 })

@@ -57,6 +57,10 @@ func admin() string {
 	show("/peers", m{"peers": []m{{"address": "10.0.0.2:9001", "state": "connected"}}})
 	show("/config", m{"version": "c0ffee", "age_seconds": 60.0, "refused": "mrgc.yaml:3: no"})
 	show("/scores", m{"region": "use1", "instances": []m{{"instance": "use1-0", "mode": "nitro", "score": 87, "terms": m{"queue": 37.5, "latency": 30, "health": 20}, "in_flight": 1, "report": "fresh", "report_age_seconds": 0.04}}})
+	show("/releases", m{"instances": []m{
+		{"instance": "use1-0", "trusted": true, "release": "spring", "version": 7},
+		{"instance": "use1-1", "trusted": false, "error": "PCR0 is of no release"},
+	}})
 	show("/fleet", m{"instances": []m{
 		{"id": "use1-0", "region": "use1", "models": []string{"smol"}, "versions": m{"smol": "2"}, "ready": true, "enclave_healthy": true, "engine_healthy": true, "reason": "model's files: gone", "score": 87, "weight": 85},
 		{"id": "use1-1", "region": "use1", "models": []string{"smol", "other"}, "versions": m{"smol": "2"}, "draining": true, "enclave_healthy": true, "engine_healthy": true, "score": 90},
@@ -134,8 +138,8 @@ var _ = Describe("mrgc status", func() {
 		Expect(got.err).NotTo(HaveOccurred())
 		Expect(got.stdout).To(And(
 			MatchRegexp(`use1 +http://\S+ +ready +1 of 1 heard +c0ffee for 1m0s, REFUSES THE FILE: mrgc.yaml:3: no`),
-			MatchRegexp(`use1-0 +nitro +ready, but model's files: gone +87 +38 +30 +20 +1 +fresh 40ms +\S+ +0% +85`),
-			MatchRegexp(`use1-1 +- +NOT READY: draining`),
+			MatchRegexp(`use1-0 +nitro +7 +ready, but model's files: gone +87 +38 +30 +20 +1 +fresh 40ms +\S+ +0% +85`),
+			MatchRegexp(`use1-1 +- +NOT TRUSTED +NOT READY: draining`),
 			MatchRegexp(`envoy-0 +REJECTED 3s ago +1m0s +5s ago +Listener: no \[2J good`),
 			MatchRegexp(`envoy-1 +STALE .*Cluster: it has not answered yet`),
 		))
