@@ -20,30 +20,15 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"os"
-	"slices"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
-	accesslogv3 "github.com/envoyproxy/go-control-plane/envoy/service/accesslog/v3"
-	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
-	"google.golang.org/grpc"
-	"google.golang.org/grpc/codes"
-	"google.golang.org/grpc/credentials"
-	"google.golang.org/grpc/health"
-	healthpb "google.golang.org/grpc/health/grpc_health_v1"
-	"google.golang.org/grpc/keepalive"
-	"google.golang.org/grpc/peer"
-	"google.golang.org/grpc/status"
 
 	"github.com/mrgc/mrgc/extproc"
-	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/tenant"
@@ -267,13 +252,6 @@ func (r *Router) Run(ctx context.Context, on Listeners) error {
 	return group.Wait()
 }
 
-func requireLoopback(l net.Listener) error {
-	if addr, ok := l.Addr().(*net.TCPAddr); !ok || !addr.IP.IsLoopback() {
-		return fmt.Errorf("router: the admin listens without authentication and so on loopback only, not on %s", l.Addr())
-	}
-	return nil
-}
-
 // follow shows each new snapshot to the picker and to Envoy, and to those who
 // follow the load of its instances. It never waits for an instance.
 func (r *Router) follow(ctx context.Context) {
@@ -311,206 +289,4 @@ func (r *Router) collect(ctx context.Context) {
 			}
 		}
 	}
-}
-
-func (r *Router) serveGRPC(ctx context.Context, l net.Listener) error {
-	config := r.config.Identity.ServerTLS(func(id identity.ID) bool { return r.isEnvoy(id) || id == routerOf(fleet.Region(id.Region)) })
-	config.NextProtos = []string{"h2"}
-	server := grpc.NewServer(
-		grpc.Creds(credentials.NewTLS(config)),
-		grpc.StreamInterceptor(r.admitStream),
-		grpc.KeepaliveParams(keepalive.ServerParameters{Time: 30 * time.Second, Timeout: 10 * time.Second}),
-		// Package envoy's pings come every second.
-		grpc.KeepaliveEnforcementPolicy(keepalive.EnforcementPolicy{MinTime: 500 * time.Millisecond, PermitWithoutStream: true}),
-	)
-	r.xds.Register(server)
-	extprocv3.RegisterExternalProcessorServer(server, r.picker)
-	accesslogv3.RegisterAccessLogServiceServer(server, r.picker)
-	server.RegisterService(&peersDesc, r.peers)
-	healthpb.RegisterHealthServer(server, health.NewServer())
-	stop := context.AfterFunc(ctx, server.Stop) // streams never end by themselves, and Envoy reconnects
-	defer stop()
-	if err := server.Serve(l); err != nil && ctx.Err() == nil {
-		return fmt.Errorf("router: serve gRPC: %w", err)
-	}
-	return nil
-}
-
-// admitStream keeps Envoys and routers to what is each one's own, and other regions'
-// routers to what they may hear.
-func (r *Router) admitStream(service any, stream grpc.ServerStream, info *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
-	who, err := callerOf(stream.Context())
-	own := who.Region == string(r.config.Region) && r.isEnvoy(who) != isRouter(info.FullMethod)
-	if err != nil || !own && !r.isRouterAbroad(who, info.FullMethod) {
-		return status.Error(codes.PermissionDenied, "this service is not for "+who.String())
-	}
-	return handle(service, stream)
-}
-
-// callerOf is who has the other end of a connection.
-func callerOf(ctx context.Context) (identity.ID, error) {
-	caller, ok := peer.FromContext(ctx)
-	if !ok {
-		return identity.ID{}, errors.New("no peer")
-	}
-	info, ok := caller.AuthInfo.(credentials.TLSInfo)
-	if !ok || len(info.State.PeerCertificates) == 0 {
-		return identity.ID{}, errors.New("no certificate")
-	}
-	return identity.Of(info.State.PeerCertificates[0])
-}
-
-// isEnvoy admits this region's Envoys.
-func (r *Router) isEnvoy(id identity.ID) bool {
-	return id == identity.ID{Region: string(r.config.Region), Role: identity.RoleEnvoy}
-}
-
-func (r *Router) serveHTTP(ctx context.Context, l net.Listener) error {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET "+api.PathKeys, r.serveKeys)
-	mux.HandleFunc("GET "+api.PathModels, r.serveModels)
-	mux.HandleFunc("GET "+api.PathDoor, r.serveDoor)
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
-	server := &http.Server{
-		Handler:           mux,
-		TLSConfig:         r.config.Identity.ServerTLS(r.isEnvoy),
-		ReadHeaderTimeout: 10 * time.Second,
-		ErrorLog:          slog.NewLogLogger(r.log.Handler(), slog.LevelDebug),
-	}
-	return serveUntil(ctx, server, l, true)
-}
-
-// serveAdmin serves the operator: pages, and on the same port, over HTTP/2
-// without TLS, the client status discovery service for tools that speak xDS.
-func (r *Router) serveAdmin(ctx context.Context, l net.Listener) error {
-	statuses := grpc.NewServer()
-	r.xds.RegisterStatus(statuses)
-	defer statuses.Stop()
-	pages := r.adminHandler()
-	protocols := new(http.Protocols)
-	protocols.SetHTTP1(true)
-	protocols.SetUnencryptedHTTP2(true)
-	return serveUntil(ctx, &http.Server{
-		ReadHeaderTimeout: 10 * time.Second, Protocols: protocols,
-		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
-			if req.ProtoMajor == 2 && strings.HasPrefix(req.Header.Get("Content-Type"), "application/grpc") {
-				statuses.ServeHTTP(w, req)
-				return
-			}
-			pages.ServeHTTP(w, req)
-		}),
-	}, l, false)
-}
-
-// adminHandler is the operator's: package xds's pages, the configuration that
-// holds, the versions on trial, the instances' load and scores, the other routers,
-// decisions, metrics, and a readiness that includes the recipients.
-func (r *Router) adminHandler() http.Handler {
-	mux := http.NewServeMux()
-	xdsAdmin := r.xds.Admin()
-	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, req *http.Request) {
-		if missing := r.missingRecipients(); len(missing) > 0 {
-			writeJSON(w, http.StatusServiceUnavailable, map[string]any{"ready": false, "reason": "no attestation documents yet from " + strings.Join(missing, ", ")})
-			return
-		}
-		xdsAdmin.ServeHTTP(w, req)
-	})
-	mux.HandleFunc("GET /config", r.serveConfig)
-	mux.HandleFunc("GET /canary", r.judges.serve)
-	mux.HandleFunc("GET /load", r.loads.serveLoad)
-	mux.HandleFunc("GET /peers", r.servePeers)
-	mux.HandleFunc("GET /regions", r.serveRegions)
-	mux.HandleFunc("GET /scores", r.serveScores)
-	if r.inspector != nil {
-		mux.HandleFunc("GET /releases", r.inspector.serve)
-	}
-	mux.HandleFunc("POST /instances/{id}/wash", r.serveWash)
-	mux.HandleFunc("GET /decisions", r.serveTrace)
-	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))
-	mux.Handle("/", xdsAdmin)
-	return mux
-}
-
-// missingRecipients lists the ready instances whose documents are not there yet.
-func (r *Router) missingRecipients() []string {
-	var missing []string
-	if snapshot := r.view.Load(); snapshot != nil {
-		for _, in := range snapshot.Ready(r.settings.Load().StaleAfter) {
-			if !slices.ContainsFunc(in.KeyIDs, func(kid string) bool { h, ok := r.recipients.get(kid); return ok && !h.shared }) {
-				missing = append(missing, in.ID)
-			}
-		}
-	}
-	return missing
-}
-
-func serveUntil(ctx context.Context, server *http.Server, l net.Listener, useTLS bool) error {
-	stop := context.AfterFunc(ctx, func() { _ = server.Close() })
-	defer stop()
-	serve := func() error { return server.Serve(l) }
-	if useTLS {
-		serve = func() error { return server.ServeTLS(l, "", "") }
-	}
-	if err := serve(); !errors.Is(err, http.ErrServerClosed) {
-		return fmt.Errorf("router: serve on %s: %w", l.Addr(), err)
-	}
-	return nil
-}
-
-// certificatePoll is how soon a renewed tenant certificate is taken up.
-const certificatePoll = 5 * time.Second
-
-// loadTenantCertificate takes the files up as they are now.
-func (r *Router) loadTenantCertificate() error {
-	r.loaded = r.tenantFiles()
-	certPEM, err := os.ReadFile(r.config.TenantCertificate)
-	if err != nil {
-		return fmt.Errorf("router: tenant certificate: %w", err)
-	}
-	keyPEM, err := os.ReadFile(r.config.TenantKey)
-	if err != nil {
-		return fmt.Errorf("router: tenant key: %w", err)
-	}
-	if r.config.TenantClientCA != "" {
-		clients, err := os.ReadFile(r.config.TenantClientCA)
-		if err != nil {
-			return fmt.Errorf("router: CA of tenants' certificates: %w", err)
-		}
-		if err := r.xds.SetTenantClientCA(clients); err != nil {
-			return fmt.Errorf("router: %s: %w", r.config.TenantClientCA, err)
-		}
-	}
-	return r.xds.SetTenantCertificate(certPEM, keyPEM)
-}
-
-// watchTenantCertificate pushes a renewed certificate by SDS. One that does not
-// load leaves the present one in place.
-func (r *Router) watchTenantCertificate(ctx context.Context) {
-	ticker := time.NewTicker(r.certificatePoll)
-	defer ticker.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return
-		case <-ticker.C:
-		}
-		if r.tenantFiles() == r.loaded {
-			continue
-		}
-		if err := r.loadTenantCertificate(); err != nil {
-			r.log.Error("renewed tenant certificate does not load; the old one stays", "error", err)
-		}
-	}
-}
-
-// tenantFiles says which versions of certificate, key and CA lie there, by their
-// times: any may be written first.
-func (r *Router) tenantFiles() (versions [3]int64) {
-	for i, path := range []string{r.config.TenantCertificate, r.config.TenantKey, r.config.TenantClientCA} {
-		if info, err := os.Stat(path); err == nil {
-			versions[i] = info.ModTime().UnixNano()
-		}
-	}
-	return versions
 }

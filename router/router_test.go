@@ -3,9 +3,11 @@ package router_test
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"net"
 	"net/http"
 	"os"
+	"strings"
 	"time"
 
 	corev3 "github.com/envoyproxy/go-control-plane/envoy/config/core/v3"
@@ -124,6 +126,24 @@ var _ = Describe("A router", func() {
 		Expect(waiting.text).To(MatchJSON(`{"ready":false,"reason":"no attestation documents yet from use1-0"}`))
 		release()
 		Eventually(func() int { return r.adminPage("/ready").status }).Should(Equal(http.StatusOK))
+	})
+
+	It("names its admin's pages, which are all there", func() {
+		r.start()
+		r.publish(startParent(r.ca, "use1", "use1-0"))
+		Eventually(func() int { return r.adminPage("/ready").status }).Should(Equal(http.StatusOK))
+		var index struct{ Pages map[string]string }
+		Expect(json.Unmarshal([]byte(r.adminPage("/").text), &index)).To(Succeed())
+		Expect(len(index.Pages)).To(BeNumerically(">=", 13))
+		for path, shows := range index.Pages {
+			Expect(shows).NotTo(BeEmpty(), path)
+			want := http.StatusOK
+			if strings.Contains(path, "{id}") {
+				want = http.StatusNotFound // no such decision
+			}
+			Expect(r.adminPage(strings.Replace(path, "{id}", "any", 1))).To(HaveField("status", want), path)
+		}
+		Expect(r.adminPage("/other").status).To(Equal(http.StatusNotFound))
 	})
 
 	It("shows the fleet and its metrics to the operator", func() {
