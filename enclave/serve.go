@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,9 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	answer := newReply(sealing, out, opened, key, e.host.statement(), e.config.Now)
 	defer answer.Wipe()
 	answer.sent = held.release
+	if slices.Equal(r.Header.Values(api.HeaderFrames), []string{api.FramesRead}) {
+		answer.pieces = seal.PieceFrames
+	}
 	done, err := e.answer(r.Context(), opened, answer, others && !key.shared())
 	if errors.Is(err, errFailed) {
 		// In clear, too. It may have run, so that it does not again on this key.
@@ -378,7 +382,7 @@ func refuse(answer *reply, e *api.Error) error {
 		return err
 	}
 	answer.Ends()
-	if _, err := answer.Write(e.Body()); err != nil {
+	if err := answer.WritePiece(0, e.Body()); err != nil {
 		return err
 	}
 	return answer.Close(seal.End{})
