@@ -80,8 +80,19 @@ const jitter = 0.1
 type inOnePiece []byte
 
 func (p inOnePiece) RoundTrip(req *http.Request) (*http.Response, error) {
+	return p.answer(req, http.StatusOK)
+}
+
+// refusal is an error in one piece.
+type refusal []byte
+
+func (p refusal) RoundTrip(req *http.Request) (*http.Response, error) {
+	return inOnePiece(p).answer(req, http.StatusBadRequest)
+}
+
+func (p inOnePiece) answer(req *http.Request, status int) (*http.Response, error) {
 	return &http.Response{
-		StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(p)),
+		StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(p)),
 		Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(p)), Request: req,
 	}, nil
 }
@@ -136,9 +147,14 @@ func piece(tokens []string) inOnePiece {
 	if err != nil {
 		panic(err) // a string can be written
 	}
+	return pieceWith(`"content":`+string(content)+`,"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[]`, "stop", 36, len(tokens))
+}
+
+// pieceWith has a message with these members.
+func pieceWith(message, reason string, prompt, output int) inOnePiece {
 	return fmt.Appendf(nil, `{"id":"chatcmpl-4f1c0d7a9b5e4c2f8a6d3e1b7c9f0a2d","object":"chat.completion","created":1795717800,"model":"qwen2.5-0.5b-instruct",`+
-		`"choices":[{"index":0,"message":{"role":"assistant","content":%s,"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[]},`+
-		`"logprobs":null,"finish_reason":"stop","stop_reason":null}],"service_tier":null,"system_fingerprint":null,`+
-		`"usage":{"prompt_tokens":36,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null},"prompt_logprobs":null,"kv_transfer_params":null}`,
-		content, 36+len(tokens), len(tokens))
+		`"choices":[{"index":0,"message":{"role":"assistant",%s},`+
+		`"logprobs":null,"finish_reason":%q,"stop_reason":null}],"service_tier":null,"system_fingerprint":null,`+
+		`"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null},"prompt_logprobs":null,"kv_transfer_params":null}`,
+		message, reason, prompt, prompt+output, output)
 }

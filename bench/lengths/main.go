@@ -27,8 +27,9 @@ import (
 
 func main() {
 	pages := flag.String("pages", "docs/*.md", "pages whose passages are answered")
+	recorded := flag.String("recorded", "bench/routing/testdata/azure-llm-2023-conv.csv", "requests whose answers' lengths are taken")
 	flag.Parse()
-	if err := run(context.Background(), *pages); err != nil {
+	if err := run(context.Background(), *pages, *recorded); err != nil {
 		fmt.Fprintln(os.Stderr, "lengths:", err)
 		os.Exit(1)
 	}
@@ -37,7 +38,7 @@ func main() {
 // rates are tokens a second of one stream: a large model's, and a small one's.
 var rates = []float64{10, 20, 40, 60}
 
-func run(ctx context.Context, pages string) error {
+func run(ctx context.Context, pages, recorded string) error {
 	passages, err := readPassages(pages)
 	if err != nil {
 		return err
@@ -47,6 +48,12 @@ func run(ctx context.Context, pages string) error {
 		return err
 	}
 	if err := measurePieces(ctx, passages, &r); err != nil {
+		return err
+	}
+	if err := measureShort(ctx, passages, &r); err != nil {
+		return err
+	}
+	if err := compareRules(ctx, passages, recorded, &r); err != nil {
 		return err
 	}
 	r.Print(os.Stdout)
@@ -200,7 +207,7 @@ func (t *tally) take(as sample, f *format, e *engine, writes []seen) {
 			continue
 		}
 		marked.marks = append(marked.marks, mark(w.bytes, writes[max(i-1, 1)].at, w.at, interval))
-		t.padding += w.bytes - chunks(w.bytes)*overhead - w.data
+		t.padding += w.padding()
 	}
 	t.clear += said
 	t.writes, t.answers = t.writes+len(writes)-2, t.answers+1
@@ -216,57 +223,4 @@ func mark(bytes int, before, at time.Time, interval time.Duration) int {
 
 // overhead is what a chunk has beside the data: its header, the frame's, and the
 // tag (docs/protocol.md).
-const overhead = 3 + 3 + 16
-
-// chunks is how many there are in a write of so many bytes, whose sizes are the
-// protocol's: 512, 2048, 8192, 16384, with 19 bytes around each.
-func chunks(bytes int) int { return bytes % 512 / (overhead - 3) }
-
-// measurePieces seals answers that are not streamed.
-func measurePieces(ctx context.Context, passages []passage, r *result.Result) error {
-	t := result.Table{
-		Title: "Answers in one piece", Columns: []string{"tokens", "answers", "bytes in clear, mean", "bytes that padding adds", "all that sealing adds", "sizes on the wire"},
-	}
-	var text []string
-	for _, p := range passages {
-		text = append(text, p.tokens...)
-	}
-	var all tally
-	for _, tokens := range []int{16, 64, 128, 256, 512, 1024} {
-		engines := map[string]http.RoundTripper{}
-		for i := 0; (i+1)*tokens <= len(text) && i < len(passages); i++ {
-			engines[fmt.Sprint(i)] = piece(text[i*tokens : (i+1)*tokens])
-		}
-		u, err := newEnclave(ctx, enclave.DefaultAnswerWait, engines)
-		if err != nil {
-			return err
-		}
-		var these tally
-		sizes := map[int]bool{}
-		for name := range engines {
-			writes, err := u.ask(name, false)
-			if err != nil {
-				return err
-			}
-			wire := 0
-			for i, w := range writes {
-				wire += w.bytes
-				if i > 0 && i < len(writes)-1 {
-					these.clear, these.padding = these.clear+w.data, these.padding+w.bytes-chunks(w.bytes)*overhead-w.data
-				}
-			}
-			these.wire += wire
-			sizes[wire] = true
-		}
-		t.Rows = append(t.Rows, []string{
-			fmt.Sprint(tokens), fmt.Sprint(len(engines)), fmt.Sprint(these.clear / len(engines)), fmt.Sprintf("%.1f %%", share(these.padding, these.clear)),
-			fmt.Sprintf("%.0f %%", share(these.wire-these.clear, these.clear)), fmt.Sprint(len(sizes)),
-		})
-		all.add(&these)
-	}
-	r.Figures = append(r.Figures, result.Figure{Name: "bytes that padding adds to answers in one piece, of all lengths together", Value: share(all.padding, all.clear), Unit: "%", Goal: "≤ 15"})
-	r.Tables = append(r.Tables, t)
-	r.Notes = append(r.Notes, "An answer in one piece is padded to a multiple of 509 bytes, a long one to one of fewer sizes: a short one costs a larger share. "+
-		"What sealing adds besides is mostly the head and the end with its receipt, which a short answer has, too.")
-	return nil
-}
+const overhead = 3 + frameHead + 16
