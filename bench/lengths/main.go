@@ -7,6 +7,9 @@
 // a passage is of, as one would say what an answer is about ("Whisper Leak", arXiv
 // 2511.03675). It is run over the events as they would be seen without padding, over
 // what is seen of an enclave that seals each event at once, and of one as it is.
+//
+// Of answers in one piece there is one size to see. What that tells is compared under
+// the enclave's rule of padding and under others, beside what each costs.
 package main
 
 import (

@@ -27,8 +27,7 @@ func wordsOf(passages []passage) (words []string) {
 	return words
 }
 
-// piecesOf cuts words into answers of so many tokens, as many as there are passages at
-// most.
+// piecesOf cuts words into answers of so many tokens, so many of them at most.
 func piecesOf(words []string, tokens, most int) (all []inOnePiece) {
 	for i := 0; (i+1)*tokens <= len(words) && i < most; i++ {
 		all = append(all, piece(words[i*tokens:(i+1)*tokens]))
@@ -144,7 +143,7 @@ func measureShort(ctx context.Context, passages []passage, r *result.Result) err
 // no rule is judged by where its steps happen to be.
 var judgedTokens = []int{16, 32, 48, 64, 96, 128, 160, 192, 256, 320, 384, 512, 640, 768, 896, 1024}
 
-// asked are answers whose sizes are compared under all rules.
+// compared are answers whose sizes are looked at under each rule.
 type compared struct {
 	byTokens map[int][]int // sizes in clear of the answers whose bytes are counted
 	all      []int         // of these together

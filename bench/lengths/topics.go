@@ -2,12 +2,10 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"go/ast"
 	"go/parser"
 	gotoken "go/token"
-	"io/fs"
 	"math/rand/v2"
 	"os/exec"
 	"path/filepath"
@@ -40,7 +38,7 @@ func readTopics(ctx context.Context) (map[string][]string, error) {
 		}
 		for _, path := range paths {
 			file, err := parser.ParseFile(gotoken.NewFileSet(), path, nil, parser.ParseComments|parser.SkipObjectResolution)
-			if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if err != nil {
 				return nil, err
 			}
 			all[topic] = append(all[topic], commentsOf(file)...)
