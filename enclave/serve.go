@@ -52,9 +52,7 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	answer := newReply(sealing, out, opened, key, e.host.statement(), e.config.Now)
 	defer answer.Wipe()
 	answer.sent = held.release
-	if slices.Equal(r.Header.Values(api.HeaderFrames), []string{api.FramesRead}) {
-		answer.pieces = seal.PieceFrames
-	}
+	answer.pieces = pieceFrames(r.Header)
 	done, err := e.answer(r.Context(), opened, answer, others && !key.shared())
 	if errors.Is(err, errFailed) {
 		// In clear, too. It may have run, so that it does not again on this key.
@@ -83,6 +81,14 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	if done.outcome != "" {
 		w.Header().Set(http.TrailerPrefix+api.HeaderOutcome, done.outcome)
 	}
+}
+
+// pieceFrames is how an answer in one piece is cut, by the frames that its client reads.
+func pieceFrames(asked http.Header) func(full, n int) []int {
+	if slices.Equal(asked.Values(api.HeaderFrames), []string{api.FramesRead}) {
+		return seal.PieceFrames
+	}
+	return seal.Frames
 }
 
 // result is what the parent learns of an answer beside its chunks.

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"encoding/csv"
-	"encoding/json"
 	"fmt"
 	"math"
 	"net/http"
@@ -85,31 +84,30 @@ func (t *tally) addPiece(writes []seen) (wire int) {
 	return wire
 }
 
-// measureShort seals what is short for other reasons than its words.
-func measureShort(ctx context.Context, passages []passage, r *result.Result) error {
-	words := wordsOf(passages)
-	call, err := json.Marshal(map[string]any{"city": "Reykjavík", "unit": "celsius", "days": 3})
-	if err != nil {
-		return err
-	}
-	arguments, err := json.Marshal(string(call))
-	if err != nil {
-		return err
-	}
-	answers := []struct {
-		what   string
-		engine http.RoundTripper
-	}{
+// short is an answer that may be so for other reasons than its words.
+type short struct {
+	what   string
+	engine http.RoundTripper // nil: the enclave refuses
+}
+
+func shortAnswers(words []string) []short {
+	const call = `"content":null,"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[{"id":"chatcmpl-tool-8d7f2b1c4e6a4f0f9b3c5d7e9f1a2b3c",` +
+		`"type":"function","function":{"name":"get_weather_forecast","arguments":"{\"city\": \"Reykjavik\", \"unit\": \"celsius\", \"days\": 3}"}}],"reasoning":null`
+	return []short{
 		{"one token", piece(words[:1])},
 		{"20 tokens, as of one who declines", piece(words[:20])},
 		{"60 tokens", piece(words[:60])},
 		{"60 tokens of six letters each", piece(slices.Repeat([]string{" letter"}, 60))},
-		{"a call of a tool", pieceWith(`"content":null,"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[{"id":"chatcmpl-tool-`+
-			`8d7f2b1c4e6a4f0f9b3c5d7e9f1a2b3c","type":"function","function":{"name":"get_weather_forecast","arguments":`+string(arguments)+`}}],"reasoning":null`, "tool_calls", 36, 28)},
-		{"the engine's refusal of a request", refusal(`{"error":{"message":"This model's maximum context length is 4096 tokens. However, your request has 5120 input tokens. Please reduce the length of the input messages.",` +
-			`"type":"BadRequestError","param":"input_tokens","code":400}}`)},
+		{"a call of a tool", pieceWith(call, "tool_calls", 36, 28)},
+		{"the engine's refusal of a request", refusal(`{"error":{"message":"This model's maximum context length is 4096 tokens. However, your request has 5120 input tokens. ` +
+			`Please reduce the length of the input messages.","type":"BadRequestError","param":"input_tokens","code":400}}`)},
 		{"the enclave's refusal of a request", nil},
 	}
+}
+
+// measureShort seals short answers of all kinds.
+func measureShort(ctx context.Context, passages []passage, r *result.Result) error {
+	answers := shortAnswers(wordsOf(passages))
 	engines := map[string]http.RoundTripper{}
 	for _, a := range answers {
 		engines[a.what] = a.engine
