@@ -150,6 +150,18 @@ func piece(tokens []string) inOnePiece {
 	return pieceWith(`"content":`+string(content)+`,"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[]`, "stop", 36, len(tokens))
 }
 
+// llamaPiece is the same, as llama.cpp's was recorded.
+func llamaPiece(tokens []string) inOnePiece {
+	content, err := json.Marshal(strings.Join(tokens, ""))
+	if err != nil {
+		panic(err) // a string can be written
+	}
+	return fmt.Appendf(nil, `{"choices":[{"finish_reason":"stop","index":0,"message":{"role":"assistant","content":%s}}],"created":1795789254,"model":"qwen2.5-0.5b-instruct",`+
+		`"system_fingerprint":"b0-unknown","object":"chat.completion","usage":{"completion_tokens":%d,"prompt_tokens":41,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":0}},`+
+		`"id":"chatcmpl-vt5xUwDyJrxxSBTuz4Y7taUZNLtgkdV8","timings":{"cache_n":0,"prompt_n":41,"prompt_ms":630.474,"prompt_per_token_ms":15.377414634146342,"prompt_per_second":65.03043741692757,`+
+		`"predicted_n":%d,"predicted_ms":2687.624,"predicted_per_token_ms":67.19059999999999,"predicted_per_second":14.883034233955346}}`, content, len(tokens), 41+len(tokens), len(tokens))
+}
+
 // pieceWith has a message with these members.
 func pieceWith(message, reason string, prompt, output int) inOnePiece {
 	return fmt.Appendf(nil, `{"id":"chatcmpl-4f1c0d7a9b5e4c2f8a6d3e1b7c9f0a2d","object":"chat.completion","created":1795717800,"model":"qwen2.5-0.5b-instruct",`+

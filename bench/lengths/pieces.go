@@ -98,6 +98,7 @@ func shortAnswers(words []string) []short {
 		{"20 tokens, as of one who declines", piece(words[:20])},
 		{"60 tokens", piece(words[:60])},
 		{"60 tokens of six letters each", piece(slices.Repeat([]string{" letter"}, 60))},
+		{"60 tokens, as llama.cpp writes them", llamaPiece(words[:60])},
 		{"a call of a tool", pieceWith(call, "tool_calls", 36, 28)},
 		{"the engine's refusal of a request", refusal(`{"error":{"message":"This model's maximum context length is 4096 tokens. However, your request has 5120 input tokens. ` +
 			`Please reduce the length of the input messages.","type":"BadRequestError","param":"input_tokens","code":400}}`)},
