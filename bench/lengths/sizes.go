@@ -114,8 +114,15 @@ func densityOf(sizes []int) map[int]float64 {
 	for _, size := range sorted {
 		for at := max(1, size-int(5*width)); at <= size+int(5*width); at++ {
 			z := float64(at-size) / width
-			density[at] += math.Exp(-z*z/2) / (width * math.Sqrt(2*math.Pi) * n)
+			density[at] += math.Exp(-z * z / 2)
 		}
+	}
+	total := 0.0
+	for _, likely := range density {
+		total += likely
+	}
+	for at := range density {
+		density[at] /= total
 	}
 	return density
 }

@@ -40,6 +40,7 @@ func TestTheClassifierOfSizesIsAsGoodAsCanBe(t *testing.T) {
 	g.Expect([]float64{same.meanAUC, same.maxAUC}).To(Equal([]float64{0.5, 0.5}), "nothing is seen, so nothing is told")
 	g.Expect(same.accuracy).To(BeNumerically("~", 0.5, 1e-9))
 	g.Expect(same.differ).To(BeNumerically("~", 0, 1e-9))
+	g.Expect(named("b", []string{"a", "b", "c"}, []int{7}, func(string, int) float64 { return 1 })).To(BeNumerically("~", 1.0/3, 1e-9), "one of equals is drawn")
 }
 
 func TestBitsToldAreTheEntropyOfSizes(t *testing.T) {
