@@ -29,38 +29,53 @@ import (
 )
 
 func main() {
-	pages := flag.String("pages", "docs/*.md", "pages whose passages are answered")
-	recorded := flag.String("recorded", "bench/routing/testdata/azure-llm-2023-conv.csv", "requests whose answers' lengths are taken")
+	var o options
+	flag.StringVar(&o.pages, "pages", "docs/*.md", "pages whose passages are answered")
+	flag.StringVar(&o.recorded, "recorded", "bench/routing/testdata/azure-llm-2023-conv.csv", "requests whose answers' lengths are taken")
+	flag.StringVar(&o.only, "only", "", "streams or pieces: measure that alone; pieces do not depend on what else the machine does")
 	flag.Parse()
-	if err := run(context.Background(), *pages, *recorded); err != nil {
+	if err := run(context.Background(), o); err != nil {
 		fmt.Fprintln(os.Stderr, "lengths:", err)
 		os.Exit(1)
 	}
 }
 
+// options say what is measured, and of which answers.
+type options struct{ pages, recorded, only string }
+
 // rates are tokens a second of one stream: a large model's, and a small one's.
 var rates = []float64{10, 20, 40, 60}
 
-func run(ctx context.Context, pages, recorded string) error {
-	passages, err := readPassages(pages)
+func run(ctx context.Context, o options) error {
+	passages, err := readPassages(o.pages)
 	if err != nil {
 		return err
 	}
-	r := result.Result{Name: "lengths", Title: "What an answer's chunks tell of it", Command: "make bench-lengths"}
-	if err := measureStreams(ctx, passages, &r); err != nil {
-		return err
+	measured := false
+	for _, m := range []struct {
+		what, name, title string
+		measure           func(ctx context.Context, passages []passage, o options, r *result.Result) error
+	}{
+		{"streams", "lengths", "What a streamed answer's chunks tell of it", measureStreams},
+		{"pieces", "lengths-pieces", "What the size of an answer in one piece tells of it", measurePieces},
+	} {
+		if o.only != "" && o.only != m.what {
+			continue
+		}
+		measured = true
+		r := result.Result{Name: m.name, Title: m.title, Command: "make bench-lengths"}
+		if err := m.measure(ctx, passages, o, &r); err != nil {
+			return err
+		}
+		r.Print(os.Stdout)
+		if err := r.Write(); err != nil {
+			return err
+		}
 	}
-	if err := measurePieces(ctx, passages, &r); err != nil {
-		return err
+	if !measured {
+		return fmt.Errorf("-only %s: want streams or pieces", o.only)
 	}
-	if err := measureShort(ctx, passages, &r); err != nil {
-		return err
-	}
-	if err := compareRules(ctx, passages, recorded, &r); err != nil {
-		return err
-	}
-	r.Print(os.Stdout)
-	return r.Write()
+	return nil
 }
 
 // tally is what is known of many answers.
@@ -81,7 +96,7 @@ func share(part, of int) float64 { return 100 * float64(part) / float64(of) }
 
 // measureStreams has every passage streamed in each engine's events at each rate, at
 // once and as it is, both at the same time.
-func measureStreams(ctx context.Context, passages []passage, r *result.Result) error {
+func measureStreams(ctx context.Context, passages []passage, _ options, r *result.Result) error {
 	t := result.Table{
 		Title: "Streams of 200 tokens: telling the page of a passage, and what that it cannot be told costs",
 		Columns: []string{

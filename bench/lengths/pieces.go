@@ -34,8 +34,19 @@ func piecesOf(words []string, tokens, most int) (all []inOnePiece) {
 	return all
 }
 
-// measurePieces seals answers that are not streamed.
-func measurePieces(ctx context.Context, passages []passage, r *result.Result) error {
+// measurePieces measures all there is of answers that are not streamed.
+func measurePieces(ctx context.Context, passages []passage, o options, r *result.Result) error {
+	if err := measureLengths(ctx, passages, r); err != nil {
+		return err
+	}
+	if err := measureShort(ctx, passages, r); err != nil {
+		return err
+	}
+	return compareRules(ctx, passages, o.recorded, r)
+}
+
+// measureLengths seals answers of several lengths.
+func measureLengths(ctx context.Context, passages []passage, r *result.Result) error {
 	t := result.Table{
 		Title: "Answers in one piece", Columns: []string{"tokens", "answers", "bytes in clear, mean", "bytes that padding adds", "all that sealing adds", "sizes on the wire"},
 	}
