@@ -65,6 +65,7 @@ var _ = Describe("The headers that routing sees", func() {
 		sent := e.requests(api.PathSealed)[0].header
 		Expect(sent.Values(api.HeaderSize)).To(Equal([]string{"64/1024"}))
 		Expect(sent.Values(api.HeaderAffinity)).To(Equal([]string{affinityOf(&c.key, seal.OpChatCompletions, chat)}))
+		Expect(sent.Values(api.HeaderFrames)).To(Equal([]string{api.FramesRead}), "and that all frames can be read")
 	})
 
 	It("are without an affinity when the policy wants none", func(ctx SpecContext) {

@@ -401,6 +401,7 @@ func (c *Client) post(ctx context.Context, r *region, key *credential.Key, seale
 	h.Set(api.HeaderModel, sealed.Headers.Model)
 	h.Set(api.HeaderRequestID, sealed.Headers.RequestID.String())
 	h.Set(api.HeaderRecipients, seal.FormatKeyIDs(sealed.Headers.KeyIDs))
+	h.Set(api.HeaderFrames, api.FramesRead)
 	if sealed.Headers.Affinity != "" {
 		h.Set(api.HeaderAffinity, sealed.Headers.Affinity)
 	}

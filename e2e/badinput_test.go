@@ -105,6 +105,7 @@ var _ = Describe("Bad input", Ordered, func() {
 	describeWhatDoesNotOpen(b)
 	describeRefusals(b)
 	describeSizes(b)
+	describeLooks(b)
 	describeStrangers(b)
 	describeTime(b)
 	describeConnections(b)

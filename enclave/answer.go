@@ -58,7 +58,7 @@ func copyPiece(answer *reply, engine io.Reader, m *meter) (ended, err error) {
 		switch {
 		case ended != nil:
 			answer.Ends()
-			return ended, answer.WriteFrames(buffer[:held], seal.Frames(full, held))
+			return ended, answer.WritePiece(full, buffer[:held])
 		case held == len(buffer):
 			if err := answer.WriteFrames(buffer, []int{held}); err != nil {
 				return nil, err

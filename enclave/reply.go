@@ -16,7 +16,8 @@ import (
 // reply is a sealed answer whose end carries a receipt.
 type reply struct {
 	sealing *seal.ResponseWriter
-	out     *flushWriter // what sealing writes to; nil: something else
+	out     *flushWriter            // what sealing writes to; nil: something else
+	pieces  func(full, n int) []int // the frames of an answer in one piece, as [seal.Frames] gives them
 	receipt seal.Receipt
 	key     ed25519.PrivateKey
 	data    hash.Hash // of the answer's data
@@ -28,7 +29,7 @@ type reply struct {
 // says of itself is from before the request.
 func newReply(sealing *seal.ResponseWriter, out *flushWriter, opened *seal.Opened, key attestedKey, host seal.HostAsserted, now func() time.Time) *reply {
 	return &reply{
-		sealing: sealing, out: out, key: key.receipts, data: sha256.New(), now: now, sent: func() {},
+		pieces: seal.Frames, sealing: sealing, out: out, key: key.receipts, data: sha256.New(), now: now, sent: func() {},
 		receipt: seal.Receipt{
 			Enclave: seal.EnclaveVerified{
 				ClaimsSHA256: key.key.ClaimsDigest(), RequestID: opened.RequestID, Operation: opened.Operation, Model: opened.Model,
@@ -44,16 +45,15 @@ func (r *reply) WriteHead(h seal.Head) error {
 	return r.sealing.WriteHead(h)
 }
 
-func (r *reply) Write(p []byte) (int, error) {
-	r.data.Write(p) // never fails
-	return r.sealing.Write(p)
-}
-
-// WriteFrames is Write in frames of these capacities.
+// WriteFrames writes what is answered, in frames of these capacities.
 func (r *reply) WriteFrames(p []byte, frames []int) error {
 	r.data.Write(p) // never fails
 	return r.sealing.WriteFrames(p, frames)
 }
+
+// WritePiece writes what is left of an answer in one piece, after so many of the
+// largest frames, in frames that tell little of its length.
+func (r *reply) WritePiece(full int, p []byte) error { return r.WriteFrames(p, r.pieces(full, len(p))) }
 
 // Ends says that the answer's last chunks are written now, one right after the
 // other: they leave together.

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptrace"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -51,6 +52,7 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	answer := newReply(sealing, out, opened, key, e.host.statement(), e.config.Now)
 	defer answer.Wipe()
 	answer.sent = held.release
+	answer.pieces = pieceFrames(r.Header)
 	done, err := e.answer(r.Context(), opened, answer, others && !key.shared())
 	if errors.Is(err, errFailed) {
 		// In clear, too. It may have run, so that it does not again on this key.
@@ -79,6 +81,14 @@ func (e *Enclave) serveSealed(w http.ResponseWriter, r *http.Request) {
 	if done.outcome != "" {
 		w.Header().Set(http.TrailerPrefix+api.HeaderOutcome, done.outcome)
 	}
+}
+
+// pieceFrames is how an answer in one piece is cut, by the frames that its client reads.
+func pieceFrames(asked http.Header) func(full, n int) []int {
+	if slices.Equal(asked.Values(api.HeaderFrames), []string{api.FramesRead}) {
+		return seal.PieceFrames
+	}
+	return seal.Frames
 }
 
 // result is what the parent learns of an answer beside its chunks.
@@ -381,7 +391,7 @@ func refuse(answer *reply, e *api.Error) error {
 		return err
 	}
 	answer.Ends()
-	if _, err := answer.Write(e.Body()); err != nil {
+	if err := answer.WritePiece(0, e.Body()); err != nil {
 		return err
 	}
 	return answer.Close(seal.End{})

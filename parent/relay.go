@@ -17,11 +17,11 @@ import (
 )
 
 // bound are the request headers that go on, all of them bound by the envelope
-// but for the regions, which are another parent's to obey. The tenant's edge
-// token is not among them.
+// but for the frames that the client reads, and the regions, which are another
+// parent's to obey. The tenant's edge token is not among them.
 var bound = []string{
 	"Content-Type", api.HeaderModel, api.HeaderTenant, api.HeaderAffinity, api.HeaderSize,
-	api.HeaderRecipients, api.HeaderRequestID, api.HeaderAllowedRegions,
+	api.HeaderRecipients, api.HeaderRequestID, api.HeaderFrames, api.HeaderAllowedRegions,
 }
 
 // fromEnclave are the response headers that are passed back.

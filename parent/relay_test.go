@@ -49,7 +49,7 @@ var _ = Describe("A request that is relayed", func() {
 		req := in.sealed(ctx, "sealed request")
 		bound := http.Header{
 			"Content-Type": {api.ContentTypeSealedRequest}, api.HeaderModel: {"m"}, api.HeaderTenant: {"acme", "twice"},
-			api.HeaderAffinity: {"c7"}, api.HeaderSize: {"1/2"}, api.HeaderRequestID: {"id"}, api.HeaderRecipients: {"kid"},
+			api.HeaderAffinity: {"c7"}, api.HeaderSize: {"1/2"}, api.HeaderRequestID: {"id"}, api.HeaderRecipients: {"kid"}, api.HeaderFrames: {"64"},
 		}
 		req.Header = bound.Clone()
 		for _, name := range []string{"Authorization", "Cookie", "X-Forwarded-For", "X-Request-Id", api.HeaderDestination, "Accept"} {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -109,10 +110,14 @@ func newEnclave(ctx context.Context, wait time.Duration, engines map[string]http
 // seen is what whoever carries an answer sees of one write, and what the tenant then
 // has of it.
 type seen struct {
-	bytes int
-	at    time.Time
-	data  int // of the answer, in clear
+	bytes  int
+	chunks int
+	at     time.Time
+	data   int // of the answer, in clear
 }
+
+// padding is what was added of zeros to a write of data.
+func (s *seen) padding() int { return s.bytes - s.chunks*overhead - s.data }
 
 // watcher is the parent: it keeps what it gets, and how it gets it. What is written
 // is taken as seen: the enclave flushes each write but the head's.
@@ -127,15 +132,39 @@ func (w *watcher) WriteHeader(int)     {}
 func (w *watcher) Flush()              {}
 
 func (w *watcher) Write(p []byte) (int, error) {
-	w.writes = append(w.writes, seen{bytes: len(p), at: time.Now()})
+	chunks := p
+	if len(w.writes) == 0 {
+		chunks = p[prologueBytes:]
+	}
+	w.writes = append(w.writes, seen{bytes: len(p), chunks: chunksIn(chunks), at: time.Now()})
 	return w.wire.Write(p)
+}
+
+// prologueBytes are before the first chunk of an answer.
+const prologueBytes = 1 + 8 + 32
+
+// chunksIn is how many chunks there are, by the lengths that they say.
+func chunksIn(wire []byte) (n int) {
+	for ; len(wire) > 0; n++ {
+		wire = wire[3+int(binary.BigEndian.Uint16(wire[1:])):]
+	}
+	return n
 }
 
 // ask has the engine of a name answer, and gives what was seen of it.
 func (u *underTest) ask(name string, stream bool) ([]seen, error) {
-	text, err := json.Marshal(map[string]any{"model": modelName, "stream": stream, "messages": []map[string]string{{"role": "user", "content": name}}})
+	writes, status, err := u.send(map[string]any{"model": modelName, "stream": stream, "messages": []map[string]string{{"role": "user", "content": name}}})
+	if err == nil && status != http.StatusOK {
+		err = fmt.Errorf("not answered, but %d", status)
+	}
+	return writes, err
+}
+
+// send asks anything, and gives what was seen of the answer, and the status in it.
+func (u *underTest) send(asked map[string]any) (writes []seen, status int, err error) {
+	text, err := json.Marshal(asked)
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	request := seal.Request{
 		Operation: seal.OpChatCompletions, Model: modelName, Tenant: tenantName, Expiry: time.Now().Add(time.Minute),
@@ -144,7 +173,7 @@ func (u *underTest) ask(name string, stream bool) ([]seen, error) {
 	_, _ = rand.Read(request.RequestID[:]) // never fails
 	sealed, err := seal.Seal(rand.Reader, request, u.recipients[:1])
 	if err != nil {
-		return nil, err
+		return nil, 0, err
 	}
 	defer sealed.Wipe()
 	req := httptest.NewRequest(http.MethodPost, api.PathSealed, bytes.NewReader(sealed.Body))
@@ -153,17 +182,20 @@ func (u *underTest) ask(name string, stream bool) ([]seen, error) {
 	req.Header.Set(api.HeaderTenant, sealed.Headers.Tenant)
 	req.Header.Set(api.HeaderRequestID, sealed.Headers.RequestID.String())
 	req.Header.Set(api.HeaderRecipients, seal.FormatKeyIDs(sealed.Headers.KeyIDs))
+	req.Header.Set(api.HeaderFrames, api.FramesRead)
 	parent := &watcher{header: http.Header{}}
 	u.handler.ServeHTTP(parent, req)
-	return parent.writes, parent.open(sealed)
+	status, err = parent.open(sealed)
+	return parent.writes, status, err
 }
 
 // open has the tenant read what was written, and fills in what was in it.
-func (w *watcher) open(sealed *seal.Sealed) error {
+func (w *watcher) open(sealed *seal.Sealed) (status int, err error) {
 	written := w.wire.Len()
 	answer := sealed.OpenResponse(&w.wire) // which reads a chunk at a time
-	if head, err := answer.Head(); err != nil || head.Status != http.StatusOK {
-		return fmt.Errorf("not answered, but %d: %w", head.Status, err)
+	head, err := answer.Head()
+	if err != nil {
+		return 0, err
 	}
 	buffer := make([]byte, seal.MaxFrameData)
 	for i, end := 0, w.writes[0].bytes; ; {
@@ -174,9 +206,9 @@ func (w *watcher) open(sealed *seal.Sealed) error {
 		w.writes[i].data += n
 		switch {
 		case errors.Is(err, io.EOF):
-			return nil
+			return head.Status, nil
 		case err != nil:
-			return err
+			return 0, err
 		}
 	}
 }

@@ -80,8 +80,19 @@ const jitter = 0.1
 type inOnePiece []byte
 
 func (p inOnePiece) RoundTrip(req *http.Request) (*http.Response, error) {
+	return p.answer(req, http.StatusOK)
+}
+
+// refusal is an error in one piece.
+type refusal []byte
+
+func (p refusal) RoundTrip(req *http.Request) (*http.Response, error) {
+	return inOnePiece(p).answer(req, http.StatusBadRequest)
+}
+
+func (p inOnePiece) answer(req *http.Request, status int) (*http.Response, error) {
 	return &http.Response{
-		StatusCode: http.StatusOK, ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(p)),
+		StatusCode: status, ProtoMajor: 1, ProtoMinor: 1, ContentLength: int64(len(p)),
 		Header: http.Header{"Content-Type": {"application/json"}}, Body: io.NopCloser(bytes.NewReader(p)), Request: req,
 	}, nil
 }
@@ -136,9 +147,26 @@ func piece(tokens []string) inOnePiece {
 	if err != nil {
 		panic(err) // a string can be written
 	}
+	return pieceWith(`"content":`+string(content)+`,"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[]`, "stop", 36, len(tokens))
+}
+
+// llamaPiece is the same, as llama.cpp's was recorded.
+func llamaPiece(tokens []string) inOnePiece {
+	content, err := json.Marshal(strings.Join(tokens, ""))
+	if err != nil {
+		panic(err) // a string can be written
+	}
+	return fmt.Appendf(nil, `{"choices":[{"finish_reason":"stop","index":0,"message":{"role":"assistant","content":%s}}],"created":1795789254,"model":"qwen2.5-0.5b-instruct",`+
+		`"system_fingerprint":"b0-unknown","object":"chat.completion","usage":{"completion_tokens":%d,"prompt_tokens":41,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":0}},`+
+		`"id":"chatcmpl-vt5xUwDyJrxxSBTuz4Y7taUZNLtgkdV8","timings":{"cache_n":0,"prompt_n":41,"prompt_ms":630.474,"prompt_per_token_ms":15.377414634146342,"prompt_per_second":65.03043741692757,`+
+		`"predicted_n":%d,"predicted_ms":2687.624,"predicted_per_token_ms":67.19059999999999,"predicted_per_second":14.883034233955346}}`, content, len(tokens), 41+len(tokens), len(tokens))
+}
+
+// pieceWith has a message with these members.
+func pieceWith(message, reason string, prompt, output int) inOnePiece {
 	return fmt.Appendf(nil, `{"id":"chatcmpl-4f1c0d7a9b5e4c2f8a6d3e1b7c9f0a2d","object":"chat.completion","created":1795717800,"model":"qwen2.5-0.5b-instruct",`+
-		`"choices":[{"index":0,"message":{"role":"assistant","content":%s,"refusal":null,"annotations":null,"audio":null,"function_call":null,"tool_calls":[]},`+
-		`"logprobs":null,"finish_reason":"stop","stop_reason":null}],"service_tier":null,"system_fingerprint":null,`+
-		`"usage":{"prompt_tokens":36,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null},"prompt_logprobs":null,"kv_transfer_params":null}`,
-		content, 36+len(tokens), len(tokens))
+		`"choices":[{"index":0,"message":{"role":"assistant",%s},`+
+		`"logprobs":null,"finish_reason":%q,"stop_reason":null}],"service_tier":null,"system_fingerprint":null,`+
+		`"usage":{"prompt_tokens":%d,"total_tokens":%d,"completion_tokens":%d,"prompt_tokens_details":null},"prompt_logprobs":null,"kv_transfer_params":null}`,
+		message, reason, prompt, prompt+output, output)
 }

@@ -7,6 +7,9 @@
 // a passage is of, as one would say what an answer is about ("Whisper Leak", arXiv
 // 2511.03675). It is run over the events as they would be seen without padding, over
 // what is seen of an enclave that seals each event at once, and of one as it is.
+//
+// Of answers in one piece there is one size to see. What that tells is compared under
+// the enclave's rule of padding and under others, beside what each costs.
 package main
 
 import (
@@ -26,31 +29,53 @@ import (
 )
 
 func main() {
-	pages := flag.String("pages", "docs/*.md", "pages whose passages are answered")
+	var o options
+	flag.StringVar(&o.pages, "pages", "docs/*.md", "pages whose passages are answered")
+	flag.StringVar(&o.recorded, "recorded", "bench/routing/testdata/azure-llm-2023-conv.csv", "requests whose answers' lengths are taken")
+	flag.StringVar(&o.only, "only", "", "streams or pieces: measure that alone; pieces do not depend on what else the machine does")
 	flag.Parse()
-	if err := run(context.Background(), *pages); err != nil {
+	if err := run(context.Background(), o); err != nil {
 		fmt.Fprintln(os.Stderr, "lengths:", err)
 		os.Exit(1)
 	}
 }
 
+// options say what is measured, and of which answers.
+type options struct{ pages, recorded, only string }
+
 // rates are tokens a second of one stream: a large model's, and a small one's.
 var rates = []float64{10, 20, 40, 60}
 
-func run(ctx context.Context, pages string) error {
-	passages, err := readPassages(pages)
+func run(ctx context.Context, o options) error {
+	passages, err := readPassages(o.pages)
 	if err != nil {
 		return err
 	}
-	r := result.Result{Name: "lengths", Title: "What an answer's chunks tell of it", Command: "make bench-lengths"}
-	if err := measureStreams(ctx, passages, &r); err != nil {
-		return err
+	measured := false
+	for _, m := range []struct {
+		what, name, title string
+		measure           func(ctx context.Context, passages []passage, o options, r *result.Result) error
+	}{
+		{"streams", "lengths", "What a streamed answer's chunks tell of it", measureStreams},
+		{"pieces", "lengths-pieces", "What the size of an answer in one piece tells of it", measurePieces},
+	} {
+		if o.only != "" && o.only != m.what {
+			continue
+		}
+		measured = true
+		r := result.Result{Name: m.name, Title: m.title, Command: "make bench-lengths"}
+		if err := m.measure(ctx, passages, o, &r); err != nil {
+			return err
+		}
+		r.Print(os.Stdout)
+		if err := r.Write(); err != nil {
+			return err
+		}
 	}
-	if err := measurePieces(ctx, passages, &r); err != nil {
-		return err
+	if !measured {
+		return fmt.Errorf("-only %s: want streams or pieces", o.only)
 	}
-	r.Print(os.Stdout)
-	return r.Write()
+	return nil
 }
 
 // tally is what is known of many answers.
@@ -71,7 +96,7 @@ func share(part, of int) float64 { return 100 * float64(part) / float64(of) }
 
 // measureStreams has every passage streamed in each engine's events at each rate, at
 // once and as it is, both at the same time.
-func measureStreams(ctx context.Context, passages []passage, r *result.Result) error {
+func measureStreams(ctx context.Context, passages []passage, _ options, r *result.Result) error {
 	t := result.Table{
 		Title: "Streams of 200 tokens: telling the page of a passage, and what that it cannot be told costs",
 		Columns: []string{
@@ -200,7 +225,7 @@ func (t *tally) take(as sample, f *format, e *engine, writes []seen) {
 			continue
 		}
 		marked.marks = append(marked.marks, mark(w.bytes, writes[max(i-1, 1)].at, w.at, interval))
-		t.padding += w.bytes - chunks(w.bytes)*overhead - w.data
+		t.padding += w.padding()
 	}
 	t.clear += said
 	t.writes, t.answers = t.writes+len(writes)-2, t.answers+1
@@ -216,57 +241,4 @@ func mark(bytes int, before, at time.Time, interval time.Duration) int {
 
 // overhead is what a chunk has beside the data: its header, the frame's, and the
 // tag (docs/protocol.md).
-const overhead = 3 + 3 + 16
-
-// chunks is how many there are in a write of so many bytes, whose sizes are the
-// protocol's: 512, 2048, 8192, 16384, with 19 bytes around each.
-func chunks(bytes int) int { return bytes % 512 / (overhead - 3) }
-
-// measurePieces seals answers that are not streamed.
-func measurePieces(ctx context.Context, passages []passage, r *result.Result) error {
-	t := result.Table{
-		Title: "Answers in one piece", Columns: []string{"tokens", "answers", "bytes in clear, mean", "bytes that padding adds", "all that sealing adds", "sizes on the wire"},
-	}
-	var text []string
-	for _, p := range passages {
-		text = append(text, p.tokens...)
-	}
-	var all tally
-	for _, tokens := range []int{16, 64, 128, 256, 512, 1024} {
-		engines := map[string]http.RoundTripper{}
-		for i := 0; (i+1)*tokens <= len(text) && i < len(passages); i++ {
-			engines[fmt.Sprint(i)] = piece(text[i*tokens : (i+1)*tokens])
-		}
-		u, err := newEnclave(ctx, enclave.DefaultAnswerWait, engines)
-		if err != nil {
-			return err
-		}
-		var these tally
-		sizes := map[int]bool{}
-		for name := range engines {
-			writes, err := u.ask(name, false)
-			if err != nil {
-				return err
-			}
-			wire := 0
-			for i, w := range writes {
-				wire += w.bytes
-				if i > 0 && i < len(writes)-1 {
-					these.clear, these.padding = these.clear+w.data, these.padding+w.bytes-chunks(w.bytes)*overhead-w.data
-				}
-			}
-			these.wire += wire
-			sizes[wire] = true
-		}
-		t.Rows = append(t.Rows, []string{
-			fmt.Sprint(tokens), fmt.Sprint(len(engines)), fmt.Sprint(these.clear / len(engines)), fmt.Sprintf("%.1f %%", share(these.padding, these.clear)),
-			fmt.Sprintf("%.0f %%", share(these.wire-these.clear, these.clear)), fmt.Sprint(len(sizes)),
-		})
-		all.add(&these)
-	}
-	r.Figures = append(r.Figures, result.Figure{Name: "bytes that padding adds to answers in one piece, of all lengths together", Value: share(all.padding, all.clear), Unit: "%", Goal: "≤ 15"})
-	r.Tables = append(r.Tables, t)
-	r.Notes = append(r.Notes, "An answer in one piece is padded to a multiple of 509 bytes, a long one to one of fewer sizes: a short one costs a larger share. "+
-		"What sealing adds besides is mostly the head and the end with its receipt, which a short answer has, too.")
-	return nil
-}
+const overhead = 3 + frameHead + 16

@@ -152,6 +152,7 @@ func (t *tenant) post(ctx context.Context, sealed *seal.Sealed) (wire []byte, da
 	req.Header.Set(api.HeaderModel, sealed.Headers.Model)
 	req.Header.Set(api.HeaderRequestID, sealed.Headers.RequestID.String())
 	req.Header.Set(api.HeaderRecipients, seal.FormatKeyIDs(sealed.Headers.KeyIDs))
+	req.Header.Set(api.HeaderFrames, api.FramesRead)
 	resp, err := t.http.Do(req)
 	if err != nil {
 		return nil, 0, err

@@ -142,6 +142,7 @@ const (
 	HeaderSize           = "Mrgc-Size"            // bound: bucketed sizes "prompt/output" in tokens, may be absent
 	HeaderRecipients     = "Mrgc-Recipients"      // bound: key ids in hex, comma separated, in the envelope's order
 	HeaderRequestID      = "Mrgc-Request-Id"      // bound: the request id in hex
+	HeaderFrames         = "Mrgc-Frames"          // "64": the client reads frames of every multiple of so many bytes; without it those of four sizes. Not bound
 	HeaderTenantSAN      = "Mrgc-Tenant-San"      // set by Envoy, never taken from a client: which name of its client's certificate is a tenant's; no further than picker, routers and keys
 	HeaderAllowedRegions = "Mrgc-Allowed-Regions" // set by Envoy: regions where the tenant's data may be, comma separated
 	HeaderUncached       = "Mrgc-Uncached"        // prompt tokens that the picker expects not to be cached; from picker to parent, no further
@@ -160,6 +161,9 @@ const (
 // KeyStatusStale is the value of [HeaderKeyStatus] that asks the client to
 // fetch recipients again.
 const KeyStatusStale = "stale"
+
+// FramesRead is the value of [HeaderFrames]: package seal's FrameStep.
+const FramesRead = "64"
 
 // Values of [HeaderOutcome]. An answer's seal hides its status; whether an engine
 // does its work those must know who choose it.

@@ -71,9 +71,36 @@ func Frames(full, n int) (frames []int) {
 	return frames
 }
 
+// FrameStep is what the size of every frame is a multiple of.
+const FrameStep = 64
+
+// isFrameSize is what a reader asks: it takes more sizes than any writer uses, so that
+// rules of padding can change without it.
 func isFrameSize(n int) bool {
-	sizes := frameSizes()
-	return slices.Contains(sizes[:], n)
+	return minFrameSize <= n && n <= maxChunkPlaintext && n%FrameStep == 0
+}
+
+const (
+	// minPieceSize is what an answer in one piece takes at least. It holds what engines
+	// write around an answer, and some hundred tokens.
+	minPieceSize = 960
+	// pieceBits is how many significant bits the size of a longer one has.
+	pieceBits = 4
+)
+
+// PieceFrames is [Frames] for an answer in one piece whose reader takes frames of every
+// multiple of [FrameStep]. All frames together have 960 bytes, or more with four
+// significant bits (1024, 1152, 1280, …): above 957 bytes of data at most an eighth is
+// added, and what has less, an error or nothing at all, is of one size. An answer fills
+// the largest frames, and one for the rest.
+func PieceFrames(full, n int) (frames []int) {
+	framed := full*maxChunkPlaintext + n + frameHeaderSize*((n+MaxFrameData-1)/MaxFrameData)
+	step := 1 << max(0, bits.Len(uint(framed))-pieceBits)
+	size := max(minPieceSize, (framed+step-1)/step*step)
+	for left := size - full*maxChunkPlaintext; left > 0; left -= maxChunkPlaintext {
+		frames = append(frames, min(left, maxChunkPlaintext)-frameHeaderSize)
+	}
+	return frames
 }
 
 // appendFrame appends a frame with at most MaxFrameData bytes of data, padded to
