@@ -77,7 +77,7 @@ var _ = Describe("An operator", func() {
 		text.Reset()
 		Expect(status.Print(&text)).To(Succeed())
 		GinkgoWriter.Print(text.String())
-		Expect(text.String()).To(MatchRegexp(`use1 +use1-0 +- +ready +\d+ +\d+ +\d+ +20 `))
+		Expect(text.String()).To(MatchRegexp(`use1 +use1-0 +- +- +ready +\d+ +\d+ +\d+ +20 `))
 		Expect(text.String()).To(MatchRegexp(`use1 +\S+ +SYNCED `))
 	})
 
