@@ -40,6 +40,9 @@ const (
 	FleetSeedRefused  = "fleet_seed_refused"  // an enclave got none: the same, without key, and error
 	FleetKeyWiped     = "fleet_key_wiped"     // an enclave has dropped an epoch's key, which is over: the same
 
+	EngineHostTrusted = "engine_host_trusted" // an enclave sends prompts to an engine on this host: instance, image, key, refusals
+	EngineHostRefused = "engine_host_refused" // an enclave does not, as its host does not vouch for it: instance, key, refusals, error
+
 	Washed = "instance_washed" // an instance has been washed in full: instance, wash, trigger, passed, and of one that failed reason
 
 	EnclaveRelease  = "enclave_release"  // an instance's enclave runs another release than before: instance, release, version, pcr0
