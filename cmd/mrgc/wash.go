@@ -105,10 +105,14 @@ func (o *washOptions) show(ctx context.Context, w io.Writer, what string) (err e
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
 	washes, err := o.read(ctx, state.WashTable(store), what)
-	if err != nil {
+	if err != nil && !errors.Is(err, state.ErrNotWhole) {
 		return err
 	}
-	return o.print(w, washes, func(w io.Writer) error { return printWashes(w, washes, strings.Contains(what, "/")) })
+	if len(washes) == 0 && err != nil {
+		return err
+	}
+	printed := o.print(w, washes, func(w io.Writer) error { return printWashes(w, washes, strings.Contains(what, "/")) })
+	return errors.Join(printed, err) // what is whole is shown beside what is not
 }
 
 func (o *washOptions) read(ctx context.Context, table state.Table[state.Wash], what string) ([]recordedWash, error) {
@@ -118,21 +122,24 @@ func (o *washOptions) read(ctx context.Context, table state.Table[state.Wash], w
 	if one {
 		var row state.Record[state.Wash]
 		row, err = table.Get(ctx, state.Key{Partition: instance, Sort: sort})
-		if errors.Is(err, state.ErrNotFound) {
+		switch {
+		case errors.Is(err, state.ErrNotFound):
 			return nil, fmt.Errorf("no wash %s is recorded", what)
+		case errors.Is(err, state.ErrNotWhole): // its steps are shown, and that it has not passed
+			row.Value.Passed, row.Value.Reason = false, err.Error()
 		}
 		rows = append(rows, row)
 	} else {
 		rows, err = table.List(ctx, state.Query{Partition: instance, Newest: true, Limit: o.last})
 	}
-	if err != nil {
+	if err != nil && !errors.Is(err, state.ErrNotWhole) {
 		return nil, err
 	}
 	washes := []recordedWash{}
 	for _, row := range rows {
 		washes = append(washes, recordedWash{ID: row.Key.Partition + "/" + row.Key.Sort, Wash: row.Value})
 	}
-	return washes, nil
+	return washes, err
 }
 
 func printWashes(w io.Writer, washes []recordedWash, steps bool) error {

@@ -13,10 +13,20 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/open"
+	"github.com/mrgc/mrgc/internal/state/schema"
 )
 
 var _ = Describe("mrgc wash show", func() {
 	var address string
+	// wholeSteps are those of a wash that passed, whose first and last were these.
+	wholeSteps := func(first, last state.WashStep) (steps []state.WashStep) {
+		for _, name := range state.WashSteps() {
+			steps = append(steps, state.WashStep{Name: name, Passed: true, Detail: "seen"})
+		}
+		first.Name, last.Name = steps[0].Name, steps[len(steps)-1].Name
+		steps[0], steps[len(steps)-1] = first, last
+		return steps
+	}
 	at := time.Date(2026, time.March, 14, 9, 26, 53, 589000000, time.UTC)
 	BeforeEach(func(ctx SpecContext) {
 		address = "sqlite:" + filepath.Join(GinkgoT().TempDir(), "state.db")
@@ -24,7 +34,7 @@ var _ = Describe("mrgc wash show", func() {
 		Expect(err).NotTo(HaveOccurred())
 		defer store.Close()
 		for i, w := range []state.Wash{
-			{Passed: true, Steps: []state.WashStep{{Name: "plant_canary", Duration: time.Second, Passed: true, Detail: "planted"}, {Name: "check_canary", Duration: 500 * time.Millisecond, Passed: true, Detail: "gone"}}},
+			{Passed: true, Steps: wholeSteps(state.WashStep{Duration: time.Second, Passed: true, Detail: "planted"}, state.WashStep{Duration: 500 * time.Millisecond, Passed: true, Detail: "gone"})},
 			{Reason: "check_model: another file", Steps: []state.WashStep{{Name: "check_model", Detail: "another file"}}},
 		} {
 			w.Region, w.Trigger, w.StartedAt = "use1", "operator", at.Add(time.Duration(i)*time.Hour)
@@ -61,7 +71,23 @@ var _ = Describe("mrgc wash show", func() {
 	It("shows one by its id, step by step", func() {
 		got := mrgc("wash", "show", "use1-0/2026-03-14T09:26:53.589000Z", "--state", address)
 		Expect(got.err).NotTo(HaveOccurred())
-		Expect(got.stdout).To(MatchRegexp(`plant_canary +1s +true +planted\ncheck_canary +500ms +true +gone`))
+		Expect(got.stdout).To(MatchRegexp(`(?s)plant_canary +1s +true +planted\n.*\ncheck_canary +500ms +true +gone`))
+	})
+
+	It("does not show a row as passed that is not whole, and shows the others", func(ctx SpecContext) {
+		store, err := open.Store(ctx, address, nil)
+		Expect(err).NotTo(HaveOccurred())
+		defer store.Close()
+		key := state.WashKey("use1-0", at.Add(2*time.Hour))
+		_, err = store.Write(ctx, schema.CleanupValidation, state.Write{Key: key, Fields: []byte(`{"region":"use1","trigger":"operator","started_at":"2026-03-14T11:26:53.589Z","passed":true,` +
+			`"steps":[{"name":"plant_canary","duration_ns":1,"passed":true,"detail":"planted"}]}`)})
+		Expect(err).NotTo(HaveOccurred())
+		got := mrgc("wash", "show", "use1-0", "--state", address)
+		Expect(got.err).To(MatchError(And(ContainSubstring("use1-0/2026-03-14T11:26:53.589000Z"), ContainSubstring("not whole"))))
+		Expect(got.stdout).To(And(ContainSubstring("T09:26:53"), ContainSubstring("T10:26:53"), Not(ContainSubstring("T11:26:53"))))
+		got = mrgc("wash", "show", key.Partition+"/"+key.Sort, "--state", address)
+		Expect(got.err).To(MatchError(ContainSubstring("not whole")))
+		Expect(got.stdout).To(MatchRegexp(`(?s)FAILED: .*not whole.*plant_canary +0s +true +planted`))
 	})
 
 	It("says what it does not find, or cannot do", func() {
