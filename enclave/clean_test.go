@@ -64,7 +64,9 @@ func (l *lateEngine) RoundTrip(r *http.Request) (*http.Response, error) {
 		<-l.late
 		l.idle.Store(true)
 		l.put.Store(true)
-		trace.PutIdleConn(nil)
+		if trace.PutIdleConn != nil {
+			trace.PutIdleConn(nil)
+		}
 	}()
 	return answer, nil
 }
