@@ -208,6 +208,9 @@ func (s *scaler) hasWashed(ctx context.Context, id string) (bool, error) {
 		return true, nil
 	}
 	rows, err := state.WashTable(s.Washes).List(ctx, state.Query{Partition: id, Newest: true, Limit: 1})
+	if errors.Is(err, state.ErrNotWhole) {
+		return false, nil // another one is ordered
+	}
 	if err != nil {
 		return false, fmt.Errorf("washes of %s: %w", id, err)
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"path/filepath"
 	"time"
 
@@ -254,7 +255,10 @@ var _ = Describe("What a region is scaled by", func() {
 		}
 		wash := func(passed bool) {
 			GinkgoHelper()
-			w := state.Wash{Region: "use1", Trigger: "operator", StartedAt: clock.Now(), Passed: passed, Steps: []state.WashStep{{Name: "clear_gpu", Passed: passed}}}
+			w := state.Wash{Region: "use1", Trigger: "operator", StartedAt: clock.Now(), Passed: passed, Reason: "clear_gpu: a byte"}
+			for _, name := range state.WashSteps() {
+				w.Steps = append(w.Steps, state.WashStep{Name: name, Passed: passed, Detail: "seen"})
+			}
 			_, err := state.WashTable(washes).Put(ctx, state.Record[state.Wash]{Key: state.WashKey("i-1", clock.Now()), Value: w}, state.Anyway())
 			Expect(err).NotTo(HaveOccurred())
 		}
@@ -280,6 +284,11 @@ var _ = Describe("What a region is scaled by", func() {
 		Expect(ordered).To(Equal([]string{"i-1"}))
 		clock.Advance(time.Second)
 		wash(false)
+		expect(true, false)
+		clock.Advance(time.Second)
+		_, err := washes.Write(ctx, schema.CleanupValidation, state.Write{Key: state.WashKey("i-1", clock.Now()), Fields: fmt.Appendf(nil,
+			`{"region":"use1","trigger":"operator","passed":true,"started_at":%q,"steps":[{"name":"clear_gpu","passed":true,"detail":"seen"}]}`, clock.Now().Format(time.RFC3339Nano))})
+		Expect(err).NotTo(HaveOccurred())
 		expect(true, false)
 		clock.Advance(time.Second)
 		wash(true)

@@ -49,8 +49,11 @@ type Config struct {
 	NSM     nsm.Module
 	Tenants *tenant.Keeper    // holds the list of tenants; whoever brings it is trusted with nothing
 	Engine  http.RoundTripper // reaches the engine's guard over mutual TLS
-	KMS     *kms.Client       // decrypts tenants' data keys; nil: requests by these are refused
-	Fleet   *Fleet            // whose keys are held, too, which takes a KMS; nil: none
+	// EngineHost is Engine's check of the host, where it has one: what it comes to is told
+	// to the parent. nil: no host is checked.
+	EngineHost *EngineHost
+	KMS        *kms.Client // decrypts tenants' data keys; nil: requests by these are refused
+	Fleet      *Fleet      // whose keys are held, too, which takes a KMS; nil: none
 
 	RequestBodyBytes   int64         // sealed size; default 8 MiB. Of so many eight times are held at once
 	RequestLifetime    time.Duration // how far ahead an expiry may lie; default [seal.MaxLifetime]
@@ -83,7 +86,7 @@ type Enclave struct {
 	bytes   heldBytes
 
 	salts    saltSecret
-	releases keyReleases // of data keys, by KMS
+	releases keyReleases // of data keys, by KMS, and what came of the engine's host
 	fleet    *fleetKeys  // nil: of no fleet
 	host     hostSays
 	cleaner  *cleaner
@@ -133,6 +136,9 @@ func New(ctx context.Context, config Config) (*Enclave, error) {
 		slots:   make(chan struct{}, config.ConcurrentRequests),
 		bytes:   heldBytes{limit: heldAtOnce * config.RequestBodyBytes},
 		cleaner: newCleaner(&config),
+	}
+	if config.EngineHost != nil {
+		config.EngineHost.recordTo(e.releases.add)
 	}
 	var err error
 	if e.salts, err = newSaltSecret(config.Rand); err != nil {
@@ -187,6 +193,8 @@ func (e *Enclave) Handler() http.Handler {
 	if e.config.KMS != nil {
 		mux.HandleFunc("GET "+api.PathAWSCredentials, e.serveCredentials)
 		mux.HandleFunc("PUT "+api.PathAWSCredentials, e.takeCredentials)
+	}
+	if e.config.KMS != nil || e.config.EngineHost != nil {
 		mux.HandleFunc("GET "+api.PathKeyReleases, e.serveKeyReleases)
 	}
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })

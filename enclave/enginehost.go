@@ -6,6 +6,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/tls"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -41,6 +42,8 @@ type EngineHost struct {
 	vouched map[[sha256.Size]byte]struct{} // guarded by mu; keys
 	failed  error                          // guarded by mu; why the last key was not
 	last    time.Time                      // guarded by mu; when that was
+	story   hostStory                      // guarded by mu
+	record  func(api.KeyRelease)           // guarded by mu; tells the parent; nil: nobody
 }
 
 // NewEngineHost makes the check. Dial connects to the guard over mutual TLS, without
@@ -70,6 +73,7 @@ func (h *EngineHost) VerifyConnection(cs tls.ConnectionState) error {
 	}
 	host, err := h.vouch(publicKey)
 	h.last, h.failed = h.now(), err
+	h.tell(host.Name, hex.EncodeToString(key[:]), err)
 	if err != nil {
 		h.log.Error("THE ENGINE'S HOST IS NOT TRUSTED", "error", err)
 		return err
@@ -82,6 +86,73 @@ func (h *EngineHost) VerifyConnection(cs tls.ConnectionState) error {
 	return nil
 }
 
+// tell has the parent record what is new. The caller holds mu.
+func (h *EngineHost) tell(image, key string, err error) {
+	step, reason := h.story.next(image, err, h.now())
+	if step == nil || h.record == nil {
+		return
+	}
+	step.Key = key
+	h.record(api.KeyRelease{Time: h.now(), Error: reason, Host: step})
+}
+
+// recordTo has the parent record what this comes to.
+func (h *EngineHost) recordTo(record func(api.KeyRelease)) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.record = record
+}
+
+// notAttestedError says why there was no document. What it wraps may quote the guard,
+// which is nobody that has been trusted with anything.
+type notAttestedError struct{ error }
+
+func (e notAttestedError) Error() string {
+	return "the engine's host is not attested: " + e.error.Error()
+}
+func (e notAttestedError) Unwrap() error { return e.error }
+
+// refusalsApart is how long after a refusal that was told another one is, at the
+// soonest: a host chooses when it is asked, and what a refusal says.
+const refusalsApart = time.Minute
+
+// hostStory is what was told of the engine's host: the first of everything, and then
+// what changes.
+type hostStory struct {
+	told     string    // of the last step; empty: there was none
+	trusted  bool      // that step's
+	refusal  time.Time // when one was told last
+	refusals uint64    // since the last step
+}
+
+// next takes what came of asking a host, and gives what is new about it, and of a
+// refusal the reason; nil: nothing is. A refusal that comes too soon after another
+// is counted in the next step, and told when it is still so later.
+func (s *hostStory) next(image string, err error, now time.Time) (step *api.HostStep, reason string) {
+	tells := image
+	if err != nil {
+		s.refusals++
+		tells, reason = err.Error(), err.Error()
+		if silent := (notAttestedError{}); errors.As(err, &silent) {
+			reason = "the engine's host showed no attestation document" // its own words are not recorded
+			tells = reason
+		}
+	}
+	trusted := err == nil
+	if s.told == tells && s.trusted == trusted {
+		return nil, ""
+	}
+	if !trusted && !s.refusal.IsZero() && now.Sub(s.refusal) < refusalsApart {
+		return nil, ""
+	}
+	if !trusted {
+		s.refusal = now
+	}
+	step = &api.HostStep{Image: image, Refusals: s.refusals}
+	s.told, s.trusted, s.refusals = tells, trusted, 0
+	return step, reason
+}
+
 // vouch has the host say what runs there and that the key is its guard's.
 func (h *EngineHost) vouch(publicKey []byte) (attest.Host, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), vouchTimeout)
@@ -90,7 +161,7 @@ func (h *EngineHost) vouch(publicKey []byte) (attest.Host, error) {
 	rand.Read(nonce) // never fails (crypto/rand)
 	document, err := h.ask(ctx, nonce)
 	if err != nil {
-		return attest.Host{}, fmt.Errorf("the engine's host is not attested: %w", err)
+		return attest.Host{}, notAttestedError{err}
 	}
 	return attest.VerifyHost(document, h.policy, attest.Expected{UserData: attest.VouchedKey(publicKey), Nonce: nonce}, h.now())
 }

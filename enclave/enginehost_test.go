@@ -6,10 +6,13 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
+	"encoding/hex"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"math/big"
@@ -168,6 +171,75 @@ var _ = Describe("The engine's host", func() {
 		other := newGuardHost(tpm(image("engine-1")))
 		_, err = other.dial(ctx, h.VerifyConnection)
 		Expect(err).To(MatchError(ContainSubstring("user_data")), "the first guard's document says nothing of the second's key")
+	})
+
+	Describe("is told to the parent, for its audit log", func() {
+		var (
+			g    *guardHost
+			h    *enclave.EngineHost
+			r    *running
+			past time.Duration
+		)
+		BeforeEach(func() {
+			past = 0
+			g = newGuardHost(tpm(image("engine-1")))
+			policy.MaxAge = 24 * time.Hour
+			h = check(g)
+			began := time.Now()
+			enclave.HostAt(h, func() time.Time { return began.Add(past) })
+			r = start(says(`{}`), func(c *enclave.Config) { c.EngineHost = h })
+		})
+		dial := func(ctx context.Context, after time.Duration) error {
+			past += after
+			conn, err := g.dial(ctx, h.VerifyConnection)
+			if err == nil {
+				Expect(conn.Close()).To(Succeed())
+			}
+			return err
+		}
+		type step struct {
+			Image, Reason string
+			Refusals      int
+		}
+		told := func() (steps []step) {
+			GinkgoHelper()
+			key := sha256.Sum256(g.cert.RawSubjectPublicKeyInfo)
+			for _, said := range askReleases(r, "", 0).Releases {
+				Expect(said.Host.Key).To(Equal(hex.EncodeToString(key[:])))
+				Expect(said.Time).To(BeTemporally("~", time.Now(), time.Hour))
+				steps = append(steps, step{said.Host.Image, said.Error, int(said.Host.Refusals)})
+			}
+			return steps
+		}
+
+		It("when it is refused first, though it is every second, and when it is trusted after", func(ctx SpecContext) {
+			g.fails = errors.New(marker)
+			for range 300 {
+				Expect(dial(ctx, time.Second)).To(MatchError(ContainSubstring(marker)))
+			}
+			Expect(told()).To(HaveExactElements(step{Reason: "the engine's host showed no attestation document", Refusals: 1}), "once, and not in the host's words")
+			g.fails = nil
+			Expect(dial(ctx, time.Second)).To(Succeed())
+			Expect(dial(ctx, time.Second)).To(Succeed())
+			Expect(told()[1:]).To(HaveExactElements(step{Image: "engine-1", Refusals: 299}))
+		}, NodeTimeout(specTimeout))
+
+		It("when the reason changes, but not more than once a minute", func(ctx SpecContext) {
+			Expect(dial(ctx, 0)).To(Succeed())
+			enclave.ForgetVouched(h)
+			for i := range 180 {
+				g.module = tpm(image(fmt.Sprint("engine-", 2+i)))
+				Expect(dial(ctx, time.Second)).To(MatchError(ContainSubstring("match no trusted host image")))
+			}
+			steps := told()
+			Expect(len(steps)).To(BeNumerically(">", 1))
+			Expect(steps).To(HaveExactElements(
+				step{Image: "engine-1"},
+				And(HaveField("Reason", ContainSubstring("match no trusted host image")), HaveField("Refusals", 1)),
+				And(HaveField("Reason", Not(Equal(steps[1].Reason))), HaveField("Refusals", 60)),
+				HaveField("Refusals", 60),
+			))
+		}, NodeTimeout(specTimeout))
 	})
 
 	It("is not checked by a policy that passes anything", func() {

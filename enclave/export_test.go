@@ -78,6 +78,20 @@ func ForgetFailure(h *EngineHost) {
 	h.last = time.Time{}
 }
 
+// ForgetVouched has every host be asked again.
+func ForgetVouched(h *EngineHost) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	clear(h.vouched)
+}
+
+// HostAt has a host's check take the time from now.
+func HostAt(h *EngineHost, now func() time.Time) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.now = now
+}
+
 // Salt is what an enclave with that secret derives: the salt as engines get it,
 // and its id.
 func Salt(secret [32]byte, tenant string, cacheSecret, own []byte) (text string, id seal.SaltID) {

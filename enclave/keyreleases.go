@@ -14,8 +14,8 @@ import (
 // keptKeyReleases is how many are kept for the parent, which asks every second.
 const keptKeyReleases = 4096
 
-// keyReleases are the data keys that KMS was asked for, until the parent has them
-// in its audit log. That log is for the operator's order; what proves a release to
+// keyReleases are the data keys that KMS was asked for, and what the enclave came to
+// think of its engine's host, until the parent has them in its audit log. That log is for the operator's order; what proves a release to
 // the tenant is KMS's own, which the parent cannot write.
 type keyReleases struct {
 	mu      sync.Mutex

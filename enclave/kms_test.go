@@ -183,16 +183,19 @@ func (r *running) putCredentials(body string) (status int) {
 	return r.send(req).StatusCode
 }
 
+// askReleases asks as a parent does that has all of an enclave's up to a sequence number.
+func askReleases(r *running, enclaveName string, after uint64) (said api.KeyReleases) {
+	GinkgoHelper()
+	resp, err := r.client.Get(fmt.Sprintf("%s%s?enclave=%s&after=%d", r.url, api.PathKeyReleases, enclaveName, after))
+	Expect(err).NotTo(HaveOccurred())
+	DeferCleanup(resp.Body.Close)
+	Expect(resp.StatusCode).To(Equal(http.StatusOK))
+	Expect(json.Unmarshal([]byte(readAll(resp)), &said)).To(Succeed())
+	return said
+}
+
 var _ = Describe("Key releases", func() {
-	ask := func(r *running, enclaveName string, after uint64) (said api.KeyReleases) {
-		GinkgoHelper()
-		resp, err := r.client.Get(fmt.Sprintf("%s%s?enclave=%s&after=%d", r.url, api.PathKeyReleases, enclaveName, after))
-		Expect(err).NotTo(HaveOccurred())
-		DeferCleanup(resp.Body.Close)
-		Expect(resp.StatusCode).To(Equal(http.StatusOK))
-		Expect(json.Unmarshal([]byte(readAll(resp)), &said)).To(Succeed())
-		return said
-	}
+	ask := askReleases
 
 	It("are told until the parent has them, with the refused ones, and without content", func() {
 		w := startKMS(thisImage)

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/http/httptrace"
 	"slices"
 	"sync"
 	"sync/atomic"
@@ -343,10 +342,7 @@ func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body 
 	secret := &secretBody{bytes: body}
 	defer secret.wipe()
 	var connected atomic.Bool
-	traced := httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn:     func(httptrace.GotConnInfo) { connected.Store(true) },
-		PutIdleConn: func(error) { e.cleaner.ended() },
-	})
+	traced := e.cleaner.traced(ctx, func() { connected.Store(true) })
 	reader, _ := secret.open()
 	req, err := http.NewRequestWithContext(traced, http.MethodPost, "https://guard"+operation.Path(), reader)
 	if err != nil {

@@ -17,8 +17,8 @@ import (
 // maxKeyReleasesBytes is above what an enclave keeps.
 const maxKeyReleasesBytes = 4 << 20
 
-// recordKeyReleases writes what the enclave says of data keys to the audit log,
-// until ctx ends, and then what is left.
+// recordKeyReleases writes what the enclave says of data keys, and of its engine's
+// host, to the audit log, until ctx ends, and then what is left.
 func (p *Parent) recordKeyReleases(ctx context.Context) {
 	ticker := time.NewTicker(p.config.ProbeInterval)
 	defer ticker.Stop()
@@ -86,8 +86,12 @@ func (p *Parent) auditEvents(said api.KeyReleases) (events []audit.Event) {
 		}})
 	}
 	for _, r := range said.Releases {
-		if r.Fleet != nil {
+		switch {
+		case r.Fleet != nil:
 			events = append(events, p.fleetEvent(r))
+			continue
+		case r.Host != nil:
+			events = append(events, p.hostEvent(r))
 			continue
 		}
 		about := map[string]string{
@@ -120,4 +124,17 @@ func (p *Parent) fleetEvent(r api.KeyRelease) audit.Event {
 		about["error"] = r.Error
 	}
 	return audit.Event{Name: name, About: about}
+}
+
+func (p *Parent) hostEvent(r api.KeyRelease) audit.Event {
+	about := map[string]string{
+		"instance": p.config.Instance.ID, "at": r.Time.UTC().Format(time.RFC3339Nano),
+		"key": r.Host.Key, "refusals": fmt.Sprint(r.Host.Refusals),
+	}
+	if r.Error != "" {
+		about["error"] = r.Error
+		return audit.Event{Name: audit.EngineHostRefused, About: about}
+	}
+	about["image"] = r.Host.Image
+	return audit.Event{Name: audit.EngineHostTrusted, About: about}
 }

@@ -5,12 +5,12 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
-	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
 	"slices"
+	"strconv"
 	"sync"
 	"sync/atomic"
 
@@ -167,8 +167,9 @@ func (e *fakeEnclave) start() {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		said := e.released
+		after, _ := strconv.ParseUint(r.URL.Query().Get("after"), 10, 64)
 		said.Releases = slices.DeleteFunc(slices.Clone(said.Releases), func(k api.KeyRelease) bool {
-			return r.URL.Query().Get("enclave") == said.Enclave && fmt.Sprint(k.Sequence) <= r.URL.Query().Get("after")
+			return r.URL.Query().Get("enclave") == said.Enclave && k.Sequence <= after
 		})
 		_ = json.NewEncoder(w).Encode(said)
 	})

@@ -123,8 +123,9 @@ var _ = Describe("The way to KMS", func() {
 		tell(api.KeyReleases{Enclave: "second", Lost: 7, Releases: []api.KeyRelease{
 			release(4), fleet(5, api.FleetSeedRefused, "", "KMS refuses"), fleet(6, api.FleetSeedMade, "0a", ""),
 			fleet(7, api.FleetSeedReleased, "0b", ""), fleet(8, api.FleetKeyWiped, "0a", ""),
+			{Sequence: 9, Error: "no document", Host: &api.HostStep{Key: "f0", Refusals: 3}}, {Sequence: 10, Host: &api.HostStep{Image: "engine-1", Key: "f0", Refusals: 9}},
 		}})
-		Eventually(ctx, sequence).Should(BeEquivalentTo(8))
+		Eventually(ctx, sequence).Should(BeEquivalentTo(10))
 		in.stop()
 		Eventually(ctx, in.done).Should(Receive(BeNil()))
 
@@ -143,6 +144,8 @@ var _ = Describe("The way to KMS", func() {
 			And(HaveField("Event", audit.FleetSeedMade), HaveField("About", HaveKeyWithValue("key", "0a"))),
 			And(HaveField("Event", audit.FleetSeedReleased), HaveField("About", HaveKeyWithValue("key", "0b"))),
 			And(HaveField("Event", audit.FleetKeyWiped), HaveField("About", HaveKeyWithValue("key", "0a"))),
+			And(HaveField("Event", audit.EngineHostRefused), HaveField("About", And(HaveKeyWithValue("instance", instanceID), HaveKeyWithValue("error", "no document"), HaveKeyWithValue("refusals", "3"), HaveKeyWithValue("key", "f0"), Not(HaveKey("image")), Not(HaveKey("request"))))),
+			And(HaveField("Event", audit.EngineHostTrusted), HaveField("About", And(HaveKeyWithValue("image", "engine-1"), HaveKeyWithValue("refusals", "9"), Not(HaveKey("error"))))),
 		))
 	}, NodeTimeout(specTimeout))
 

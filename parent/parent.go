@@ -75,7 +75,8 @@ type Config struct {
 	// only with those for KMS.
 	DynamoDBRelay net.Listener
 	DialDynamoDB  func(context.Context) (net.Conn, error)
-	// Audit gets the data keys that KMS released to the enclave, and the washes; nil: nobody does.
+	// Audit gets the data keys that KMS released to the enclave, what the enclave thinks of
+	// its engine's host, and the washes; nil: nobody does.
 	Audit *audit.Log
 
 	// Settings are those that [Parent.SetSettings] may change.
@@ -195,8 +196,6 @@ func New(config Config) (*Parent, error) {
 		return nil, errors.New("parent: a relay to KMS, a way to dial it and credentials: all three or none")
 	case (config.DynamoDBRelay == nil) != (config.DialDynamoDB == nil) || config.DynamoDBRelay != nil && config.KMSRelay == nil:
 		return nil, errors.New("parent: a relay to DynamoDB and a way to dial it: both or none, and only with a relay to KMS")
-	case config.Audit != nil && config.KMSRelay == nil && config.Wash == nil:
-		return nil, errors.New("parent: an audit log without a relay to KMS, and no washes: there would be nothing to record")
 	}
 	if err := config.Instance.Validate(); err != nil {
 		return nil, fmt.Errorf("parent: %w", err)
@@ -323,9 +322,9 @@ func (p *Parent) Run(ctx context.Context, listener net.Listener) error {
 	if p.config.KMSRelay != nil {
 		group.Go(func() error { return p.relay(groupCtx, "KMS", p.config.KMSRelay, p.config.DialKMS) })
 		group.Go(func() error { p.handCredentials(groupCtx); return nil })
-		if p.config.Audit != nil {
-			group.Go(func() error { p.recordKeyReleases(groupCtx); return nil })
-		}
+	}
+	if p.config.Audit != nil {
+		group.Go(func() error { p.recordKeyReleases(groupCtx); return nil })
 	}
 	if p.config.DynamoDBRelay != nil {
 		group.Go(func() error { return p.relay(groupCtx, "DynamoDB", p.config.DynamoDBRelay, p.config.DialDynamoDB) })

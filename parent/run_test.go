@@ -10,7 +10,6 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/api"
-	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/parent"
 )
@@ -132,7 +131,6 @@ var _ = Describe("A parent", func() {
 		Entry("with a way to DynamoDB and none to KMS", "only with a relay to KMS", func(in *instance, c *parent.Config) {
 			c.DynamoDBRelay, c.DialDynamoDB = in.relay, c.DialGuard
 		}),
-		Entry("with an audit log and nothing to record", "nothing to record", func(_ *instance, c *parent.Config) { c.Audit = &audit.Log{} }),
 		Entry("at an address that nobody can dial", "address", func(_ *instance, c *parent.Config) { c.Instance.Address = ":8080" }),
 		Entry("as another instance", "identity is", func(_ *instance, c *parent.Config) { c.Instance.ID = "use1-1" }),
 		Entry("in another region", "identity is", func(_ *instance, c *parent.Config) { c.Instance.Region = fleet.Region("usw2") }),

@@ -21,6 +21,7 @@ import (
 	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/memory"
+	"github.com/mrgc/mrgc/internal/state/schema"
 	"github.com/mrgc/mrgc/parent"
 	"github.com/mrgc/mrgc/parent/wash"
 )
@@ -355,6 +356,18 @@ var _ = Describe("A full wash", func() {
 		Eventually(ctx, in.done).Should(BeClosed())
 		again := startWashing(func(next *washing, c *parent.Config) { next.records, c.Wash.Records = in.records, in.records })
 		again.eventuallyRegistered(ctx, HaveField("Health.Reason", HavePrefix("quarantined: check_model")))
+	}, NodeTimeout(specTimeout))
+
+	It("whose record says that it passed, and does not show it, leaves the instance in quarantine until one is ordered", func(ctx SpecContext) {
+		in := startWashing(func(next *washing, _ *parent.Config) {
+			_, err := next.records.Write(ctx, schema.CleanupValidation, state.Write{
+				Key: state.WashKey(instanceID, time.Now()), Fields: []byte(`{"region":"use1","trigger":"operator","passed":true,"steps":[]}`),
+			})
+			Expect(err).NotTo(HaveOccurred())
+		})
+		in.eventuallyRegistered(ctx, HaveField("Health.Reason", And(HavePrefix("quarantined: the record of the last wash"), ContainSubstring("not whole"))))
+		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+		in.eventuallyRegistered(ctx, healthy())
 	}, NodeTimeout(specTimeout))
 
 	It("comes after so many requests, and not after what no enclave has opened", func(ctx SpecContext) {

@@ -398,6 +398,11 @@ func (w *washer) resume(ctx context.Context) {
 			w.takeUp(rows)
 			return
 		}
+		if errors.Is(err, state.ErrNotWhole) { // it was not this program that wrote it, or not as it is now
+			w.resumed = true
+			w.distrust(err)
+			return
+		}
 		w.p.log.Warn("the washes of before cannot be read; trying again", "error", err)
 		select {
 		case <-ctx.Done():
@@ -412,6 +417,16 @@ func (w *washer) begin(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, resumeWait)
 	defer cancel()
 	w.resume(ctx)
+}
+
+// distrust has an instance in quarantine whose newest row says that a wash passed, and
+// does not show it: it is not known to be washed, and somebody has to look.
+func (w *washer) distrust(err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var actions []wash.Action
+	w.state, actions = w.settings().Resume(w.state, "", state.Wash{Reason: "the record of the last wash: " + err.Error()})
+	w.todo(actions)
 }
 
 func (w *washer) takeUp(rows []state.Record[state.Wash]) {

@@ -100,13 +100,13 @@ func run(ctx context.Context, args []string, getenv func(string) string, stderr 
 	if err != nil {
 		return err
 	}
-	transport, err := engineTransport(self, *engine, *mode, *engineHosts, *engineHostRoots, logger)
+	transport, host, err := engineTransport(self, *engine, *mode, *engineHosts, *engineHostRoots, logger)
 	if err != nil {
 		return err
 	}
 	service, err := enclave.New(ctx, enclave.Config{
 		Model: *model, Region: self.ID().Region, Mode: *mode,
-		NSM: security, Tenants: tenants, Engine: transport, KMS: keys, Fleet: fleetKeys, Logger: logger,
+		NSM: security, Tenants: tenants, Engine: transport, EngineHost: host, KMS: keys, Fleet: fleetKeys, Logger: logger,
 		RequestBodyBytes: *bodyBytes, ConcurrentRequests: *concurrent, AnswerWait: *answerWait, CleanWithin: cleanWithin,
 	})
 	if err != nil {
@@ -202,8 +202,8 @@ func ofFleet(name, kmsKey, table, address, rootsPath string) (*enclave.Fleet, er
 
 // engineTransport reaches the guard of this instance through the parent's byte
 // relay, under TLS that ends in the guard; with host images, in one on a host of
-// those.
-func engineTransport(self *identity.Source, address, mode, hostsPath, rootPath string, log *slog.Logger) (http.RoundTripper, error) {
+// those, which the check sees to; else there is none.
+func engineTransport(self *identity.Source, address, mode, hostsPath, rootPath string, log *slog.Logger) (_ http.RoundTripper, host *enclave.EngineHost, err error) {
 	guard := identity.ID{Region: self.ID().Region, Instance: self.ID().Instance, Role: identity.RoleGuard}
 	dial := func(ctx context.Context) (net.Conn, error) { return vsock.Dial(ctx, address) }
 	isGuard := func(id identity.ID) bool { return id == guard }
@@ -212,23 +212,23 @@ func engineTransport(self *identity.Source, address, mode, hostsPath, rootPath s
 	case hostsPath != "":
 		policy, err := hostPolicy(hostsPath, rootPath)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		unchecked := self.DialTLS(dial, isGuard)
-		host, err := enclave.NewEngineHost(policy, func(ctx context.Context) (net.Conn, error) { return unchecked(ctx, "", "") }, log)
+		host, err = enclave.NewEngineHost(policy, func(ctx context.Context) (net.Conn, error) { return unchecked(ctx, "", "") }, log)
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		further = append(further, host.VerifyConnection)
 	case attested:
-		return nil, fmt.Errorf("-mode %s without -engine-hosts: nothing would vouch for the host", mode)
+		return nil, nil, fmt.Errorf("-mode %s without -engine-hosts: nothing would vouch for the host", mode)
 	}
 	return &http.Transport{
 		DialTLSContext:      self.DialTLS(dial, isGuard, further...),
 		MaxIdleConnsPerHost: 64,
 		IdleConnTimeout:     30 * time.Second, // below the guard's own
 		DisableCompression:  true,
-	}, nil
+	}, host, nil
 }
 
 // hostPolicy is which hosts the engine may run on.

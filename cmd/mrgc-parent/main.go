@@ -75,7 +75,7 @@ func parseOptions(args []string, output io.Writer) (o options, err error) {
 	f.StringVar(&o.kmsHost, "kms-host", "", "the region's KMS, where they are connected to and nowhere else: kms.us-east-1.amazonaws.com:443")
 	f.StringVar(&o.dynamoDBRelay, "dynamodb-relay", "", "where the enclave's connections to a fleet's table arrive: vsock://:5004; default: it is of no fleet")
 	f.StringVar(&o.dynamoDBHost, "dynamodb-host", "", "the region's DynamoDB, where they are connected to and nowhere else: dynamodb.us-east-1.amazonaws.com:443")
-	f.StringVar(&o.audit, "audit", "", "file for the data keys that KMS releases to the enclave; appended to, with hashes that chain it (mrgc audit verify)")
+	f.StringVar(&o.audit, "audit", "", "file for the data keys that KMS releases to the enclave, whether it trusts its engine's host, and washes; appended to, with hashes that chain it (mrgc audit verify)")
 	f.StringVar(&o.auditCopy, "audit-cloudwatch", "", "CloudWatch log group to which it is copied as it grows: GROUP[?region=REGION&endpoint=URL]")
 	f.StringVar(&o.guard, "guard", "127.0.0.1:8081", "the engine's guard")
 	f.IntVar(&o.slots, "engine-slots", 4, "requests that the engine runs at once")

@@ -206,43 +206,47 @@ func (o *washOptions) show(ctx context.Context, w io.Writer, what string) (err e
 	instance, sort, one := strings.Cut(what, "/")
 	if !one {
 		washes, err := readWashes(ctx, table, instance, o.last)
-		if err != nil {
+		if err != nil && len(washes) == 0 {
 			return err
 		}
-		return o.print(w, washes, func(w io.Writer) error {
+		printed := o.print(w, washes, func(w io.Writer) error {
 			if len(washes) == 0 {
 				_, err := fmt.Fprintf(w, "no wash of %s is recorded (mrgc status lists the instances)\n", instance)
 				return err
 			}
 			return printWashes(w, washes, false)
 		})
+		return errors.Join(printed, err) // what is whole is shown beside what is not
 	}
 	row, err := table.Get(ctx, state.Key{Partition: instance, Sort: sort})
-	if errors.Is(err, state.ErrNotFound) {
+	switch {
+	case errors.Is(err, state.ErrNotFound):
 		return fmt.Errorf("no wash %s is recorded (mrgc wash show %s lists the instance's)", what, instance)
-	}
-	if err != nil {
+	case errors.Is(err, state.ErrNotWhole): // its steps are shown, and that it has not passed
+		row.Value.Passed, row.Value.Reason = false, err.Error()
+	case err != nil:
 		return err
 	}
 	washes := []recordedWash{recordOf(row)}
-	return o.print(w, washes, func(w io.Writer) error { return printWashes(w, washes, true) })
+	return errors.Join(o.print(w, washes, func(w io.Writer) error { return printWashes(w, washes, true) }), err)
 }
 
 func recordOf(row state.Record[state.Wash]) recordedWash {
 	return recordedWash{ID: row.Key.Partition + "/" + row.Key.Sort, Wash: row.Value}
 }
 
-// readWashes gives an instance's last washes, the newest first.
+// readWashes gives an instance's last washes, the newest first. With
+// [state.ErrNotWhole] come those that are whole.
 func readWashes(ctx context.Context, table state.Table[state.Wash], instance string, last int) ([]recordedWash, error) {
 	rows, err := table.List(ctx, state.Query{Partition: instance, Newest: true, Limit: last})
-	if err != nil {
+	if err != nil && !errors.Is(err, state.ErrNotWhole) {
 		return nil, err
 	}
 	washes := []recordedWash{}
 	for _, row := range rows {
 		washes = append(washes, recordOf(row))
 	}
-	return washes, nil
+	return washes, err
 }
 
 func printWashes(w io.Writer, washes []recordedWash, steps bool) error {

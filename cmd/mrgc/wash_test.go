@@ -15,7 +15,18 @@ import (
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/open"
+	"github.com/mrgc/mrgc/internal/state/schema"
 )
+
+// wholeSteps are those of a wash that passed, whose first and last were these.
+func wholeSteps(first, last state.WashStep) (steps []state.WashStep) {
+	for _, name := range state.WashSteps() {
+		steps = append(steps, state.WashStep{Name: name, Passed: true, Detail: "seen"})
+	}
+	first.Name, last.Name = steps[0].Name, steps[len(steps)-1].Name
+	steps[0], steps[len(steps)-1] = first, last
+	return steps
+}
 
 var _ = Describe("mrgc wash show", func() {
 	var address string
@@ -26,7 +37,7 @@ var _ = Describe("mrgc wash show", func() {
 		Expect(err).NotTo(HaveOccurred())
 		defer store.Close()
 		for i, w := range []state.Wash{
-			{Passed: true, Steps: []state.WashStep{{Name: "plant_canary", Duration: time.Second, Passed: true, Detail: "planted"}, {Name: "check_canary", Duration: 500 * time.Millisecond, Passed: true, Detail: "gone"}}},
+			{Passed: true, Steps: wholeSteps(state.WashStep{Duration: time.Second, Passed: true, Detail: "planted"}, state.WashStep{Duration: 500 * time.Millisecond, Passed: true, Detail: "gone"})},
 			{Reason: "check_model: another file", Steps: []state.WashStep{{Name: "check_model", Detail: "another file"}}},
 		} {
 			w.Region, w.Trigger, w.StartedAt = "use1", "operator", at.Add(time.Duration(i)*time.Hour)
@@ -63,7 +74,23 @@ var _ = Describe("mrgc wash show", func() {
 	It("shows one by its id, step by step", func() {
 		got := mrgc("wash", "show", "use1-0/2026-03-14T09:26:53.589000Z", "--state", address)
 		Expect(got.err).NotTo(HaveOccurred())
-		Expect(got.stdout).To(MatchRegexp(`plant_canary +1s +true +planted\ncheck_canary +500ms +true +gone`))
+		Expect(got.stdout).To(MatchRegexp(`(?s)plant_canary +1s +true +planted\n.*\ncheck_canary +500ms +true +gone`))
+	})
+
+	It("does not show a row as passed that is not whole, and shows the others", func(ctx SpecContext) {
+		store, err := open.Store(ctx, address, nil)
+		Expect(err).NotTo(HaveOccurred())
+		defer store.Close()
+		key := state.WashKey("use1-0", at.Add(2*time.Hour))
+		_, err = store.Write(ctx, schema.CleanupValidation, state.Write{Key: key, Fields: []byte(`{"region":"use1","trigger":"operator","started_at":"2026-03-14T11:26:53.589Z","passed":true,` +
+			`"steps":[{"name":"plant_canary","duration_ns":1,"passed":true,"detail":"planted"}]}`)})
+		Expect(err).NotTo(HaveOccurred())
+		got := mrgc("wash", "show", "use1-0", "--state", address)
+		Expect(got.err).To(MatchError(And(ContainSubstring("use1-0/2026-03-14T11:26:53.589000Z"), ContainSubstring("not whole"))))
+		Expect(got.stdout).To(And(ContainSubstring("T09:26:53"), ContainSubstring("T10:26:53"), Not(ContainSubstring("T11:26:53"))))
+		got = mrgc("wash", "show", key.Partition+"/"+key.Sort, "--state", address)
+		Expect(got.err).To(MatchError(ContainSubstring("not whole")))
+		Expect(got.stdout).To(MatchRegexp(`(?s)FAILED: .*not whole.*plant_canary +0s +true +planted`))
 	})
 
 	It("says what it does not find, or cannot do", func() {
@@ -117,7 +144,7 @@ var _ = Describe("mrgc wash now", func() {
 			_, err = state.WashTable(store).Put(context.Background(), state.Record[state.Wash]{Key: key, Version: old.Version, Value: w})
 			Expect(err).NotTo(HaveOccurred())
 		}
-		passed := state.Wash{Passed: true, Steps: []state.WashStep{{Name: "check_canary", Duration: time.Second, Passed: true, Detail: "gone"}}}
+		passed := state.Wash{Passed: true, Steps: wholeSteps(state.WashStep{Passed: true, Detail: "planted"}, state.WashStep{Duration: time.Second, Passed: true, Detail: "gone"})}
 		failed := state.Wash{Reason: "check_model: another file", Steps: []state.WashStep{{Name: "check_model", Detail: "another file"}}}
 		BeforeEach(func() {
 			address = "sqlite:" + filepath.Join(GinkgoT().TempDir(), "state.db")
@@ -129,7 +156,7 @@ var _ = Describe("mrgc wash now", func() {
 			admin = server.URL
 		})
 		wait := func(more ...string) result {
-			return mrgc(append([]string{"wash", "now", "use1-0", "--admin", admin, "--state", address, "--wait"}, more...)...)
+			return mrgc(append([]string{"wash", "now", "use1-0", "--admin", admin, "--state", address, "--wait", "--timeout", "10s"}, more...)...)
 		}
 
 		It("shows the wash that was ordered, not the one before it", func() {

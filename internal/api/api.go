@@ -94,8 +94,8 @@ const (
 	HostNonceBytes      = 32
 )
 
-// PathKeyReleases is where an enclave says which data keys it has had KMS release,
-// for its parent's audit log. The query says what the parent has: all up to the
+// PathKeyReleases is where an enclave says which data keys it has had KMS release, and
+// whether it trusts its engine's host, for its parent's audit log. The query says what the parent has: all up to the
 // sequence number "after" of the enclave that "enclave" names.
 const PathKeyReleases = "/key-releases"
 
@@ -106,14 +106,24 @@ type KeyReleases struct {
 	Releases []KeyRelease `json:"releases"`
 }
 
-// KeyRelease is one data key that KMS was asked for: a request's, or a fleet's seed.
+// KeyRelease is one data key that KMS was asked for: a request's, or a fleet's seed;
+// or what an enclave came to think of its engine's host.
 type KeyRelease struct {
 	Sequence  uint64     `json:"seq"` // from 1 on, without gaps
 	Time      time.Time  `json:"time"`
 	RequestID string     `json:"request,omitempty"`
 	Tenant    string     `json:"tenant,omitempty"`
-	Error     string     `json:"error,omitempty"` // why KMS gave none; empty: it did
+	Error     string     `json:"error,omitempty"` // why KMS gave none, or the host is refused; empty: it did, or is not
 	Fleet     *FleetStep `json:"fleet,omitempty"` // set: what has happened to a fleet's key; then there is no request
+	Host      *HostStep  `json:"host,omitempty"`  // set: what has changed with the engine's host; then there is no request
+}
+
+// HostStep is a change of what an enclave thinks of its engine's host: it trusts one, or,
+// with an error beside it, refuses one.
+type HostStep struct {
+	Image    string `json:"image,omitempty"`    // of one that is trusted: its name in the measured list
+	Key      string `json:"key"`                // of the guard there: SHA-256 of its SubjectPublicKeyInfo, in hex
+	Refusals uint64 `json:"refusals,omitempty"` // since the step before
 }
 
 // FleetStep is one of a fleet's key, which belongs to an epoch of a region.

@@ -40,6 +40,9 @@ const (
 	FleetSeedRefused  = "fleet_seed_refused"  // an enclave got none: the same, without key, and error
 	FleetKeyWiped     = "fleet_key_wiped"     // an enclave has dropped an epoch's key, which is over: the same
 
+	EngineHostTrusted = "engine_host_trusted" // an enclave sends prompts to an engine on this host: instance, image, key, refusals
+	EngineHostRefused = "engine_host_refused" // an enclave does not, as its host does not vouch for it: instance, key, refusals, error
+
 	Washed = "instance_washed" // an instance has been washed in full: instance, wash, trigger, passed, and of one that failed reason
 
 	EnclaveRelease  = "enclave_release"  // an instance's enclave runs another release than before: instance, release, version, pcr0
@@ -138,24 +141,58 @@ func (l *Log) fail(err error) error {
 }
 
 func (l *Log) resume(now time.Time) error {
-	content, err := io.ReadAll(l.file)
+	info, err := l.file.Stat()
 	if err != nil {
 		return err
 	}
-	whole := content[:bytes.LastIndexByte(content, '\n')+1]
-	summary, err := Verify(bytes.NewReader(whole))
+	head, whole, err := headOfFile(l.file, info.Size())
 	if err != nil {
 		return err
 	}
-	l.head = summary.Head
-	torn := len(content) - len(whole)
+	l.head = head
+	torn := info.Size() - whole
 	if torn == 0 {
 		return nil
 	}
-	if err := l.file.Truncate(int64(len(whole))); err != nil {
+	if err := l.file.Truncate(whole); err != nil {
 		return err
 	}
 	return l.write(now, Event{Name: TornRecord, About: map[string]string{"bytes": fmt.Sprint(torn)}})
+}
+
+// headOfFile verifies the whole lines of a file of that size, from its start, and gives
+// the head of their chain and how many bytes they are. It keeps no more than a line of it
+// in memory: a log grows for years.
+func headOfFile(file io.ReaderAt, size int64) (head Head, whole int64, err error) {
+	if whole, err = wholeLines(file, size); err != nil {
+		return Head{}, 0, err
+	}
+	chain := NewReader(io.NewSectionReader(file, 0, whole), start())
+	for {
+		switch _, _, err := chain.Next(); {
+		case errors.Is(err, io.EOF):
+			return chain.Head(), whole, nil
+		case err != nil:
+			return Head{}, 0, err
+		}
+	}
+}
+
+// wholeLines is how many bytes of a file are whole lines: up to its last newline.
+func wholeLines(file io.ReaderAt, size int64) (int64, error) {
+	piece := make([]byte, maxLineBytes)
+	for end := size; end > 0; {
+		from := max(0, end-int64(len(piece)))
+		n, err := file.ReadAt(piece[:end-from], from)
+		if int64(n) < end-from {
+			return 0, err
+		}
+		if at := bytes.LastIndexByte(piece[:n], '\n'); at >= 0 {
+			return from + int64(at) + 1, nil
+		}
+		end = from
+	}
+	return 0, nil
 }
 
 // Append records events. When it returns without an error they are on the disk;

@@ -3,8 +3,10 @@ package audit_test
 import (
 	"bytes"
 	"errors"
+	"io"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
@@ -134,6 +136,40 @@ var _ = Describe("A log", func() {
 		Expect(summary.Head.Sequence).To(BeEquivalentTo(3))
 	})
 
+	It("loses more than a record's length without a newline, too, as a disk may leave it", func() {
+		written(2)
+		whole := content()
+		for _, torn := range []int{1, 16<<10 - 1, 16 << 10, 16<<10 + 1, 100 << 10} {
+			Expect(os.WriteFile(path, append(bytes.Clone(whole), make([]byte, torn)...), 0o600)).To(Succeed())
+			Expect(open().Close()).To(Succeed())
+			Expect(content()).To(HavePrefix(string(whole)))
+			Expect(content()[len(whole):]).To(ContainSubstring(`"bytes":"%d"`, torn))
+		}
+	})
+
+	It("is opened with a few of its lines in memory, however long it is", func() {
+		log := open()
+		long := audit.Event{Name: audit.DocumentRefused, About: map[string]string{"error": strings.Repeat("x", 1000)}}
+		for range 16 {
+			Expect(log.Append(at(0), slices.Repeat([]audit.Event{long}, 1000)...)).To(Succeed())
+		}
+		file, err := os.Open(path)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(file.Close)
+		info, err := file.Stat()
+		Expect(err).NotTo(HaveOccurred())
+		Expect(info.Size()).To(BeNumerically(">", 16<<20))
+		watched := &watchedFile{ReaderAt: file}
+		before := liveHeap()
+		head, whole, err := audit.HeadOfFile(watched, info.Size())
+		Expect(err).NotTo(HaveOccurred())
+		Expect(head).To(Equal(log.Head()))
+		Expect(whole).To(Equal(info.Size()))
+		Expect(watched.read).To(BeNumerically(">=", info.Size()), "all of it is verified")
+		Expect(watched.largest).To(BeNumerically("<=", 16<<10))
+		Expect(int64(watched.heap)-int64(before)).To(BeNumerically("<", 2<<20), "live at any time")
+	})
+
 	It("keeps records small, whatever they are about", func() {
 		log := open()
 		Expect(log.Append(at(1), audit.Event{Name: audit.DocumentRefused, About: map[string]string{"error": strings.Repeat("é", 1<<20)}})).To(Succeed())
@@ -180,6 +216,33 @@ var _ = Describe("A log", func() {
 		Expect(summary.Head.Sequence).To(BeEquivalentTo(20))
 	})
 })
+
+// watchedFile is a file that is read, and how much was live on the heap meanwhile.
+type watchedFile struct {
+	io.ReaderAt
+	read    int64
+	largest int    // read at once
+	heap    uint64 // the most that was live, seen after each MiB
+	seen    int64
+}
+
+func (f *watchedFile) ReadAt(p []byte, off int64) (int, error) {
+	f.largest = max(f.largest, len(p))
+	n, err := f.ReaderAt.ReadAt(p, off)
+	f.read += int64(n)
+	if f.read-f.seen >= 1<<20 {
+		f.seen = f.read
+		f.heap = max(f.heap, liveHeap())
+	}
+	return n, err
+}
+
+func liveHeap() uint64 {
+	runtime.GC()
+	var stats runtime.MemStats
+	runtime.ReadMemStats(&stats)
+	return stats.HeapAlloc
+}
 
 var _ = Describe("A head", func() {
 	It("is read as it was written", func() {

@@ -239,8 +239,20 @@ func callAs(ctx context.Context, w *softkmstest.World, who softkms.Principal, ac
 		_, err = client.Decrypt(ctx, &awskms.DecryptInput{CiphertextBlob: blob, EncryptionContext: encryptionContext})
 	case "Encrypt":
 		_, err = client.Encrypt(ctx, &awskms.EncryptInput{KeyId: id, Plaintext: make([]byte, 32), EncryptionContext: encryptionContext})
+	case "CreateGrant":
+		_, err = client.CreateGrant(ctx, &awskms.CreateGrantInput{KeyId: id, GranteePrincipal: aws.String(who.ARN), Operations: []types.GrantOperation{types.GrantOperationDecrypt}})
+	case "GenerateDataKeyWithoutPlaintext":
+		_, err = client.GenerateDataKeyWithoutPlaintext(ctx, &awskms.GenerateDataKeyWithoutPlaintextInput{KeyId: id, KeySpec: types.DataKeySpecAes256, EncryptionContext: encryptionContext})
+	case "GenerateDataKeyPair":
+		_, err = client.GenerateDataKeyPair(ctx, &awskms.GenerateDataKeyPairInput{KeyId: id, KeyPairSpec: types.DataKeyPairSpecEccNistP256, EncryptionContext: encryptionContext})
+	case "GenerateDataKeyPairWithoutPlaintext":
+		_, err = client.GenerateDataKeyPairWithoutPlaintext(ctx, &awskms.GenerateDataKeyPairWithoutPlaintextInput{KeyId: id, KeyPairSpec: types.DataKeyPairSpecEccNistP256, EncryptionContext: encryptionContext})
+	case "GetKeyPolicy":
+		_, err = client.GetKeyPolicy(ctx, &awskms.GetKeyPolicyInput{KeyId: id})
 	case "ReEncrypt":
 		_, err = client.ReEncrypt(ctx, &awskms.ReEncryptInput{CiphertextBlob: blob, SourceEncryptionContext: encryptionContext, DestinationKeyId: id})
+	default:
+		Fail("nobody calls " + action + " here")
 	}
 	return err
 }

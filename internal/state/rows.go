@@ -177,7 +177,8 @@ type WashStep struct {
 	Detail   string        `json:"detail"` // what was checked and found; never what was washed away
 }
 
-// Validate checks a wash: one that has passed has no step that has not.
+// Validate checks a wash. One that has passed has all steps of its kind, or it is
+// [ErrNotWhole].
 func (w Wash) Validate() error {
 	if err := w.Region.Validate(); err != nil {
 		return err
@@ -195,16 +196,13 @@ func (w Wash) Validate() error {
 	if w.Passed && w.Open != "" {
 		return fmt.Errorf("a wash that is %s cannot have passed", w.Open)
 	}
-	if w.Passed && len(w.Steps) == 0 {
-		return fmt.Errorf("a wash without steps cannot have passed")
-	}
 	for _, step := range w.Steps {
 		if step.Name == "" || step.Duration < 0 {
 			return fmt.Errorf("step %q of %s: want a name, and a duration that is not negative", step.Name, step.Duration)
 		}
-		if w.Passed && !step.Passed {
-			return fmt.Errorf("a wash whose step %q has not passed cannot have passed", step.Name)
-		}
+	}
+	if w.Passed {
+		return w.whole()
 	}
 	return nil
 }

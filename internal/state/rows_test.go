@@ -1,6 +1,7 @@
 package state_test
 
 import (
+	"slices"
 	"testing"
 	"time"
 
@@ -29,12 +30,14 @@ var _ = DescribeTable("A row is refused with", func(row state.Row, why string) {
 	Entry("a maximum below the minimum", state.Autoscaling{Min: 2, Max: 1}, "want 0 <= min <= max"),
 	Entry("a wash of no region", state.Wash{Trigger: "strict"}, "region"),
 	Entry("a wash for no reason", state.Wash{Region: "use1"}, `trigger ""`),
-	Entry("a wash that did nothing and passed", state.Wash{Region: "use1", Trigger: "strict", Passed: true}, "without steps"),
+	Entry("a wash that did nothing and passed", state.Wash{Region: "use1", Trigger: "strict", Passed: true}, "not whole: a wash that passed has the steps plant_canary, clear_gpu, check_model, restart_enclave, check_health, check_canary, and this one has no other"),
+	Entry("a wash of strict mode that restarted the engine", wash(true, passed(state.RestartingWashSteps())...), "not whole"),
+	Entry("a wash that says what it did in blanks", wash(true, change(passed(state.WashSteps()), 2, func(s *state.WashStep) { s.Detail = "; ; " })...), `not whole: step "check_model" does not say`),
 	Entry("a step without a name", wash(false, state.WashStep{Passed: true}), `step ""`),
 	Entry("a step that took less than no time", wash(false, state.WashStep{Name: "a", Duration: -1}), "not negative"),
 	Entry("a wash that is nowhere", state.Wash{Region: "use1", Trigger: "strict", Open: "lost"}, `open "lost"`),
-	Entry("a wash that passed and is under way", state.Wash{Region: "use1", Trigger: "strict", Passed: true, Open: state.WashUnderWay, Steps: []state.WashStep{{Name: "a", Passed: true}}}, "under_way cannot have passed"),
-	Entry("a step that failed, of a wash that passed", wash(true, state.WashStep{Name: "a"}), `step "a" has not passed`),
+	Entry("a wash that passed and is under way", state.Wash{Region: "use1", Trigger: "strict", Passed: true, Open: state.WashUnderWay, Steps: passed(state.WashSteps())}, "under_way cannot have passed"),
+	Entry("a step that failed, of a wash that passed", wash(true, change(passed(state.WashSteps()), 5, func(s *state.WashStep) { s.Passed = false })...), `step "check_canary" of a wash that passed has not`),
 	Entry("a heartbeat of no beat", state.Heartbeat{}, "beat 0"),
 	Entry("a minute without samples", state.Minute{}, "samples 0"),
 )
@@ -47,13 +50,63 @@ func wash(passed bool, steps ...state.WashStep) state.Wash {
 	return state.Wash{Region: "use1", Trigger: "strict", Passed: passed, Steps: steps}
 }
 
+// passed are steps that have.
+func passed(names []string) (steps []state.WashStep) {
+	for _, name := range names {
+		steps = append(steps, state.WashStep{Name: name, Duration: time.Second, Passed: true, Detail: "seen"})
+	}
+	return steps
+}
+
+func change(steps []state.WashStep, i int, change func(*state.WashStep)) []state.WashStep {
+	change(&steps[i])
+	return steps
+}
+
+var _ = Describe("A wash that has passed", func() {
+	for kind, names := range map[string][]string{
+		"that leaves the engine": state.WashSteps(), "that restarts it": state.RestartingWashSteps(),
+		"that waited and then had no engine to restart": append([]string{"await_turn"}, state.WashSteps()...),
+	} {
+		It("shows every step of its kind, "+kind, func() {
+			row := state.Wash{Region: "use1", Trigger: "operator", Passed: true, Steps: passed(names)}
+			Expect(row.Validate()).To(Succeed())
+			refused := func(what string, steps []state.WashStep) {
+				GinkgoHelper()
+				row := row
+				row.Steps = steps
+				Expect(row.Validate()).To(MatchError(state.ErrNotWhole), what)
+				row.Passed, row.Reason = false, "it has failed"
+				Expect(row.Validate()).To(Succeed(), "of one that failed it is what there is: "+what)
+			}
+			for i, name := range names {
+				if name != "await_turn" || kind == "that restarts it" { // else it is one that did not have to wait
+					refused(name+" is missing", slices.Delete(passed(names), i, i+1))
+				}
+				refused(name+" is there twice", slices.Insert(passed(names), i, passed(names)[i]))
+				refused(name+" is another", change(passed(names), i, func(s *state.WashStep) { s.Name += "2" }))
+				refused(name+" has not passed", change(passed(names), i, func(s *state.WashStep) { s.Passed = false }))
+				refused(name+" says nothing", change(passed(names), i, func(s *state.WashStep) { s.Detail = "" }))
+				if i > 0 {
+					swapped := passed(names)
+					swapped[i-1], swapped[i] = swapped[i], swapped[i-1]
+					refused(name+" came too early", swapped)
+				}
+			}
+			negative := row
+			negative.Steps = change(passed(names), 1, func(s *state.WashStep) { s.Duration = -1 })
+			Expect(negative.Validate()).To(MatchError(ContainSubstring("not negative")))
+		})
+	}
+})
+
 var _ = DescribeTable("A row is accepted:", func(row state.Row) {
 	Expect(row.Validate()).To(Succeed())
 },
 	Entry(nil, state.Routing{}),
 	Entry(nil, routing(state.Degraded, 50)),
 	Entry(nil, state.Autoscaling{DesiredCapacity: 25, Min: 2, Max: 20}), // by hand, beyond the maximum: the autoscaler's to judge
-	Entry(nil, wash(true, state.WashStep{Name: "a", Passed: true})),
+	Entry(nil, wash(true, passed(state.WashSteps())...)),
 	Entry(nil, wash(false, state.WashStep{Name: "a"})),
 	Entry(nil, state.Wash{Region: "use1", Trigger: "strict", Open: state.WashWaiting}),
 	Entry(nil, state.Heartbeat{Beat: 1}),

@@ -111,7 +111,7 @@ var _ = Describe("A wash that restarts the engine", func() {
 
 	It("goes on as it began when the configuration changes meanwhile", func() {
 		s, _ := config(restarts).Step(wash.State{Washed: start}, wash.Observation{Ordered: true, Turn: true}, start)
-		s, actions := config().Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: wash.Announce, Passed: true}}, start)
+		s, actions := config().Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: wash.Announce, Passed: true, Detail: "seen"}}, start)
 		Expect(kinds(actions)).To(Equal([]wash.Kind{wash.CheckModel}))
 		Expect(s.Restart).To(BeTrue())
 	})
@@ -163,11 +163,11 @@ var _ = Describe("A wash that restarts the engine", func() {
 		s, actions = c.Step(wash.State{Washed: start}, wash.Observation{Ordered: true, Turn: true}, start)
 		for range 3 { // announced, checked, planted
 			last := actions[len(actions)-1]
-			s, actions = c.Step(s, wash.Observation{Result: wash.Result{Wash: last.Wash, Kind: last.Kind, Passed: true}}, start)
+			s, actions = c.Step(s, wash.Observation{Result: wash.Result{Wash: last.Wash, Kind: last.Kind, Passed: true, Detail: "seen"}}, start)
 		}
 		Expect(c.Deadline(s)).To(Equal(start.Add(time.Hour)), "the step's")
-		s, _ = c.Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: wash.StepAside, Passed: true}}, start.Add(59*time.Minute))
-		s, _ = c.Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: wash.AwaitIdle, Passed: true}}, start.Add(118*time.Minute))
+		s, _ = c.Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: wash.StepAside, Passed: true, Detail: "seen"}}, start.Add(59*time.Minute))
+		s, _ = c.Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: wash.AwaitIdle, Passed: true, Detail: "seen"}}, start.Add(118*time.Minute))
 		Expect(c.Deadline(s)).To(Equal(start.Add(2*time.Hour)), "the instance's")
 		s, _ = c.Step(s, wash.Observation{}, start.Add(2*time.Hour-1))
 		Expect(s.Wash).NotTo(BeEmpty())

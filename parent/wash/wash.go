@@ -262,6 +262,9 @@ func (c Config) proceed(s State, r Result, now time.Time) (State, []Action) {
 			r.Detail = fmt.Sprintf("%s has not ended, and the instance has been out of traffic for %s", current.kind, c.asideTimeout())
 		}
 	}
+	if r.Passed && r.Detail == "" { // nobody could tell it from one that did nothing
+		r = Result{Detail: "it does not say what it did and found"}
+	}
 	s.Row.Steps = noted(s.Row.Steps, current, r, now.Sub(s.Since))
 	if !r.Passed {
 		return end(s, fmt.Sprintf("%s: %s", current.kind, r.Detail))

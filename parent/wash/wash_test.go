@@ -57,6 +57,14 @@ func run(c wash.Config, s wash.State, pass func(wash.Kind) bool) (wash.State, []
 func always(wash.Kind) bool { return true }
 
 var _ = Describe("A wash", func() {
+	It("has failed where a step says that it passed, and not what it did", func() {
+		c := config()
+		s, actions := c.Step(wash.State{Washed: start}, wash.Observation{Ordered: true}, start)
+		s, actions = c.Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: actions[0].Kind, Passed: true}}, start)
+		Expect(kinds(actions)).To(Equal([]wash.Kind{wash.Record, wash.Quarantine}))
+		Expect(s.Quarantined).To(ContainSubstring("does not say"))
+	})
+
 	DescribeTable("begins", func(change func(*wash.Config), ended []string, after time.Duration, trigger string) {
 		c := config(change)
 		s, actions := c.Step(wash.State{Washed: start}, wash.Observation{Ended: ended}, start.Add(after))

@@ -34,6 +34,12 @@ var operationsByName = map[string]operation{
 	"Decrypt":         (*exchange).decrypt,
 	"Encrypt":         (*exchange).encrypt,
 	"ReEncrypt":       (*exchange).reEncrypt,
+
+	"CreateGrant":                         (*exchange).createGrant,
+	"GenerateDataKeyWithoutPlaintext":     (*exchange).generateDataKeyWithoutPlaintext,
+	"GenerateDataKeyPair":                 (*exchange).generateDataKeyPair,
+	"GenerateDataKeyPairWithoutPlaintext": (*exchange).generateDataKeyPairWithoutPlaintext,
+	"GetKeyPolicy":                        (*exchange).getKeyPolicy,
 }
 
 // ServeHTTP answers one call.

@@ -421,8 +421,8 @@ func describeRows(b *bench) {
 			_, err := table.Put(ctx, state.Record[state.Wash]{
 				Key: state.WashKey(instance, start.Add(time.Duration(i)*time.Second)),
 				Value: state.Wash{
-					Region: "use1", Trigger: "requests", StartedAt: start, Passed: true,
-					Steps: []state.WashStep{{Name: "gpu_memory", Duration: time.Second, Passed: true}},
+					Region: "use1", Trigger: "requests", StartedAt: start, Reason: "clear_gpu: a byte",
+					Steps: []state.WashStep{{Name: "clear_gpu", Duration: time.Second}},
 				},
 			})
 			Expect(err).NotTo(HaveOccurred())
