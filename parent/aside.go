@@ -106,7 +106,7 @@ func (w *washer) awaitIdle(ctx context.Context) (string, error) {
 func (w *washer) restartEngine(ctx context.Context) (string, error) {
 	poll := time.NewTicker(standbyPoll)
 	defer poll.Stop()
-	for !w.turn.held() {
+	for !w.turn.Held() {
 		select {
 		case <-ctx.Done():
 			return "", errors.New("the turn to restart the engine was lost")

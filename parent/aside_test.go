@@ -92,7 +92,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 			Expect(step.Detail).NotTo(BeEmpty())
 			names = append(names, step.Name)
 		}
-		Expect(names).To(Equal([]string{"await_turn", "check_model", "plant_canary", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back"}))
+		Expect(names).To(Equal([]string{"await_turn", "check_model", "plant_canary", "keep_turn", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back"}))
 		Expect(in.guard.washes()).To(Equal([]string{api.PathWashPlant, api.PathWashRestart, api.PathWashCheck}))
 		Expect(in.registered(ctx)).To(And(healthy(), HaveField("KeyIDs", Equal([]string{keyID("claims of 1")}))), "once the wash has ended the fleet knows")
 		Expect(in.enclaves.nth(0).ended).To(BeClosed())

@@ -13,6 +13,7 @@ import (
 	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/parent/turn"
 	"github.com/mrgc/mrgc/parent/wash"
 )
 
@@ -36,7 +37,8 @@ type Wash struct {
 	// 10 minutes.
 	StepTimeout time.Duration
 	// TurnLength is how long a parent that dies in the middle of a wash keeps others from
-	// restarting their engines; default 15 s.
+	// restarting their engines, unless its instance has stepped aside: see package turn.
+	// Default 15 s.
 	TurnLength time.Duration
 }
 
@@ -58,7 +60,7 @@ type washer struct {
 	rows    state.Table[state.Wash]
 	guard   *http.Client // not the probes': what it is asked here takes time
 	metrics *washMetrics
-	turn    *turn
+	turn    *turn.Turn
 	kick    chan struct{} // holds one: there are actions
 
 	mu      sync.Mutex
@@ -80,13 +82,17 @@ func newWasher(p *Parent, config Wash) (*washer, error) {
 		return nil, errors.New("washes need where to record them, and ways to check attestation and the model")
 	}
 	config.Linger = cmp.Or(config.Linger, 2*time.Second)
-	config.TurnLength = cmp.Or(config.TurnLength, 15*time.Second)
 	w := &washer{
 		p: p, config: config, rows: state.WashTable(config.Records), guard: guardClient(&p.config),
 		kick: make(chan struct{}, 1), state: wash.State{Washed: time.Now()}, changed: make(chan struct{}),
 	}
 	var err error
-	if w.turn, err = newTurn(config.Records, config.TurnLength, p.config.Instance); err != nil {
+	w.turn, err = turn.New(turn.Config{
+		Self: p.config.Instance, Leases: config.Records, Length: config.TurnLength, Snapshot: p.config.Store.Snapshot,
+		StaleAfter: func() time.Duration { return p.settings.Load().StaleAfter }, Aside: func() time.Duration { return w.settings().MayBeAside() },
+		Wash: w.is, Tell: w.mayBegin, Logger: p.log,
+	})
+	if err != nil {
 		return nil, err
 	}
 	w.metrics, err = newWashMetrics(p.config.Metrics, p.config.Instance)
@@ -119,6 +125,22 @@ func (w *washer) now() wash.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.state
+}
+
+// is is now, and what is closed when it changes.
+func (w *washer) is() (wash.State, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state, w.changed
+}
+
+// mayBegin tells whether the wash that waits may begin.
+func (w *washer) mayBegin(o wash.Observation) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state.Waiting {
+		w.step(o)
+	}
 }
 
 // last is the last wash that passed; zero: none.
@@ -258,7 +280,7 @@ func (w *washer) run(ctx context.Context) {
 	var recording sync.WaitGroup
 	defer recording.Wait()
 	recording.Go(func() { w.tick(ctx) })
-	recording.Go(func() { w.seekTurns(ctx) })
+	recording.Go(func() { w.turn.Run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
