@@ -11,11 +11,14 @@ import (
 	"github.com/mrgc/mrgc/parent/wash"
 )
 
-// announce stores that the wash is under way, so that a parent that finds the row after a
-// crash knows.
+// announce notes and stores that the wash is under way, so that a parent that finds it
+// after a crash knows.
 func (w *washer) announce(ctx context.Context, a wash.Action) (string, error) {
 	for {
-		err := w.write(ctx, a.Row)
+		err := w.note(a)
+		if err == nil {
+			err = w.write(ctx, a.Row)
+		}
 		if err == nil {
 			return "it is on record", nil
 		}

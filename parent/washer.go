@@ -22,6 +22,9 @@ import (
 type Wash struct {
 	// Records has cleanup_validation, where each wash is recorded.
 	Records state.Store
+	// Note is a file of this machine's that outlives the parent, in which the last wash is
+	// noted: a start goes by it, so that a store that is away hides no wash that was cut off.
+	Note string
 	// Attested checks that an attestation document is one of a known release, made
 	// just now for these claims.
 	Attested func(claims, document []byte, now time.Time) error
@@ -47,7 +50,8 @@ const (
 	// admitWait bounds how long a request waits in strict mode until the instance is
 	// clean.
 	admitWait = 30 * time.Second
-	// resumeWait bounds how long a start waits for what the store says.
+	// resumeWait bounds how long a start waits for what the store says, where nothing is
+	// noted.
 	resumeWait = 3 * time.Second
 	// recordAgain is how soon a wash is recorded again that could not be.
 	recordAgain = time.Second
@@ -71,6 +75,11 @@ type washer struct {
 	id      string        // guarded by mu: of the last wash that passed
 	endedAt time.Time     // guarded by mu
 
+	noting sync.Mutex // held while the note is written
+	noted  note       // guarded by noting: what the file has
+
+	started time.Time
+	found   note      // what was noted when the parent started
 	standby *held     // the runner's: started and not the present one
 	resumed bool      // the runner's: what the store says is taken up
 	left    *held     // the runner's: one that was replaced, and has yet to end
@@ -78,13 +87,13 @@ type washer struct {
 }
 
 func newWasher(p *Parent, config Wash) (*washer, error) {
-	if config.Records == nil || config.Attested == nil || config.CheckModel == nil {
-		return nil, errors.New("washes need where to record them, and ways to check attestation and the model")
+	if config.Records == nil || config.Note == "" || config.Attested == nil || config.CheckModel == nil {
+		return nil, errors.New("washes need where to record and to note them, and ways to check attestation and the model")
 	}
 	config.Linger = cmp.Or(config.Linger, 2*time.Second)
 	w := &washer{
 		p: p, config: config, rows: state.WashTable(config.Records), guard: guardClient(&p.config),
-		kick: make(chan struct{}, 1), state: wash.State{Washed: time.Now()}, changed: make(chan struct{}),
+		kick: make(chan struct{}, 1), started: time.Now(), state: wash.State{Washed: time.Now()}, changed: make(chan struct{}),
 	}
 	var err error
 	w.turn, err = turn.New(turn.Config{
@@ -274,11 +283,14 @@ func (w *washer) next() (wash.Action, bool) {
 // run does what is decided, one thing after the other, until ctx ends.
 func (w *washer) run(ctx context.Context) {
 	defer w.guard.CloseIdleConnections()
-	if !w.resumed {
-		w.resume(ctx)
-	}
 	var recording sync.WaitGroup
 	defer recording.Wait()
+	switch {
+	case w.found.Wash != "": // the store's word can wait
+		recording.Go(func() { w.resume(ctx) })
+	case !w.resumed:
+		w.resume(ctx)
+	}
 	recording.Go(func() { w.tick(ctx) })
 	recording.Go(func() { w.turn.Run(ctx) })
 	for {
@@ -370,7 +382,7 @@ func (w *washer) ended(a wash.Action) {
 // record writes a wash's row, however long the store is away, until ctx ends.
 func (w *washer) record(ctx context.Context, a wash.Action) {
 	for {
-		err := w.write(ctx, a.Row)
+		err := errors.Join(w.note(a), w.write(ctx, a.Row))
 		if err == nil {
 			return
 		}
@@ -381,6 +393,21 @@ func (w *washer) record(ctx context.Context, a wash.Action) {
 		case <-time.After(recordAgain):
 		}
 	}
+}
+
+// note notes a wash, unless a later one is noted.
+func (w *washer) note(a wash.Action) error {
+	w.noting.Lock()
+	defer w.noting.Unlock()
+	if a.Row.StartedAt.Before(w.noted.Row.StartedAt) {
+		return nil
+	}
+	n := note{Wash: a.Wash, Row: a.Row}
+	if err := n.keep(w.config.Note); err != nil {
+		return err
+	}
+	w.noted = n
+	return nil
 }
 
 // write writes a wash's row, over the one of before it ended.
@@ -417,7 +444,7 @@ func (w *washer) resume(ctx context.Context) {
 		rows, err := w.rows.List(ctx, state.Query{Partition: w.p.config.Instance.ID, Newest: true, Limit: 1})
 		if err == nil {
 			w.resumed = true
-			w.takeUp(rows)
+			w.takeUp(ctx, rows)
 			return
 		}
 		w.p.log.Warn("the washes of before cannot be read; trying again", "error", err)
@@ -428,26 +455,48 @@ func (w *washer) resume(ctx context.Context) {
 	}
 }
 
-// begin is resume, before anything is served, but for so long at most: a store that
-// is gone stops no instance.
+// begin takes up what is noted of this instance, before anything is served. Where nothing
+// is, no wash of this machine's was ever begun that a store could hide: begin is resume
+// then, but for so long at most. A store that is gone stops no instance.
 func (w *washer) begin(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, resumeWait)
-	defer cancel()
-	w.resume(ctx)
+	noted, err := noteAt(w.config.Note)
+	switch {
+	case err != nil: // whatever it was, nobody knows that the instance is whole
+		w.takeUpAs("", state.Wash{Reason: err.Error() + ": order a wash"})
+	case noted.Wash != "":
+		w.found, w.noted = noted, noted
+		w.takeUpAs(noted.Wash, noted.Row)
+	default:
+		ctx, cancel := context.WithTimeout(ctx, resumeWait)
+		defer cancel()
+		w.resume(ctx)
+	}
 }
 
-func (w *washer) takeUp(rows []state.Record[state.Wash]) {
+// takeUp takes up the newest of rows, as far as it is newer than what was noted. What
+// was noted and not stored is stored.
+func (w *washer) takeUp(ctx context.Context, rows []state.Record[state.Wash]) {
 	if len(rows) == 0 {
 		return
 	}
-	newest := rows[0]
+	newest, noted := rows[0], w.found
+	id := newest.Key.Partition + "/" + newest.Key.Sort
+	switch {
+	case noted.Wash == id && noted.Row.Open == "" && newest.Value.Open != "":
+		w.record(ctx, wash.Action{Wash: id, Row: noted.Row})
+	case !newest.Value.StartedAt.Before(w.started): // this parent's own
+	case noted.Wash == "" || newest.Value.StartedAt.After(noted.Row.StartedAt):
+		w.takeUpAs(id, newest.Value)
+	}
+}
+
+func (w *washer) takeUpAs(id string, row state.Wash) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	id := newest.Key.Partition + "/" + newest.Key.Sort
-	if newest.Value.Passed {
-		w.id, w.endedAt = id, newest.Value.EndedAt()
+	if row.Passed {
+		w.id, w.endedAt = id, row.EndedAt()
 	}
 	var actions []wash.Action
-	w.state, actions = w.settings().Resume(w.state, id, newest.Value)
+	w.state, actions = w.settings().Resume(w.state, id, row)
 	w.todo(actions)
 }
