@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/parent/wash"
 )
 
 // note is a file of this machine's that has the last wash that ended, or is under way. A
@@ -68,4 +69,19 @@ func (n note) keep(path string) (err error) {
 		return err
 	}
 	return errors.Join(dir.Sync(), dir.Close())
+}
+
+// note notes a wash, unless a later one is noted.
+func (w *washer) note(a wash.Action) error {
+	w.noting.Lock()
+	defer w.noting.Unlock()
+	if a.Row.StartedAt.Before(w.noted.Row.StartedAt) {
+		return nil
+	}
+	n := note{Wash: a.Wash, Row: a.Row}
+	if err := n.keep(w.config.Note); err != nil {
+		return err
+	}
+	w.noted = n
+	return nil
 }

@@ -395,21 +395,6 @@ func (w *washer) record(ctx context.Context, a wash.Action) {
 	}
 }
 
-// note notes a wash, unless a later one is noted.
-func (w *washer) note(a wash.Action) error {
-	w.noting.Lock()
-	defer w.noting.Unlock()
-	if a.Row.StartedAt.Before(w.noted.Row.StartedAt) {
-		return nil
-	}
-	n := note{Wash: a.Wash, Row: a.Row}
-	if err := n.keep(w.config.Note); err != nil {
-		return err
-	}
-	w.noted = n
-	return nil
-}
-
 // write writes a wash's row, over the one of before it ended.
 func (w *washer) write(ctx context.Context, row state.Wash) error {
 	record := state.Record[state.Wash]{Key: state.WashKey(w.p.config.Instance.ID, row.StartedAt), Value: row}
@@ -435,68 +420,4 @@ func (w *washer) waits(ctx context.Context, a wash.Action) {
 	if err := w.write(ctx, a.Row); err != nil {
 		w.p.log.Warn("a wash that waits could not be recorded", "wash", a.Wash, "error", err)
 	}
-}
-
-// resume takes up what the store says of this instance, whoever has started its parent
-// again.
-func (w *washer) resume(ctx context.Context) {
-	for ctx.Err() == nil {
-		rows, err := w.rows.List(ctx, state.Query{Partition: w.p.config.Instance.ID, Newest: true, Limit: 1})
-		if err == nil {
-			w.resumed = true
-			w.takeUp(ctx, rows)
-			return
-		}
-		w.p.log.Warn("the washes of before cannot be read; trying again", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(recordAgain):
-		}
-	}
-}
-
-// begin takes up what is noted of this instance, before anything is served. Where nothing
-// is, no wash of this machine's was ever begun that a store could hide: begin is resume
-// then, but for so long at most. A store that is gone stops no instance.
-func (w *washer) begin(ctx context.Context) {
-	noted, err := noteAt(w.config.Note)
-	switch {
-	case err != nil: // whatever it was, nobody knows that the instance is whole
-		w.takeUpAs("", state.Wash{Reason: err.Error() + ": order a wash"})
-	case noted.Wash != "":
-		w.found, w.noted = noted, noted
-		w.takeUpAs(noted.Wash, noted.Row)
-	default:
-		ctx, cancel := context.WithTimeout(ctx, resumeWait)
-		defer cancel()
-		w.resume(ctx)
-	}
-}
-
-// takeUp takes up the newest of rows, as far as it is newer than what was noted. What
-// was noted and not stored is stored.
-func (w *washer) takeUp(ctx context.Context, rows []state.Record[state.Wash]) {
-	if len(rows) == 0 {
-		return
-	}
-	newest, noted := rows[0], w.found
-	id := newest.Key.Partition + "/" + newest.Key.Sort
-	switch {
-	case noted.Wash == id && noted.Row.Open == "" && newest.Value.Open != "":
-		w.record(ctx, wash.Action{Wash: id, Row: noted.Row})
-	case !newest.Value.StartedAt.Before(w.started): // this parent's own
-	case noted.Wash == "" || newest.Value.StartedAt.After(noted.Row.StartedAt):
-		w.takeUpAs(id, newest.Value)
-	}
-}
-
-func (w *washer) takeUpAs(id string, row state.Wash) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	if row.Passed {
-		w.id, w.endedAt = id, row.EndedAt()
-	}
-	var actions []wash.Action
-	w.state, actions = w.settings().Resume(w.state, id, row)
-	w.todo(actions)
 }
