@@ -223,6 +223,18 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		Expect(time.Since(began)).To(BeNumerically(">=", time.Second))
 	}, NodeTimeout(specTimeout))
 
+	It("leaves no turn behind: a start gives back what a parent before it held", func(ctx SpecContext) {
+		in := startWashing(restarting, func(in *washing, _ *parent.Config) {
+			old := state.Record[lease.Record]{Key: state.LeaseKey(leaseOfM), Value: lease.Record{Holder: "use1-0/it", Token: 7, Length: 8 * time.Minute}}
+			_, err := state.LeaseTable(in.records).Put(ctx, old)
+			Expect(err).NotTo(HaveOccurred())
+		})
+		read := func(ctx context.Context) (state.Record[lease.Record], error) {
+			return state.LeaseTable(in.records).Get(ctx, state.LeaseKey(leaseOfM))
+		}
+		Eventually(ctx, read).Should(HaveField("Value", lease.Record{Token: 7, Length: 8 * time.Minute}))
+	}, NodeTimeout(specTimeout))
+
 	It("keeps its turn while its engine is down, though the store that has it is away", func(ctx SpecContext) {
 		var away atomic.Bool
 		in, _ := startRestarting(ctx, func(in *washing, c *parent.Config) { c.Wash.Records = &goneRecords{Store: in.records, away: &away} })

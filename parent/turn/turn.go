@@ -58,7 +58,8 @@ type Turn struct {
 	config Config
 	rows   state.Table[lease.Record]
 	leases []modelLease // in the order in which all ask for them
-	owed   bool         // some may be held, and have to be given back
+	owed   bool         // some may be held, also by an earlier process, and have to be given back
+	said   bool         // that they cannot be
 	look   chan struct{}
 	until  atomic.Pointer[time.Time] // when it is over, if it is not renewed; nil: it is not held
 }
@@ -75,7 +76,7 @@ func New(config Config) (*Turn, error) {
 	if config.Now == nil {
 		config.Now = time.Now
 	}
-	t := &Turn{config: config, rows: state.LeaseTable(config.Leases), look: make(chan struct{}, 1)}
+	t := &Turn{config: config, rows: state.LeaseTable(config.Leases), look: make(chan struct{}, 1), owed: true}
 	self := config.Self
 	process := self.ID + "/" + rand.Text()
 	for _, model := range slices.Sorted(slices.Values(self.Models)) {
@@ -115,10 +116,8 @@ func (t *Turn) Run(ctx context.Context) {
 			if why := t.seek(ctx); why != "" && had && ctx.Err() == nil {
 				t.config.Logger.Error("the turn to restart the engine is lost: another instance may restart its own if yet another serves", "because", why)
 			}
-		case t.owed:
-			if err := t.giveBack(ctx); err != nil && ctx.Err() == nil {
-				t.config.Logger.Warn("the turn to restart engines cannot be given back yet: others wait", "error", err)
-			}
+		case t.owed && is.Again == "": // else it is wanted again at once
+			t.giveBackOrSay(ctx)
 		default:
 			select {
 			case <-ctx.Done():
@@ -209,9 +208,7 @@ func (t *Turn) await(ctx context.Context, quarantined bool) {
 		return
 	}
 	if why != "" && t.any() {
-		if err := t.giveBack(ctx); err != nil && ctx.Err() == nil {
-			t.config.Logger.Warn("the turn to restart engines cannot be given back yet: others wait", "error", err)
-		}
+		t.giveBackOrSay(ctx)
 	}
 	t.config.Tell(wash.Observation{Turn: why == "" && t.Held(), Waits: why})
 }
@@ -298,6 +295,15 @@ func (t *Turn) giveBack(ctx context.Context) error {
 	err := errors.Join(errs...)
 	t.owed = err != nil
 	return err
+}
+
+// giveBackOrSay says once that it could not be given back, until it was.
+func (t *Turn) giveBackOrSay(ctx context.Context) {
+	err := t.giveBack(ctx)
+	if err != nil && ctx.Err() == nil && !t.said {
+		t.config.Logger.Warn("the turn to restart engines cannot be given back yet: others may wait", "error", err)
+	}
+	t.said = err != nil
 }
 
 func (t *Turn) free(ctx context.Context, key state.Key) error {
