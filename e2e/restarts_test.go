@@ -18,11 +18,13 @@ import (
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/client"
+	"github.com/mrgc/mrgc/internal/fleet/dynamodb/dynamodblocal"
+	"github.com/mrgc/mrgc/local"
 )
 
 // restartSteps are what a full wash records that restarts the engine.
 var restartSteps = []string{
-	"await_turn", "check_model", "plant_canary", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back",
+	"await_turn", "check_model", "plant_canary", "keep_turn", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back",
 }
 
 // washedInTurn is a wash as mrgc wash show prints it, which may not have ended.
@@ -118,9 +120,15 @@ func (c *cluster) engines() map[string][]int {
 }
 
 var _ = Describe("Full washes that restart the engine", Label("washes"), func() {
-	It("are of one instance after the other when all are ordered at once, and no request fails", func(ctx SpecContext) {
+	DescribeTable("are of one instance after the other when all are ordered at once, and no request fails", func(ctx SpecContext, store string) {
+		if missing := dynamodblocal.Missing(); store == local.StoreDynamoDB && missing != "" {
+			Skip(missing)
+		}
+		for _, name := range []string{"AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY"} { // of mrgc wash show; DynamoDB Local takes any
+			GinkgoT().Setenv(name, "mrgcup")
+		}
 		c := startCluster("--regions", "use1", "--instances", "3", "--routers", "1", "--wash", "--restart-engine", "--engine", "sim",
-			"--sim-profile", "h100-llama-8b", "--ask=false")
+			"--sim-profile", "h100-llama-8b", "--store", store, "--ask=false")
 		configured, err := os.ReadFile(filepath.Join(c.stateDir, "mrgc.yaml"))
 		Expect(err).NotTo(HaveOccurred())
 		if !strings.Contains(string(configured), "restart_engine: true") {
@@ -217,5 +225,8 @@ var _ = Describe("Full washes that restart the engine", Label("washes"), func() 
 		AddReportEntry("wash", fmt.Sprintf("%d answers; without a wash p50 %s, p99 %s, slowest %s (%d); while washing p50 %s, p99 %s, slowest %s (%d)", len(r.sent),
 			percentile(calm, 0.5), percentile(calm, 0.99), percentile(calm, 1), len(calm),
 			percentile(washing, 0.5), percentile(washing, 0.99), percentile(washing, 1), len(washing)))
-	}, NodeTimeout(6*time.Minute))
+	},
+		Entry("by leases in SQLite", NodeTimeout(6*time.Minute), local.StoreSQLite),
+		Entry("by leases in DynamoDB", NodeTimeout(6*time.Minute), local.StoreDynamoDB),
+	)
 })

@@ -26,10 +26,14 @@ type Ended struct {
 	// byte of its answer, or until the client had enough of waiting for it; 0: not
 	// known, also when the request had been elsewhere before.
 	FirstByte time.Duration
-	// PerChunk is the time for each of the answer's chunks after that, which in a
-	// stream is a token, or the few that came together; 0: not known, also of an answer
-	// in one piece.
-	PerChunk time.Duration
+	// Output is how many tokens the answer had, as its enclave says, rounded up to a power of
+	// two; 0: not known, also of an answer that was cut.
+	Output int
+	// PerToken is the time for each of so many tokens after the first byte; 0: not known, also
+	// of an answer in one piece. It is within a factor of two, and comparable with that of
+	// answers of the same Output. Chunks would be finer and say nothing: enclaves wait for
+	// tokens to seal together, and longer where they are slower.
+	PerToken time.Duration
 }
 
 var (
@@ -40,7 +44,8 @@ var (
 // chunkBytes is the least that a chunk of a sealed answer has, padded (package seal).
 const chunkBytes = 512
 
-// minChunks is how many chunks an answer has at least that tells of the time for each.
+// minChunks is how many chunks an answer has at least that tells of the time for each
+// token.
 const minChunks = 8
 
 // tellEnded has whoever wants to know hear of a request's last attempt.
@@ -59,21 +64,23 @@ func (p *Picker) tellEnded(entry *accesslogdatav3.HTTPAccessLogEntry, in *fleet.
 	case common.GetUpstreamRequestAttemptCount() > 1 || sent == nil: // how long it has been elsewhere is not known
 	case first != nil:
 		e.FirstByte = max(first.AsDuration()-sent.AsDuration(), 0)
-		e.PerChunk = perChunk(e.FirstByte, last.AsDuration()-first.AsDuration(), entry.GetResponse().GetResponseBodyBytes())
+		if used, err := size.Parse(entry.GetResponse().GetResponseTrailers()[headerUsage]); err == nil {
+			e.Output = used.Output
+			e.PerToken = perToken(e.FirstByte, last.AsDuration()-first.AsDuration(), entry.GetResponse().GetResponseBodyBytes(), used.Output)
+		}
 	case gaveUp:
 		e.FirstByte = max(common.GetDuration().AsDuration()-sent.AsDuration(), 0) // or more: it would have been later
 	}
 	p.ended(e)
 }
 
-// perChunk is known of an answer that has gone on for a while after it began, and so
+// perToken is known of an answer that has gone on for a while after it began, and so
 // was streamed: the same as package routing's Meter takes for that.
-func perChunk(first, after time.Duration, bytes uint64) time.Duration {
-	chunks := bytes / chunkBytes
-	if chunks < minChunks || after <= first/16 {
+func perToken(first, after time.Duration, bytes uint64, tokens int) time.Duration {
+	if bytes/chunkBytes < minChunks || after <= first/16 {
 		return 0
 	}
-	return after / time.Duration(chunks)
+	return after / time.Duration(tokens)
 }
 
 // tellMoved has whoever wants to know hear of an attempt that was given up.

@@ -75,9 +75,12 @@ var _ = Describe("What is told of a request that has ended", func() {
 		want.Model, want.Size = model, sizes
 		Expect(told[0]).To(Equal(want))
 	},
-		Entry("a stream", of(20*512, ended("1", at(1), times(100*ms, 300*ms))), extproc.Ended{FirstByte: 100 * ms, PerChunk: 10 * ms}),
-		Entry("an answer in one piece, however large", of(100*512, ended("1", at(1), times(1000*ms, 1005*ms))), extproc.Ended{FirstByte: 1000 * ms}),
-		Entry("a stream of a few tokens", of(7*512, ended("1", at(1), times(100*ms, 300*ms))), extproc.Ended{FirstByte: 100 * ms}),
+		Entry("a stream", of(20*512, used("64/128", ended("1", at(1), times(100*ms, 740*ms)))), extproc.Ended{FirstByte: 100 * ms, Output: 128, PerToken: 5 * ms}),
+		Entry("a stream whose tokens were sealed in fewer chunks, the same", of(10*512, used("64/128", ended("1", at(1), times(100*ms, 740*ms)))), extproc.Ended{FirstByte: 100 * ms, Output: 128, PerToken: 5 * ms}),
+		Entry("a stream of which nothing is known but its chunks", of(20*512, ended("1", at(1), times(100*ms, 740*ms))), extproc.Ended{FirstByte: 100 * ms}),
+		Entry("a stream of which something else is said", of(20*512, used("64/100", ended("1", at(1), times(100*ms, 740*ms)))), extproc.Ended{FirstByte: 100 * ms}),
+		Entry("an answer in one piece, however large", of(100*512, used("64/1024", ended("1", at(1), times(1000*ms, 1005*ms)))), extproc.Ended{FirstByte: 1000 * ms, Output: 1024}),
+		Entry("a stream of a few tokens", of(7*512, used("64/64", ended("1", at(1), times(100*ms, 300*ms)))), extproc.Ended{FirstByte: 100 * ms, Output: 64}),
 		Entry("one that had been elsewhere", of(20*512, ended("1", at(1), times(100*ms, 300*ms), attempts(2))), extproc.Ended{}),
 		Entry("an engine that failed", of(600, engine("failed", ended("1", at(1), times(10*ms, 10*ms)))), extproc.Ended{Failed: true, FirstByte: 10 * ms}),
 		Entry("an engine that would not", of(600, engine("refused", ended("1", at(1), times(10*ms, 10*ms)))), extproc.Ended{Refused: true, FirstByte: 10 * ms}),

@@ -266,10 +266,12 @@ func (p *Picker) decide(req *request, now time.Time) (routing.Decision, *api.Err
 	p.saturated.note(candidates)
 	switch {
 	case len(decision.Instances) > 0:
-	case decision.Reason == routing.ReasonNoRecipientReady:
+	case decision.Reason == routing.ReasonNoRecipientReady && !p.offers(&pick):
 		refusal = errNotReady()
 	default:
-		refusal = errStaleRecipients() // keys of nobody, of another model's instances, or of a version that gets no requests
+		// Keys of nobody, of another model's instances, of a version that gets no requests, or
+		// of instances that take none, where others do: drained, say, or being washed.
+		refusal = errStaleRecipients()
 	}
 	if refusal != nil {
 		p.limiter.GiveBack(req.taken, now)
@@ -328,6 +330,13 @@ func (p *Picker) allowed(req *request, rules *tenant.Tenant, settings *settings)
 		return way
 	}
 	return way.Within(func(region fleet.Region) bool { return rules.Regions.Allow(string(region)) })
+}
+
+// offers says whether a client that asked for recipients now would be offered one, to
+// seal the same request to.
+func (p *Picker) offers(req *routing.Request) bool {
+	offer := routing.Offer{Model: req.Model, N: 1, Regions: req.Regions, Detours: req.Detours, Split: req.Split}
+	return len(routing.Candidates(offer, p.Candidates())) > 0
 }
 
 // InFlight is how many requests this picker has sent to an instance and not

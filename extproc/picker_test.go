@@ -322,14 +322,17 @@ var _ = Describe("A refusal", func() {
 
 		unready("no snapshot yet", func(h *harness) { h.seeSnapshot(nil) }),
 		unready("an empty fleet", func(h *harness) { h.see() }),
-		unready("recipients that drain", func(h *harness) {
-			h.see(instance("use1-0", "use1", kidA, draining), instance("use1-1", "use1", kidC))
+		elsewhere("recipients that drain, while others are ready", instance("use1-0", "use1", kidA, draining)),
+		elsewhere("recipients that are sick, while others are ready", instance("use1-0", "use1", kidA, sick)),
+		elsewhere("recipients not heard of, while others are", instance("use1-0", "use1", kidA, stale)),
+		unready("recipients that drain, and others of another model", func(h *harness) {
+			h.see(instance("use1-0", "use1", kidA, draining), instance("use1-1", "use1", kidC, otherModel))
 		}),
-		unready("recipients that are sick", func(h *harness) {
-			h.see(instance("use1-0", "use1", kidA, sick), instance("use1-1", "use1", kidC))
+		unready("recipients that are sick, and others that drain", func(h *harness) {
+			h.see(instance("use1-0", "use1", kidA, sick), instance("use1-1", "use1", kidC, draining))
 		}),
-		unready("recipients not heard of", func(h *harness) {
-			h.see(instance("use1-0", "use1", kidA, stale), instance("use1-1", "use1", kidC))
+		unready("recipients not heard of, and others in a region that may not be used", func(h *harness) {
+			h.see(instance("use1-0", "use1", kidA, stale), instance("use1-1", "use1", kidC, sick), instance("euw1-0", "euw1", kidC))
 		}),
 		unready("recipients in a region that may not be used", func(h *harness) { h.see(instance("euw1-0", "euw1", kidA)) }),
 	)
@@ -345,6 +348,13 @@ func invalid(what string, request headers, header string) TableEntry {
 
 func unready(what string, view func(*harness)) TableEntry {
 	return Entry(what, sealed("1"), view, http.StatusServiceUnavailable, "no_instance_ready", "")
+}
+
+// elsewhere is a recipient that takes no requests beside an instance that does: the client
+// is to seal the request to that one.
+func elsewhere(what string, recipient *fleet.Instance) TableEntry {
+	return Entry(what, sealed("1"), func(h *harness) { h.see(recipient, instance("use1-1", "use1", kidC)) },
+		http.StatusConflict, "stale_recipients", "")
 }
 
 func setHeaders(refusal *extprocv3.ImmediateResponse) map[string]string {

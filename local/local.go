@@ -72,7 +72,7 @@ func Run(ctx context.Context, options Options) (err error) {
 
 // lockState keeps two clusters out of one state directory.
 func lockState(dir string) (unlock func(), err error) {
-	for _, sub := range []string{"logs", "audit"} {
+	for _, sub := range []string{"logs", "audit", "washes"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("state directory: %w", err)
 		}

@@ -74,6 +74,7 @@ func (p *plan) washing(in instance, grant func(identity.ID) (string, error)) ([]
 	parent.env = append(parent.env, "MRGC_ENCLAVE_IDENTITY_TOKEN="+tokens[identity.RoleEnclave])
 	parent.args = append(parent.args,
 		"-enclave-command", string(command), "-state", p.controlStore(in.region), "-model-sums", p.modelSums(),
+		"-wash-note", filepath.Join(p.stateDir, "washes", in.id+".json"),
 		"-releases", p.manifest, "-releases-key", p.releasing+".pub", "-trust-development-root", p.nsmRoot)
 	return []process{guard, parent}, nil
 }

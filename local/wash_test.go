@@ -25,6 +25,7 @@ var _ = Describe("A cluster whose instances are washed", func() {
 			var command []string
 			Expect(json.Unmarshal([]byte(flagOf(parent, "-enclave-command")), &command)).To(Succeed())
 			enclave := process{args: command}
+			Expect(flagOf(parent, "-wash-note")).To(Equal("/state/washes/" + in.id + ".json"))
 			Expect(flagOf(enclave, "-listen")).To(And(Equal(flagOf(parent, "-enclave")), ContainSubstring("{place}")))
 			Expect(flagOf(enclave, "-engine")).To(Equal(flagOf(parent, "-engine-relay")), "both dial the one relay")
 			Expect(parent.env).To(ContainElements(

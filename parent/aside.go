@@ -11,11 +11,14 @@ import (
 	"github.com/mrgc/mrgc/parent/wash"
 )
 
-// announce stores that the wash is under way, so that a parent that finds the row after a
-// crash knows.
+// announce notes and stores that the wash is under way, so that a parent that finds it
+// after a crash knows.
 func (w *washer) announce(ctx context.Context, a wash.Action) (string, error) {
 	for {
-		err := w.write(ctx, a.Row)
+		err := w.note(a)
+		if err == nil {
+			err = w.write(ctx, a.Row)
+		}
 		if err == nil {
 			return "it is on record", nil
 		}
@@ -106,7 +109,7 @@ func (w *washer) awaitIdle(ctx context.Context) (string, error) {
 func (w *washer) restartEngine(ctx context.Context) (string, error) {
 	poll := time.NewTicker(standbyPoll)
 	defer poll.Stop()
-	for !w.turn.held() {
+	for !w.turn.Held() {
 		select {
 		case <-ctx.Done():
 			return "", errors.New("the turn to restart the engine was lost")

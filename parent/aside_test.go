@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"strings"
 	"sync/atomic"
@@ -18,7 +19,9 @@ import (
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/lease"
 	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/internal/state/schema"
 	"github.com/mrgc/mrgc/parent"
+	"github.com/mrgc/mrgc/parent/turn"
 	"github.com/mrgc/mrgc/parent/wash"
 )
 
@@ -35,6 +38,36 @@ func startRestarting(ctx context.Context, options ...func(*washing, *parent.Conf
 	other = in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
 	in.ready(ctx)
 	return in, other
+}
+
+// leaseOfM is the name of the lease of model m in the region: it has the SHA-256 of m.
+const leaseOfM = "wash/use1/62c66a7a5dd70c31"
+
+// goneRecords are of a store that is away when it is said to be.
+type goneRecords struct {
+	state.Store
+	away *atomic.Bool
+}
+
+func (s *goneRecords) Get(ctx context.Context, table schema.Table, key state.Key) (state.Item, error) {
+	if s.away.Load() {
+		return state.Item{}, errStore
+	}
+	return s.Store.Get(ctx, table, key)
+}
+
+func (s *goneRecords) List(ctx context.Context, table schema.Table, query state.Query) ([]state.Item, error) {
+	if s.away.Load() {
+		return nil, errStore
+	}
+	return s.Store.List(ctx, table, query)
+}
+
+func (s *goneRecords) Write(ctx context.Context, table schema.Table, write state.Write) (int64, error) {
+	if s.away.Load() {
+		return 0, errStore
+	}
+	return s.Store.Write(ctx, table, write)
 }
 
 // newest is the newest wash, as it is stored; the zero value: there is none.
@@ -92,7 +125,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 			Expect(step.Detail).NotTo(BeEmpty())
 			names = append(names, step.Name)
 		}
-		Expect(names).To(Equal([]string{"await_turn", "check_model", "plant_canary", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back"}))
+		Expect(names).To(Equal([]string{"await_turn", "check_model", "plant_canary", "keep_turn", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back"}))
 		Expect(in.guard.washes()).To(Equal([]string{api.PathWashPlant, api.PathWashRestart, api.PathWashCheck}))
 		Expect(in.registered(ctx)).To(And(healthy(), HaveField("KeyIDs", Equal([]string{keyID("claims of 1")}))), "once the wash has ended the fleet knows")
 		Expect(in.enclaves.nth(0).ended).To(BeClosed())
@@ -173,7 +206,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		Expect(in.wash(ctx).Passed).To(BeTrue())
 		leases := state.LeaseTable(in.records)
 		read := func(ctx context.Context) (state.Record[lease.Record], error) {
-			return leases.Get(ctx, state.LeaseKey("wash/use1/62c66a7a5dd70c31")) // SHA-256 of "m"
+			return leases.Get(ctx, state.LeaseKey(leaseOfM))
 		}
 		Eventually(ctx, read).Should(HaveField("Value.Holder", ""), "it is given back")
 		row, err := read(ctx)
@@ -188,6 +221,93 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		Eventually(ctx, in.ended).Should(HaveLen(2))
 		Expect(in.ended(ctx)[0].Passed).To(BeTrue())
 		Expect(time.Since(began)).To(BeNumerically(">=", time.Second))
+	}, NodeTimeout(specTimeout))
+
+	It("leaves no turn behind: a start gives back what a parent before it held", func(ctx SpecContext) {
+		in := startWashing(restarting, func(in *washing, _ *parent.Config) {
+			old := state.Record[lease.Record]{Key: state.LeaseKey(leaseOfM), Value: lease.Record{Holder: "use1-0/it", Token: 7, Length: 8 * time.Minute}}
+			_, err := state.LeaseTable(in.records).Put(ctx, old)
+			Expect(err).NotTo(HaveOccurred())
+		})
+		read := func(ctx context.Context) (state.Record[lease.Record], error) {
+			return state.LeaseTable(in.records).Get(ctx, state.LeaseKey(leaseOfM))
+		}
+		Eventually(ctx, read).Should(HaveField("Value", lease.Record{Token: 7, Length: 8 * time.Minute}))
+	}, NodeTimeout(specTimeout))
+
+	It("keeps its turn while its engine is down, though the store that has it is away", func(ctx SpecContext) {
+		var away atomic.Bool
+		in, _ := startRestarting(ctx, func(in *washing, c *parent.Config) { c.Wash.Records = &goneRecords{Store: in.records, away: &away} })
+		in.peer(ctx, "use1-2", fleet.Load{}, true, nowhere)
+		begun, let := held(ctx, in)
+		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+		Eventually(ctx, begun).Should(BeClosed())
+		away.Store(true)
+		row, err := state.LeaseTable(in.records).Get(ctx, state.LeaseKey(leaseOfM))
+		Expect(err).NotTo(HaveOccurred())
+		Expect(row.Value.Length).To(BeNumerically(">=", 8*time.Minute))
+
+		var told atomic.Pointer[wash.Observation]
+		asks, stop := context.WithCancel(ctx)
+		defer stop()
+		other, err := turn.New(turn.Config{
+			Self: fleet.Instance{ID: "use1-1", Region: region, Models: []string{"m"}}, Leases: in.records, Snapshot: in.store.Snapshot, Length: 600 * time.Millisecond,
+			StaleAfter: func() time.Duration { return time.Minute }, Aside: func() time.Duration { return time.Minute },
+			Wash: func() (wash.State, <-chan struct{}) { return wash.State{Wash: "it", Waiting: true}, nil },
+			Tell: func(o wash.Observation) { told.Store(&o) }, Logger: slog.New(slog.DiscardHandler),
+		})
+		Expect(err).NotTo(HaveOccurred())
+		ran := make(chan struct{})
+		go func() { other.Run(asks); close(ran) }()
+		Eventually(ctx, told.Load).ShouldNot(BeNil())
+		Consistently(told.Load, "1500ms").Should(And(HaveField("Turn", false), HaveField("Waits", "it is the turn of use1-0, which serves m, too")))
+		let()
+		Eventually(ctx, in.registered).Should(healthy())
+		Expect(told.Load().Turn).To(BeFalse())
+		away.Store(false)
+		Eventually(ctx, told.Load).Should(HaveField("Turn", true), "it is given back")
+		stop()
+		Eventually(ctx, ran).Should(BeClosed())
+		Eventually(ctx, in.ended).Should(ConsistOf(HaveField("Passed", true)))
+	}, NodeTimeout(specTimeout))
+
+	It("does not step aside when its turn was lost meanwhile, but waits for it again", func(ctx SpecContext) {
+		var away atomic.Bool
+		checking, checked := make(chan struct{}, 8), make(chan struct{})
+		in, _ := startRestarting(ctx, func(in *washing, c *parent.Config) {
+			c.Wash.Records = &goneRecords{Store: in.records, away: &away}
+			c.Wash.CheckModel = func(ctx context.Context, _ bool) (string, error) {
+				checking <- struct{}{}
+				select {
+				case <-checked:
+				case <-ctx.Done():
+				}
+				return "1 file", nil
+			}
+		})
+		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+		Eventually(ctx, checking).Should(Receive())
+		away.Store(true)
+		leases := state.LeaseTable(in.records)
+		var row state.Record[lease.Record]
+		Eventually(ctx, func() (err error) { // as another would, whose turn it is
+			if row, err = leases.Get(ctx, state.LeaseKey(leaseOfM)); err == nil {
+				row.Value = lease.Record{Holder: "use1-1/it", Token: row.Value.Token + 1, Length: time.Minute}
+				row, err = leases.Put(ctx, row)
+			}
+			return err
+		}).Should(Succeed())
+		away.Store(false)
+		close(checked)
+		Eventually(ctx, in.newest).Should(And(HaveField("Open", state.WashWaiting), HaveField("Reason", "it is the turn of use1-1, which serves m, too")))
+		Expect(in.registered(ctx)).To(healthy())
+		Expect(readAll(in.ask(ctx, "a", "claims of 0"))).To(Equal("answer of 0"))
+		Expect(in.guard.washes()).NotTo(ContainElement(api.PathWashRestart))
+
+		row.Value.Holder = ""
+		_, err := leases.Put(ctx, row)
+		Expect(err).NotTo(HaveOccurred())
+		Eventually(ctx, in.ended).Should(ConsistOf(HaveField("Passed", true)), "it is the same wash")
 	}, NodeTimeout(specTimeout))
 
 	It("is of one instance after the other, when all are due at once, and another always serves", func(ctx SpecContext) {

@@ -234,6 +234,23 @@ var _ = Describe("A tenant who asks a parent for recipients, while no router ans
 		Expect(answer.Recipients).NotTo(BeEmpty())
 	}, NodeTimeout(specTimeout))
 
+	It("gets none of one that drains while another is ready, nor of one in quarantine", func(ctx SpecContext) {
+		in := startWashing(func(_ *washing, c *parent.Config) { withTenant(c) })
+		in.ready(ctx)
+		status := func() int { return ask(ctx, in.instance, "m", key.EdgeToken()).StatusCode }
+		Expect(in.store.SetDraining(ctx, instanceID, true)).To(Succeed())
+		in.eventuallyRegistered(ctx, HaveField("Draining", true))
+		Consistently(status, "300ms").Should(Equal(http.StatusOK), "there is nobody else")
+		in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
+		Eventually(ctx, status).Should(Equal(http.StatusServiceUnavailable))
+		Expect(in.store.SetDraining(ctx, instanceID, false)).To(Succeed())
+		Eventually(ctx, status).Should(Equal(http.StatusOK))
+
+		breaking(&in.files)
+		Expect(in.wash(ctx).Passed).To(BeFalse())
+		expectError(ask(ctx, in.instance, "m", key.EdgeToken()), http.StatusServiceUnavailable, "no_instance_ready")
+	}, NodeTimeout(specTimeout))
+
 	It("gets none where its data may not be, by the signed rules or by Envoy's", func(ctx SpecContext) {
 		abroad := tenanttest.Tenant("abroad", "token", "another")
 		abroad.Regions = tenant.Names{"use2"}

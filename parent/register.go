@@ -309,7 +309,22 @@ func (p *Parent) serveKeys(w http.ResponseWriter, r *http.Request) {
 		api.Errorf(http.StatusServiceUnavailable, "no_instance_ready", "no instance of the model was found; try again").Write(w)
 		return
 	}
+	if p.takesNone() {
+		api.Errorf(http.StatusServiceUnavailable, "no_instance_ready", "this instance takes no requests; try again").Write(w)
+		return
+	}
 	p.serveRecipients(w, r)
+}
+
+// takesNone says whether nobody is to seal to this instance: in quarantine, aside for a
+// wash, or drained while others of the fleet, as it was last seen, are ready.
+func (p *Parent) takesNone() bool {
+	if p.washer.quarantined() != "" || p.washer.now().Aside() {
+		return true
+	}
+	snapshot := p.view.Load()
+	return snapshot != nil && len(snapshot.Ready(p.settings.Load().StaleAfter)) > 0 &&
+		slices.ContainsFunc(snapshot.Instances, func(in *fleet.Instance) bool { return in.ID == p.config.Instance.ID && in.Draining })
 }
 
 // serveHealth answers Envoy's active health check: is the enclave there? The

@@ -140,7 +140,7 @@ func startWashingIn(around *instance, options ...func(*washing, *parent.Config))
 		return nil
 	}
 	in.config.Wash = &parent.Wash{
-		Records: in.records, Linger: time.Millisecond,
+		Records: in.records, Note: filepath.Join(in.dir, "wash.json"), Linger: time.Millisecond,
 		Attested:   func(_, _ []byte, _ time.Time) error { return verdict(&in.document) },
 		CheckModel: func(context.Context, bool) (string, error) { return "1 file", verdict(&in.files) },
 	}

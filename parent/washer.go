@@ -13,6 +13,7 @@ import (
 	"github.com/mrgc/mrgc/internal/audit"
 	"github.com/mrgc/mrgc/internal/identity"
 	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/parent/turn"
 	"github.com/mrgc/mrgc/parent/wash"
 )
 
@@ -21,6 +22,9 @@ import (
 type Wash struct {
 	// Records has cleanup_validation, where each wash is recorded.
 	Records state.Store
+	// Note is a file of this machine's that outlives the parent, in which the last wash is
+	// noted: a start goes by it, so that a store that is away hides no wash that was cut off.
+	Note string
 	// Attested checks that an attestation document is one of a known release, made
 	// just now for these claims.
 	Attested func(claims, document []byte, now time.Time) error
@@ -36,7 +40,8 @@ type Wash struct {
 	// 10 minutes.
 	StepTimeout time.Duration
 	// TurnLength is how long a parent that dies in the middle of a wash keeps others from
-	// restarting their engines; default 15 s.
+	// restarting their engines, unless its instance has stepped aside: see package turn.
+	// Default 15 s.
 	TurnLength time.Duration
 }
 
@@ -45,7 +50,8 @@ const (
 	// admitWait bounds how long a request waits in strict mode until the instance is
 	// clean.
 	admitWait = 30 * time.Second
-	// resumeWait bounds how long a start waits for what the store says.
+	// resumeWait bounds how long a start waits for what the store says, where nothing is
+	// noted.
 	resumeWait = 3 * time.Second
 	// recordAgain is how soon a wash is recorded again that could not be.
 	recordAgain = time.Second
@@ -58,7 +64,7 @@ type washer struct {
 	rows    state.Table[state.Wash]
 	guard   *http.Client // not the probes': what it is asked here takes time
 	metrics *washMetrics
-	turn    *turn
+	turn    *turn.Turn
 	kick    chan struct{} // holds one: there are actions
 
 	mu      sync.Mutex
@@ -69,6 +75,11 @@ type washer struct {
 	id      string        // guarded by mu: of the last wash that passed
 	endedAt time.Time     // guarded by mu
 
+	noting sync.Mutex // held while the note is written
+	noted  note       // guarded by noting: what the file has
+
+	started time.Time
+	found   note      // what was noted when the parent started
 	standby *held     // the runner's: started and not the present one
 	resumed bool      // the runner's: what the store says is taken up
 	left    *held     // the runner's: one that was replaced, and has yet to end
@@ -76,17 +87,21 @@ type washer struct {
 }
 
 func newWasher(p *Parent, config Wash) (*washer, error) {
-	if config.Records == nil || config.Attested == nil || config.CheckModel == nil {
-		return nil, errors.New("washes need where to record them, and ways to check attestation and the model")
+	if config.Records == nil || config.Note == "" || config.Attested == nil || config.CheckModel == nil {
+		return nil, errors.New("washes need where to record and to note them, and ways to check attestation and the model")
 	}
 	config.Linger = cmp.Or(config.Linger, 2*time.Second)
-	config.TurnLength = cmp.Or(config.TurnLength, 15*time.Second)
 	w := &washer{
 		p: p, config: config, rows: state.WashTable(config.Records), guard: guardClient(&p.config),
-		kick: make(chan struct{}, 1), state: wash.State{Washed: time.Now()}, changed: make(chan struct{}),
+		kick: make(chan struct{}, 1), started: time.Now(), state: wash.State{Washed: time.Now()}, changed: make(chan struct{}),
 	}
 	var err error
-	if w.turn, err = newTurn(config.Records, config.TurnLength, p.config.Instance); err != nil {
+	w.turn, err = turn.New(turn.Config{
+		Self: p.config.Instance, Leases: config.Records, Length: config.TurnLength, Snapshot: p.config.Store.Snapshot,
+		StaleAfter: func() time.Duration { return p.settings.Load().StaleAfter }, Aside: func() time.Duration { return w.settings().MayBeAside() },
+		Wash: w.is, Tell: w.mayBegin, Logger: p.log,
+	})
+	if err != nil {
 		return nil, err
 	}
 	w.metrics, err = newWashMetrics(p.config.Metrics, p.config.Instance)
@@ -119,6 +134,22 @@ func (w *washer) now() wash.State {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.state
+}
+
+// is is now, and what is closed when it changes.
+func (w *washer) is() (wash.State, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.state, w.changed
+}
+
+// mayBegin tells whether the wash that waits may begin.
+func (w *washer) mayBegin(o wash.Observation) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.state.Waiting {
+		w.step(o)
+	}
 }
 
 // last is the last wash that passed; zero: none.
@@ -252,13 +283,16 @@ func (w *washer) next() (wash.Action, bool) {
 // run does what is decided, one thing after the other, until ctx ends.
 func (w *washer) run(ctx context.Context) {
 	defer w.guard.CloseIdleConnections()
-	if !w.resumed {
-		w.resume(ctx)
-	}
 	var recording sync.WaitGroup
 	defer recording.Wait()
+	switch {
+	case w.found.Wash != "": // the store's word can wait
+		recording.Go(func() { w.resume(ctx) })
+	case !w.resumed:
+		w.resume(ctx)
+	}
 	recording.Go(func() { w.tick(ctx) })
-	recording.Go(func() { w.seekTurns(ctx) })
+	recording.Go(func() { w.turn.Run(ctx) })
 	for {
 		select {
 		case <-ctx.Done():
@@ -348,7 +382,7 @@ func (w *washer) ended(a wash.Action) {
 // record writes a wash's row, however long the store is away, until ctx ends.
 func (w *washer) record(ctx context.Context, a wash.Action) {
 	for {
-		err := w.write(ctx, a.Row)
+		err := errors.Join(w.note(a), w.write(ctx, a.Row))
 		if err == nil {
 			return
 		}
@@ -386,61 +420,4 @@ func (w *washer) waits(ctx context.Context, a wash.Action) {
 	if err := w.write(ctx, a.Row); err != nil {
 		w.p.log.Warn("a wash that waits could not be recorded", "wash", a.Wash, "error", err)
 	}
-}
-
-// resume takes up what the store says of this instance, whoever has started its parent
-// again.
-func (w *washer) resume(ctx context.Context) {
-	for ctx.Err() == nil {
-		rows, err := w.rows.List(ctx, state.Query{Partition: w.p.config.Instance.ID, Newest: true, Limit: 1})
-		if err == nil {
-			w.resumed = true
-			w.takeUp(rows)
-			return
-		}
-		if errors.Is(err, state.ErrNotWhole) { // it was not this program that wrote it, or not as it is now
-			w.resumed = true
-			w.distrust(err)
-			return
-		}
-		w.p.log.Warn("the washes of before cannot be read; trying again", "error", err)
-		select {
-		case <-ctx.Done():
-		case <-time.After(recordAgain):
-		}
-	}
-}
-
-// begin is resume, before anything is served, but for so long at most: a store that
-// is gone stops no instance.
-func (w *washer) begin(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(ctx, resumeWait)
-	defer cancel()
-	w.resume(ctx)
-}
-
-// distrust has an instance in quarantine whose newest row says that a wash passed, and
-// does not show it: it is not known to be washed, and somebody has to look.
-func (w *washer) distrust(err error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	var actions []wash.Action
-	w.state, actions = w.settings().Resume(w.state, "", state.Wash{Reason: "the record of the last wash: " + err.Error()})
-	w.todo(actions)
-}
-
-func (w *washer) takeUp(rows []state.Record[state.Wash]) {
-	if len(rows) == 0 {
-		return
-	}
-	newest := rows[0]
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	id := newest.Key.Partition + "/" + newest.Key.Sort
-	if newest.Value.Passed {
-		w.id, w.endedAt = id, newest.Value.EndedAt()
-	}
-	var actions []wash.Action
-	w.state, actions = w.settings().Resume(w.state, id, newest.Value)
-	w.todo(actions)
 }

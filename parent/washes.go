@@ -21,6 +21,8 @@ func (w *washer) do(ctx context.Context, a wash.Action) (detail string, err erro
 		return w.announce(ctx, a)
 	case wash.PlantCanary:
 		return w.plantCanary(ctx)
+	case wash.KeepTurn:
+		return w.turn.Keep(ctx)
 	case wash.StepAside:
 		return w.stepAside(ctx)
 	case wash.AwaitIdle:

@@ -88,7 +88,7 @@ func (j *judges) observe(e extproc.Ended) {
 	}
 	o := canary.Observation{
 		Failed: e.Failed || e.Refused, // a version that refuses what the other takes is worse
-		Prompt: e.Size.Prompt, Output: e.Size.Output, TTFT: e.FirstByte, PerToken: e.PerChunk,
+		Prompt: e.Size.Prompt, Output: e.Output, TTFT: e.FirstByte, PerToken: e.PerToken,
 	}
 	j.mu.Lock()
 	known := j.trials.Has(e.Model, version)

@@ -28,7 +28,7 @@ func newJudgeMetrics() judgeMetrics {
 			Buckets: prometheus.ExponentialBuckets(0.01, 2, 14), // to 82 s
 		}, versions),
 		perToken: prometheus.NewHistogramVec(prometheus.HistogramOpts{
-			Name: "mrgc_version_time_per_token_seconds", Help: "Time for each chunk of a streamed answer after its first, by version.",
+			Name: "mrgc_version_time_per_token_seconds", Help: "Time for each token of a streamed answer after its first byte, by version; of half as long to as long, since the number of tokens is known rounded up to powers of two.",
 			Buckets: prometheus.ExponentialBuckets(0.001, 2, 12), // to 2 s
 		}, versions),
 		rollbacks: prometheus.NewCounterVec(prometheus.CounterOpts{

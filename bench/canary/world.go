@@ -8,6 +8,7 @@ import (
 
 	"github.com/mrgc/mrgc/bench/result"
 	"github.com/mrgc/mrgc/controller/canary"
+	"github.com/mrgc/mrgc/internal/size"
 )
 
 // world is traffic before two versions, in virtual time.
@@ -59,7 +60,9 @@ func (w *world) request(random *rand.Rand, now time.Duration) canary.Observation
 		ttft, perToken = ttft*w.ttft, perToken*w.perToken
 		o.Failed = o.Failed || random.Float64() < w.fails
 	}
-	o.TTFT, o.PerToken = time.Duration(ttft*1e9), time.Duration(perToken*1e9)
+	// How many tokens there were is known by powers of two alone.
+	known := size.Round(0, o.Output).Output
+	o.TTFT, o.PerToken = time.Duration(ttft*1e9), time.Duration(perToken*1e9*float64(o.Output)/float64(known))
 	return o
 }
 

@@ -26,7 +26,7 @@ import (
 
 // washOptions are the flags of full washes.
 type washOptions struct {
-	command, state          string
+	command, state, note    string
 	releases, releasesKey   string
 	developmentRoot         string
 	modelSums               string
@@ -37,6 +37,7 @@ func washFlags(f *flag.FlagSet) *washOptions {
 	o := &washOptions{}
 	f.StringVar(&o.command, "enclave-command", "", `JSON list: program and arguments that run an enclave in the foreground, with {place} where two must differ, as in -enclave; default: somebody else starts the enclave, and there are no full washes`)
 	f.StringVar(&o.state, "state", "", "with -enclave-command: state store where washes are recorded: "+stateopen.Forms)
+	f.StringVar(&o.note, "wash-note", "", "with -enclave-command: file of this machine's where the last wash is noted, so that a start knows of one that was cut off while the state store is away")
 	f.StringVar(&o.releases, "releases", "", "with -enclave-command: signed manifest of enclave releases, by which a fresh enclave is verified")
 	f.StringVar(&o.releasesKey, "releases-key", "", "PEM file of the key that verifies it")
 	f.StringVar(&o.developmentRoot, "trust-development-root", "", "PEM file of a development root to verify enclaves by, in place of AWS's")
@@ -71,8 +72,8 @@ func (o *washOptions) open(ctx context.Context, region, enclaveAt string, getenv
 		}
 		return w, nil
 	}
-	if o.state == "" || o.releases == "" || o.modelSums == "" {
-		return w, errors.New("-enclave-command needs -state, -releases, -releases-key and -model-sums: a wash checks and records")
+	if o.state == "" || o.note == "" || o.releases == "" || o.modelSums == "" {
+		return w, errors.New("-enclave-command needs -state, -wash-note, -releases, -releases-key and -model-sums: a wash checks and records")
 	}
 	var command []string
 	if err := json.Unmarshal([]byte(o.command), &command); err != nil {
@@ -102,7 +103,7 @@ func (o *washOptions) open(ctx context.Context, region, enclaveAt string, getenv
 	}
 	return washes{
 		enclaves: enclaves, files: w.files, run: manifest.Run, close: records.Close,
-		config: &parent.Wash{Records: records, CheckModel: check.Verify, StepTimeout: stepTimeout + 2*check.Takes(), Attested: attested(manifest.Manifest, root, fleet.Region(region))},
+		config: &parent.Wash{Records: records, Note: o.note, CheckModel: check.Verify, StepTimeout: stepTimeout + 2*check.Takes(), Attested: attested(manifest.Manifest, root, fleet.Region(region))},
 	}, nil
 }
 

@@ -42,8 +42,9 @@ var part = [...]float64{0.2, 0.6, 0.2}
 type Observation struct {
 	Canary bool // else it was of the version that the canary is compared with
 	Failed bool // by the instance's fault; times are not looked at then
-	// Prompt and Output are its sizes in tokens, as far as they are known: those of
-	// one bucket of package size, or 0, are compared with each other.
+	// Prompt is its size in tokens as declared, Output how many its answer had, as far as
+	// they are known: those of one bucket of package size, or 0, are compared with each
+	// other. PerToken need only be comparable within one bucket of Output.
 	Prompt, Output int
 	// TTFT is the time to its first token, PerToken that of each later one; 0: not
 	// known.

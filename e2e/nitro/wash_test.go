@@ -181,7 +181,8 @@ func (w *washer) startParent() {
 		"-engine-relay", "unix:"+w.path("parent_5001"), "-identity-relay", "unix:"+w.path("parent_5003"), "-enclave-authority", "unix:"+w.path("ca.sock"),
 		"-guard", guard, "-store", "sqlite:"+w.path("fleet.db"), "-state", "sqlite:"+w.path("state.db"), "-identity", "unix:"+w.path("ca.sock"), "-models", model,
 		"-tenants", w.path("tenants.signed.json"), "-tenants-key", w.path("tenants.pub"), "-enclave-command", string(command),
-		"-releases", w.path("releases.signed.json"), "-releases-key", w.path("signing.pub"), "-trust-development-root", w.path("root.pem"), "-model-sums", w.path("model.sha256")),
+		"-releases", w.path("releases.signed.json"), "-releases-key", w.path("signing.pub"), "-trust-development-root", w.path("root.pem"), "-model-sums", w.path("model.sha256"),
+		"-wash-note", w.path("wash.json")),
 		w.grant("MRGC_IDENTITY_TOKEN", identity.RoleParent, w.authority), w.grant("MRGC_ENCLAVE_IDENTITY_TOKEN", identity.RoleEnclave, w.authority))
 }
 

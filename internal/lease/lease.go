@@ -36,6 +36,7 @@ package lease
 import (
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 )
 
@@ -71,6 +72,9 @@ type Config struct {
 	// Self names this process, unlike any other that ever was: a name that is used
 	// again after a restart would find itself the holder.
 	Self string
+	// Place is what the names of this process, and of those before it in its place, begin
+	// with, which have ended: what one of them holds is taken at once. Empty: there is none.
+	Place string
 	// Length of the lease, 10 ms to 1 h. It is renewed, and looked at, three times
 	// in that time.
 	Length time.Duration
@@ -98,7 +102,8 @@ type Do struct {
 // is given is of one clock that does not go back. It is not safe for concurrent
 // use.
 type Candidate struct {
-	config Config
+	config  Config
+	lasting time.Duration // of what is written; config.Length, or longer
 
 	read    bool // what follows was read, or written by itself, and nobody said otherwise
 	version int64
@@ -122,7 +127,21 @@ func New(config Config) (*Candidate, error) {
 	if config.Length < shortest || config.Length > longest {
 		return nil, fmt.Errorf("lease: length %s: want %s to %s", config.Length, shortest, longest)
 	}
-	return &Candidate{config: config}, nil
+	return &Candidate{config: config, lasting: config.Length}, nil
+}
+
+// Last has the lease be for as long as this from its next renewal on, which is due now if
+// it would else last longer. It is renewed, and looked at, as often as before: who holds it
+// so survives a store that is away for long, and when it dies others wait for as long.
+func (c *Candidate) Last(length time.Duration) error {
+	if length < c.config.Length || length > longest {
+		return fmt.Errorf("lease: length %s: want %s to %s", length, c.config.Length, longest)
+	}
+	if length > c.lasting && c.read && c.token != 0 {
+		c.next = time.Time{}
+	}
+	c.lasting = length
+	return nil
 }
 
 // Held gives the fencing token, and until when to act with it; 0: this candidate
@@ -153,7 +172,7 @@ func (c *Candidate) Next(now time.Time) Do {
 			return Do{Kind: Wait, At: c.next}
 		}
 		return c.write(now, c.token) // renew
-	case c.version == 0, mine, c.record.Holder == "", !now.Before(c.expiry()):
+	case c.version == 0, mine, c.record.Holder == "", c.inherits(), !now.Before(c.expiry()):
 		// Mine is what an earlier write of this process left, that ran out or whose
 		// answer was lost: nobody else acts by it.
 		return c.write(now, max(c.record.Token, c.floor)+1)
@@ -163,6 +182,10 @@ func (c *Candidate) Next(now time.Time) Do {
 	return Do{Kind: Read}
 }
 
+func (c *Candidate) inherits() bool {
+	return c.config.Place != "" && strings.HasPrefix(c.record.Holder, c.config.Place)
+}
+
 // expiry is when somebody else's lease has run out, if it is not renewed.
 func (c *Candidate) expiry() time.Time {
 	return c.seenAt.Add(c.record.Length + Grace(c.record.Length))
@@ -170,7 +193,10 @@ func (c *Candidate) expiry() time.Time {
 
 func (c *Candidate) write(now time.Time, token int64) Do {
 	c.began = now
-	c.writing = Record{Holder: c.config.Self, Token: token, Length: c.config.Length}
+	if end := now.Add(c.lasting); c.token != 0 && end.Before(c.until) {
+		c.until = end // as others may see it, whatever becomes of the answer
+	}
+	c.writing = Record{Holder: c.config.Self, Token: token, Length: c.lasting}
 	return Do{Kind: Write, Record: c.writing, Version: c.version}
 }
 
@@ -193,7 +219,7 @@ func (c *Candidate) Read(record Record, version int64, now time.Time) {
 // Wrote tells that the write was made, and which version the record has now.
 func (c *Candidate) Wrote(version int64) {
 	c.read, c.record, c.version, c.seenAt = true, c.writing, version, c.began
-	c.token, c.until = c.writing.Token, c.began.Add(c.config.Length)
+	c.token, c.until = c.writing.Token, c.began.Add(c.writing.Length)
 	c.next = c.began.Add(c.config.Length / 3)
 }
 

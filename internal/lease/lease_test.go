@@ -194,6 +194,44 @@ var _ = Describe("A candidate", func() {
 		Expect(c.Next(at(1)).Kind).To(Equal(lease.Wait))
 	})
 
+	It("can have it last for longer, renews it as often, and is held to what it wrote last", func() {
+		c := candidate()
+		acquire(c, 0)
+		Expect(c.Last(5 * length)).To(Succeed())
+		do := c.Next(at(1))
+		Expect(do.Record).To(Equal(lease.Record{Holder: "me", Token: 1, Length: 5 * length}), "at once")
+		Expect(token(c, 8.9)).To(Equal(int64(1)))
+		Expect(token(c, 9)).To(BeZero(), "not before that is known")
+		c.Wrote(2)
+		Expect(token(c, 45.9)).To(Equal(int64(1)))
+		Expect(token(c, 46)).To(BeZero())
+		Expect(c.Next(at(1))).To(HaveField("At", at(4)))
+		Expect(c.Last(5 * length)).To(Succeed())
+		Expect(c.Next(at(1))).To(HaveField("At", at(4)), "nothing new")
+
+		Expect(c.Last(length)).To(Succeed())
+		Expect(c.Next(at(1))).To(HaveField("At", at(4)), "there is no hurry")
+		Expect(c.Next(at(4)).Record.Length).To(Equal(length))
+		c.Unknown(at(5))
+		Expect(token(c, 12.9)).To(Equal(int64(1)))
+		Expect(token(c, 13)).To(BeZero(), "others may have read it")
+
+		Expect(c.Last(length - 1)).To(MatchError(ContainSubstring("length 8.999999999s")))
+		Expect(c.Last(2 * time.Hour)).To(MatchError(ContainSubstring("length 2h")))
+	})
+
+	It("takes at once what an earlier process in its place held, and nobody else's", func() {
+		c, err := lease.New(lease.Config{Self: "use1-1/b", Place: "use1-1/", Length: length})
+		Expect(err).NotTo(HaveOccurred())
+		c.Next(at(0))
+		c.Read(lease.Record{Holder: "use1-10/a", Token: 4, Length: 9 * length}, 3, at(0))
+		Expect(c.Next(at(0)).Kind).To(Equal(lease.Wait))
+		c.Read(lease.Record{Holder: "use1-1/a", Token: 5, Length: 9 * length}, 4, at(1))
+		do := c.Next(at(1))
+		Expect(do.Record).To(Equal(lease.Record{Holder: "use1-1/b", Token: 6, Length: length}))
+		Expect(do.Version).To(Equal(int64(4)))
+	})
+
 	It("gives back what it holds, and nothing else", func() {
 		c := candidate()
 		_, held := c.Release(at(0))

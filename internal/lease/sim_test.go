@@ -41,7 +41,8 @@ type process struct {
 	offset time.Duration
 	rate   float64
 	*lease.Candidate
-	life int // counts restarts: what was under way for an earlier life is nobody's
+	place string // of all lives; empty: each is on its own
+	life  int    // counts restarts: what was under way for an earlier life is nobody's
 }
 
 func (p *process) clock(real time.Duration) time.Time {
@@ -75,8 +76,9 @@ func (e *events) Pop() any {
 
 func newWorld(seed uint64, count int, slowest, fastest float64) *world {
 	w := &world{random: rand.New(rand.NewPCG(seed, 1)), holders: map[int64]string{}}
-	for range count {
+	for i := range count {
 		p := &process{
+			place:  []string{"", fmt.Sprintf("place %d/", i)}[w.random.IntN(2)],
 			offset: time.Duration(w.random.Int64N(int64(20000*time.Hour))) - 10000*time.Hour,
 			rate:   slowest + w.random.Float64()*(fastest-slowest),
 		}
@@ -105,9 +107,9 @@ func (w *world) lost() bool { return !w.calm && w.random.IntN(10) == 0 }
 func (w *world) start(p *process) {
 	w.restarts++
 	p.life++
-	p.name = fmt.Sprintf("p%d", w.restarts)
+	p.name = fmt.Sprintf("%s%d", p.place, w.restarts)
 	var err error
-	p.Candidate, err = lease.New(lease.Config{Self: p.name, Length: length})
+	p.Candidate, err = lease.New(lease.Config{Self: p.name, Place: p.place, Length: length})
 	Expect(err).NotTo(HaveOccurred())
 	w.alive(p, w.some(time.Second), func() { w.step(p) })
 	if !w.calm {
@@ -133,6 +135,11 @@ func (w *world) act(p *process) {
 		if token, _ := p.Held(p.clock(w.now)); token != 0 {
 			name := p.name
 			w.later(w.some(time.Second), func() { w.write(name, token) })
+		}
+		if !w.calm && w.random.IntN(5) == 0 {
+			Expect(p.Last(length * time.Duration(1+w.random.IntN(3)))).To(Succeed())
+		} else if w.calm {
+			Expect(p.Last(length)).To(Succeed())
 		}
 		w.act(p)
 	})

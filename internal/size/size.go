@@ -45,12 +45,13 @@ type Buckets struct {
 }
 
 // Of measures a request of OpenAI's API by the members of its JSON object, which
-// must be valid JSON. The prompt is the text in messages, tools, prompt and
-// suffix, at [bytesPerToken]; media count nothing. The output is the larger of
-// max_tokens and max_completion_tokens, or [DefaultOutput].
+// must be valid JSON. The prompt is the text in messages, prompt and suffix, at
+// [bytesPerToken], where media count nothing, and all of tools and response_format:
+// engines read schemas as JSON, names and all. The output is the larger of max_tokens
+// and max_completion_tokens, or [DefaultOutput].
 func Of(fields map[string]json.RawMessage) Buckets {
-	text := 0
-	for _, name := range []string{"messages", "tools", "prompt", "suffix"} {
+	text := jsonBytes(fields["tools"]) + jsonBytes(fields["response_format"])
+	for _, name := range []string{"messages", "prompt", "suffix"} {
 		text += textBytes(fields[name], name == "prompt")
 	}
 	output := max(count(fields["max_tokens"]), count(fields["max_completion_tokens"]))
@@ -108,6 +109,25 @@ func count(raw json.RawMessage) int {
 		return 0
 	}
 	return max(n, 0)
+}
+
+// jsonBytes is how long a JSON value is without white space, its strings in UTF-8.
+func jsonBytes(value []byte) int {
+	total := 0
+	for i := 0; i < len(value); {
+		switch value[i] {
+		case '"':
+			literal := stringAt(value, i)
+			i += len(literal)
+			total += len(`""`) + unquotedBytes(literal)
+		case ' ', '\t', '\r', '\n':
+			i++
+		default:
+			i++
+			total++
+		}
+	}
+	return total
 }
 
 // textBytes adds up the lengths, in UTF-8, of the strings in a JSON value: not

@@ -1,6 +1,7 @@
 package size_test
 
 import (
+	"bytes"
 	"encoding/json"
 	"math"
 	"strings"
@@ -40,6 +41,12 @@ var _ = Describe("The size of a request", func() {
 		Entry("never above the largest bucket", `{"prompt":"`+text(5<<20)+`"}`, "1048576"),
 		Entry("all texts of all messages, the roles too", `{"messages":[{"role":"system","content":"`+text(126)+`"},{"role":"user","content":[{"type":"text","text":"`+text(117)+`"}]}]}`, "128"),
 		Entry("the tools", `{"messages":[],"tools":[{"function":{"description":"`+text(300)+`"}}]}`, "128"),
+		Entry("the names in a tool's schema", `{"tools":[{"parameters":{"properties":{"`+text(300)+`":{}}}}]}`, "128"),
+		Entry("what a tool calls a picture, which engines read as text", `{"tools":[{"data":{"url":"`+text(300)+`"}}]}`, "128"),
+		Entry("a schema for the answer, its numbers and marks too", `{"response_format":{"enum":[1`+strings.Repeat(",23", 90)+`]}}`, "128"),
+		Entry("a schema without its white space", `{"response_format":{`+strings.Repeat(" \n\t", 300)+`"a":1}}`, "64"),
+		Entry("a schema's bytes of UTF-8, not of escapes", `{"tools":["`+strings.Repeat(`\u0061\n`, 126)+`"]}`, "64"),
+		Entry("tools, schema and messages together", `{"messages":["`+text(100)+`"],"tools":["`+text(100)+`"],"response_format":"`+text(100)+`"}`, "128"),
 		Entry("what follows the gap", `{"prompt":"`+text(200)+`","suffix":"`+text(200)+`"}`, "128"),
 		Entry("every prompt of a list", `{"prompt":["`+text(200)+`","`+text(200)+`"]}`, "128"),
 		Entry("every token of a list", `{"prompt":[1`+strings.Repeat(",-20e5", 64)+`]}`, "128"),
@@ -182,13 +189,13 @@ var _ = Describe("A size as it is written", func() {
 func FuzzOf(f *testing.F) {
 	for _, seed := range []string{
 		`{"prompt":"a\ud83d\ude00","max_tokens":100}`, `{"messages":[{"role":"user","content":[{"type":"image_url","image_url":{"url":"data:x"}}]}]}`,
-		`{"prompt":[[1,-2e3],"x"]}`, `{"tools":[{"data":null},"\""],"suffix":"\\"}`, `{"prompt":"\u12","max_tokens":1e999}`,
+		`{"prompt":[[1,-2e3],"x"]}`, `{"tools":[{"data":null},"\""],"suffix":"\\"}`, `{"tools":[{"parameters":{"properties":{"url":{"default":"é"}}}}],"response_format":{ "a" : [ 1 ] }}`, `{"prompt":"\u12","max_tokens":1e999}`,
 	} {
 		f.Add([]byte(seed))
 	}
 	f.Fuzz(func(t *testing.T, request []byte) {
 		// Even of what is not JSON: whoever calls it may have a bug.
-		loose := size.Of(map[string]json.RawMessage{"prompt": request, "messages": request, "max_tokens": request})
+		loose := size.Of(map[string]json.RawMessage{"prompt": request, "messages": request, "tools": request, "response_format": request, "max_tokens": request})
 		var fields map[string]json.RawMessage
 		if json.Unmarshal(request, &fields) != nil {
 			fields = nil
@@ -196,6 +203,16 @@ func FuzzOf(f *testing.F) {
 		for _, b := range []size.Buckets{loose, size.Of(fields)} {
 			if read, err := size.Parse(b.String()); err != nil || read != b {
 				t.Fatalf("%v: %v", b, err)
+			}
+		}
+		var compact bytes.Buffer
+		if bytes.IndexByte(request, '\\') >= 0 || json.Compact(&compact, request) != nil {
+			return
+		}
+		for _, name := range []string{"tools", "response_format"} { // none of it can hide, whatever it is called
+			got, want := size.Of(map[string]json.RawMessage{name: request}), size.Round((compact.Len()+3)/4, size.DefaultOutput)
+			if got != want {
+				t.Fatalf("%s of %d bytes: %v, want %v", name, compact.Len(), got, want)
 			}
 		}
 	})

@@ -23,7 +23,7 @@ func WashSteps() []string {
 // RestartingWashSteps are those of a wash that restarts the engine.
 func RestartingWashSteps() []string {
 	return []string{
-		awaitTurn, "check_model", "plant_canary", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back",
+		awaitTurn, "check_model", "plant_canary", "keep_turn", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back",
 	}
 }
 

@@ -20,13 +20,17 @@ func (s State) Closed() bool { return s.Restart && s.between(AwaitIdle, StepBack
 // WantsTurn says whether the wash that is due or under way needs the turn.
 func (s State) WantsTurn() bool { return s.Waiting || s.Restart }
 
+// KeepsTurn says whether the turn has to last until the instance is back, whatever becomes
+// of the store that has it.
+func (s State) KeepsTurn() bool { return s.Restart && s.between(KeepTurn, "") }
+
 // between says whether the action that is under way is one of those from one on, and
-// before another.
+// before another; the empty one is none.
 func (s State) between(first, last Kind) bool {
 	at := func(kind Kind) int {
 		return slices.IndexFunc(s.parts(), func(p part) bool { return p.kind == kind })
 	}
-	return at(first) <= s.Part && s.Part < at(last)
+	return at(first) <= s.Part && (last == "" || s.Part < at(last))
 }
 
 // parts are those of the wash that is under way.
@@ -51,6 +55,14 @@ func (c Config) await(s State, o Observation, now time.Time) (State, []Action) {
 		return s, nil
 	}
 	s.Row.Reason = why
+	return s, []Action{{Kind: Wait, Wash: s.Wash, Row: s.Row}}
+}
+
+// again has a wash wait once more that lost its turn, or whose instance is needed now. It
+// serves still, and nothing was done to it that harms.
+func again(s State, why string) (State, []Action) {
+	s.Waiting, s.Restart, s.Part, s.Since = true, false, 0, time.Time{}
+	s.Row.Steps, s.Row.Open, s.Row.Reason = nil, state.WashWaiting, why
 	return s, []Action{{Kind: Wait, Wash: s.Wash, Row: s.Row}}
 }
 

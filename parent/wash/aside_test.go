@@ -15,11 +15,11 @@ import (
 
 var (
 	restarting = []wash.Kind{
-		wash.Announce, wash.CheckModel, wash.PlantCanary, wash.StepAside, wash.AwaitIdle, wash.RestartEngine,
+		wash.Announce, wash.CheckModel, wash.PlantCanary, wash.KeepTurn, wash.StepAside, wash.AwaitIdle, wash.RestartEngine,
 		wash.StartStandby, wash.SwitchOver, wash.StopOld, wash.CheckHealth, wash.CheckCanary, wash.StepBack,
 	}
 	restartingSteps = []string{
-		"await_turn", "check_model", "plant_canary", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back",
+		"await_turn", "check_model", "plant_canary", "keep_turn", "step_aside", "clear_gpu", "restart_enclave", "check_health", "check_canary", "step_back",
 	}
 )
 
@@ -48,6 +48,7 @@ var _ = Describe("A wash that restarts the engine", func() {
 		var aside, closed []wash.Kind
 		s, actions := play(c, wash.State{Washed: start}, always, func(kind wash.Kind, s wash.State) {
 			Expect(s.WantsTurn()).To(BeTrue())
+			Expect(s.KeepsTurn()).To(Equal(slices.Index(restarting, kind) >= 3), "from before it steps aside until it is back")
 			if s.Aside() {
 				aside = append(aside, kind)
 			}
@@ -57,8 +58,8 @@ var _ = Describe("A wash that restarts the engine", func() {
 			Expect(c.Admits(s, 0)).To(Equal(!s.Closed()))
 		})
 		Expect(kinds(actions)).To(Equal(append(slices.Clone(restarting), wash.Record)))
-		Expect(aside).To(Equal(restarting[3 : len(restarting)-1]))
-		Expect(closed).To(Equal(restarting[4 : len(restarting)-1]))
+		Expect(aside).To(Equal(restarting[4 : len(restarting)-1]))
+		Expect(closed).To(Equal(restarting[5 : len(restarting)-1]))
 		Expect(s.WantsTurn()).To(BeFalse())
 		Expect(c.Admits(s, 5)).To(BeTrue())
 
@@ -121,7 +122,38 @@ var _ = Describe("A wash that restarts the engine", func() {
 		Expect(kinds(actions)).To(Equal([]wash.Kind{wash.PlantCanary}))
 	})
 
+	It("waits once more when its turn does not last, or its instance is needed: it serves still", func() {
+		c := config(restarts)
+		s, actions := c.Step(wash.State{Washed: start}, wash.Observation{Ordered: true, Turn: true}, start)
+		began, now := s, start
+		for _, kind := range restarting[:3] {
+			now = now.Add(time.Second)
+			s, actions = c.Step(s, wash.Observation{Result: wash.Result{Wash: s.Wash, Kind: kind, Passed: true, Detail: "seen"}}, now)
+		}
+		Expect(kinds(actions)).To(Equal([]wash.Kind{wash.KeepTurn}))
+		for _, lost := range []wash.Observation{
+			{Result: wash.Result{Wash: s.Wash, Kind: wash.KeepTurn, Detail: "it was lost"}}, {}, // no answer in time
+		} {
+			waits, actions := c.Step(s, lost, now.Add(time.Hour))
+			Expect(kinds(actions)).To(Equal([]wash.Kind{wash.Wait}))
+			Expect(actions[0].Row.Validate()).To(Succeed())
+			Expect(actions[0].Row).To(And(HaveField("Open", state.WashWaiting), HaveField("Reason", Not(BeEmpty())), HaveField("StartedAt", began.Row.StartedAt)))
+			Expect(waits.Waiting).To(BeTrue())
+			Expect(waits.Wash).To(Equal(began.Wash))
+			Expect(waits.Quarantined).To(BeEmpty())
+			Expect(waits.Aside()).To(BeFalse())
+			Expect(c.Admits(waits, 3)).To(BeTrue())
+			waits, actions = c.Step(waits, wash.Observation{Turn: true}, now.Add(2*time.Hour))
+			Expect(kinds(actions)).To(Equal([]wash.Kind{wash.Announce}))
+			Expect(waits.Row.Steps).To(HaveLen(1))
+			Expect(waits.Row.Steps[0].Duration).To(Equal(now.Add(2 * time.Hour).Sub(start)))
+		}
+	})
+
 	for i, failing := range restarting {
+		if failing == wash.KeepTurn {
+			continue
+		}
 		It("whose "+string(failing)+" fails leaves the instance in quarantine, and gives the turn back", func() {
 			c := config(restarts)
 			s, actions := play(c, wash.State{Washed: start}, func(k wash.Kind) bool { return k != failing }, unseen)
@@ -161,7 +193,7 @@ var _ = Describe("A wash that restarts the engine", func() {
 		Expect(s.Quarantined).NotTo(BeEmpty())
 
 		s, actions = c.Step(wash.State{Washed: start}, wash.Observation{Ordered: true, Turn: true}, start)
-		for range 3 { // announced, checked, planted
+		for range 4 { // announced, checked, planted, kept
 			last := actions[len(actions)-1]
 			s, actions = c.Step(s, wash.Observation{Result: wash.Result{Wash: last.Wash, Kind: last.Kind, Passed: true, Detail: "seen"}}, start)
 		}
@@ -264,7 +296,7 @@ var _ = Describe("A wash that restarts the engine", func() {
 				}
 			}
 			step := func(i int, o wash.Observation) {
-				if o.Turn = s[i].Waiting && turn < 0; o.Turn {
+				if o.Turn = s[i].Waiting && (turn < 0 || turn == i); o.Turn {
 					turn = i
 				}
 				before := s[i]

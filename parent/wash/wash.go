@@ -63,6 +63,7 @@ type Kind string
 const (
 	Announce      Kind = "announce" // Action.Row is stored before anything else is done
 	PlantCanary   Kind = "plant_canary"
+	KeepTurn      Kind = "keep_turn"  // the turn is made to last until the instance is back
 	StepAside     Kind = "step_aside" // nobody is to send requests any more; those that come are served still
 	AwaitIdle     Kind = "await_idle" // what runs ends; what comes is sent elsewhere
 	ClearGPU      Kind = "clear_gpu"
@@ -108,6 +109,7 @@ var (
 		{Announce, awaitTurn},
 		{CheckModel, string(CheckModel)}, // which takes long, while the instance serves
 		{PlantCanary, string(PlantCanary)},
+		{KeepTurn, string(KeepTurn)},
 		{StepAside, string(StepAside)},
 		{AwaitIdle, string(StepAside)},
 		{RestartEngine, string(ClearGPU)},
@@ -176,7 +178,7 @@ func (c Config) Admits(s State, running int) bool {
 // Deadline is when the action that is under way has failed, if it has not ended.
 func (c Config) Deadline(s State) time.Time {
 	at := s.Since.Add(c.timeout())
-	if aside := s.Left.Add(c.asideTimeout()); s.Aside() && aside.Before(at) {
+	if aside := s.Left.Add(c.MayBeAside()); s.Aside() && aside.Before(at) {
 		return aside
 	}
 	return at
@@ -184,7 +186,8 @@ func (c Config) Deadline(s State) time.Time {
 
 func (c Config) timeout() time.Duration { return cmp.Or(c.StepTimeout, 10*time.Minute) }
 
-func (c Config) asideTimeout() time.Duration { return cmp.Or(c.AsideTimeout, 8*time.Minute) }
+// MayBeAside is AsideTimeout, or its default.
+func (c Config) MayBeAside() time.Duration { return cmp.Or(c.AsideTimeout, 8*time.Minute) }
 
 // Step decides.
 func (c Config) Step(s State, o Observation, now time.Time) (State, []Action) {
@@ -259,13 +262,16 @@ func (c Config) proceed(s State, r Result, now time.Time) (State, []Action) {
 		}
 		r = Result{Detail: fmt.Sprintf("%s has not ended within %s", current.kind, c.timeout())}
 		if now.Sub(s.Since) < c.timeout() {
-			r.Detail = fmt.Sprintf("%s has not ended, and the instance has been out of traffic for %s", current.kind, c.asideTimeout())
+			r.Detail = fmt.Sprintf("%s has not ended, and the instance has been out of traffic for %s", current.kind, c.MayBeAside())
 		}
 	}
 	if r.Passed && r.Detail == "" { // nobody could tell it from one that did nothing
 		r = Result{Detail: "it does not say what it did and found"}
 	}
 	s.Row.Steps = noted(s.Row.Steps, current, r, now.Sub(s.Since))
+	if !r.Passed && current.kind == KeepTurn {
+		return again(s, r.Detail)
+	}
 	if !r.Passed {
 		return end(s, fmt.Sprintf("%s: %s", current.kind, r.Detail))
 	}
