@@ -107,7 +107,7 @@ func compareSealing(ctx context.Context, unsealed, sealed *tenant, o options, r 
 	}
 	r.Tables = append(r.Tables, tableOf("Sealed, to three enclaves unless it says otherwise, and in clear through the same parts", "in clear", "sealed", kinds))
 	r.Notes = append(r.Notes, "In clear: a program that opens nothing stands in the enclaves' place, and Envoy, picker, parent, relay and guard are the same. "+
-		"What is added is therefore everything that confidentiality needs: reading the request's JSON in the client, HPKE to three recipients, opening, the "+
+		"What is added is therefore everything that confidentiality needs: reading the request's JSON in the client, HPKE to three recipients, while the headers are routed if a core is free, opening, the "+
 		"replay set, the tenant's credential, the strict reading of the JSON in the enclave, sealing the answer chunk by chunk, the receipt's signature and its "+
 		"verification, and wiping. Medians of pairs in random order, with 95 % intervals (bootstrap over the pairs); the difference is that within pairs. On a machine that others use all of these wait for a processor, more where "+
 		"there is more to do: processor time says what is done.")
