@@ -95,6 +95,7 @@ type Client struct {
 	trust      atomic.Pointer[trust] // never nil
 	regions    []*region             // in order of preference
 	http       *http.Client
+	rand       io.Reader // for DEKs
 	recipients *recipientCache
 	homes      *homes
 	requests   atomic.Uint64
@@ -140,7 +141,7 @@ func New(config Config) (*Client, error) {
 			return nil, err
 		}
 	}
-	c := &Client{config: config}
+	c := &Client{config: config, rand: rand.Reader}
 	c.trust.Store(&trust{releases: config.Policy.Releases, minVersion: config.Policy.MinVersion})
 	if len(config.Endpoints) == 0 {
 		return nil, errors.New("client: no endpoint")
@@ -371,17 +372,29 @@ func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *ques
 	for i, r := range recipients {
 		sealedTo[i] = r.Recipient
 	}
-	sealed, err := seal.Seal(rand.Reader, request, sealedTo)
+	prepared, err := seal.Prepare(request, sealedTo)
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
-	defer sealed.Wipe()
-	resp, err := c.post(req.Context(), r, key, sealed)
+	body := &sealing{prepared: prepared, rand: c.rand}
+	defer body.end() // before what it is made of is cleared
+	resp, err := c.post(req.Context(), r, key, body)
+	if failed := body.failed(); failed != nil {
+		if err == nil {
+			_ = resp.Body.Close() // it answers what was never sent
+		}
+		return nil, fmt.Errorf("client: %w", failed)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if resp.Header.Get("Content-Type") != api.ContentTypeSealedResponse || resp.StatusCode != http.StatusOK {
 		return nil, unsealedAnswer(resp)
+	}
+	sealed, err := body.seal()
+	if err != nil {
+		_ = resp.Body.Close()
+		return nil, fmt.Errorf("client: %w", err)
 	}
 	opened, answeredBy, err := openResponse(req, resp, sealed, c.receiptCheck(q, request.RequestID, recipients))
 	if err == nil && q.affinity != "" {
@@ -390,23 +403,26 @@ func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *ques
 	return opened, err
 }
 
-// post sends a sealed request to a region.
-func (c *Client) post(ctx context.Context, r *region, key *credential.Key, sealed *seal.Sealed) (*http.Response, error) {
-	out, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url.JoinPath(api.PathSealed).String(), bytes.NewReader(sealed.Body))
+// post sends a request to a region, headers first, and its body when that is sealed.
+func (c *Client) post(ctx context.Context, r *region, key *credential.Key, body *sealing) (*http.Response, error) {
+	out, err := http.NewRequestWithContext(ctx, http.MethodPost, r.url.JoinPath(api.PathSealed).String(), body.reader())
 	if err != nil {
 		return nil, fmt.Errorf("client: %w", err)
 	}
+	headers := &body.prepared.Headers
+	out.ContentLength = int64(body.prepared.BodyBytes)
+	out.GetBody = func() (io.ReadCloser, error) { return body.reader(), nil }
 	h := out.Header
 	h.Set("Content-Type", api.ContentTypeSealedRequest)
-	h.Set(api.HeaderModel, sealed.Headers.Model)
-	h.Set(api.HeaderRequestID, sealed.Headers.RequestID.String())
-	h.Set(api.HeaderRecipients, seal.FormatKeyIDs(sealed.Headers.KeyIDs))
+	h.Set(api.HeaderModel, headers.Model)
+	h.Set(api.HeaderRequestID, headers.RequestID.String())
+	h.Set(api.HeaderRecipients, seal.FormatKeyIDs(headers.KeyIDs))
 	h.Set(api.HeaderFrames, api.FramesRead)
-	if sealed.Headers.Affinity != "" {
-		h.Set(api.HeaderAffinity, sealed.Headers.Affinity)
+	if headers.Affinity != "" {
+		h.Set(api.HeaderAffinity, headers.Affinity)
 	}
-	if sealed.Headers.Size != "" {
-		h.Set(api.HeaderSize, sealed.Headers.Size)
+	if headers.Size != "" {
+		h.Set(api.HeaderSize, headers.Size)
 	}
 	return c.request(out, key)
 }

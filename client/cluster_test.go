@@ -254,6 +254,7 @@ type edge struct {
 	mu     sync.Mutex
 	seen   []seen           // guarded by mu
 	routes map[string]route // guarded by mu: replace what the cluster does
+	early  earlyRoute       // guarded by mu; may be nil
 }
 
 // seen is a request as it arrived.
@@ -264,6 +265,9 @@ type seen struct {
 }
 
 type route func(w http.ResponseWriter, r *http.Request)
+
+// earlyRoute sees a sealed request before its body is read, and says whether that was all.
+type earlyRoute func(w http.ResponseWriter, r *http.Request) (done bool)
 
 func (c *cluster) startEdge() *edge { return c.startEdgeFor(tls.NoClientCert) }
 
@@ -287,6 +291,13 @@ func (e *edge) on(path string, answer route) {
 	e.routes[path] = answer
 }
 
+// onHeaders sets the early route.
+func (e *edge) onHeaders(early earlyRoute) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	e.early = early
+}
+
 // requests are those that came to a path, oldest first.
 func (e *edge) requests(path string) []seen {
 	e.mu.Lock()
@@ -300,6 +311,12 @@ func (e *edge) count(path string) func() int {
 }
 
 func (e *edge) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	e.mu.Lock()
+	early := e.early
+	e.mu.Unlock()
+	if early != nil && r.URL.Path == api.PathSealed && early(w, r) {
+		return
+	}
 	content, err := io.ReadAll(r.Body)
 	if err != nil {
 		return

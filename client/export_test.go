@@ -1,6 +1,8 @@
 package client
 
 import (
+	"io"
+
 	"github.com/mrgc/mrgc/internal/credential"
 	"github.com/mrgc/mrgc/internal/seal"
 )
@@ -40,3 +42,21 @@ func (c *Client) Probing() bool {
 	}
 	return false
 }
+
+// SetRand has DEKs drawn from there: what a request is sealed with is drawn when it is
+// sealed.
+func (c *Client) SetRand(r io.Reader) { c.rand = r }
+
+// Sealing is sealing.
+type Sealing struct{ *sealing }
+
+// NewSealing makes one.
+func NewSealing(prepared *seal.Prepared, rand io.Reader) Sealing {
+	return Sealing{&sealing{prepared: prepared, rand: rand}}
+}
+
+// Reader is reader.
+func (s Sealing) Reader() io.ReadCloser { return s.reader() }
+
+// End is end.
+func (s Sealing) End() { s.end() }

@@ -19,6 +19,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"syscall"
+	"time"
 
 	"github.com/mrgc/mrgc/bench/cluster"
 	"github.com/mrgc/mrgc/bench/result"
@@ -28,13 +29,15 @@ import (
 type options struct {
 	pairs    int // of each kind of request
 	kmsPairs int // with and without a data key of KMS
+	kmsEvery time.Duration
 	only     string
 }
 
 func main() {
 	var o options
 	flag.IntVar(&o.pairs, "pairs", 1000, "pairs of each kind of request")
-	flag.IntVar(&o.kmsPairs, "kms-pairs", 300, "pairs of requests with a data key of KMS and without")
+	flag.IntVar(&o.kmsPairs, "kms-pairs", 150, "pairs of requests with a data key of KMS and without")
+	flag.DurationVar(&o.kmsEvery, "kms-every", 500*time.Millisecond, "from one pair with a data key of KMS to the next, when they do not come one right after the other")
 	flag.StringVar(&o.only, "only", "", "time or bytes: measure that alone; bytes do not depend on what else the machine does")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)

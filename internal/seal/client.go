@@ -35,33 +35,72 @@ type Sealed struct {
 	transcript transcript
 }
 
-// Seal seals a request to one to [MaxRecipients] recipients. rand gives the DEK
-// and must be cryptographically secure; the recipients' attestation must have
-// been verified. Errors wrap [ErrMalformed], [ErrTooLarge] or rand's error.
-func Seal(rand io.Reader, req Request, recipients []*Recipient) (*Sealed, error) {
+// Prepared is a request that is ready to be sealed: what travels beside its body is
+// known, and how large that will be, so that headers can go ahead of it.
+type Prepared struct {
+	Headers   Headers // to send next to the body, unchanged
+	BodyBytes int     // how large the body will be
+
+	request    Request
+	bound      *bound
+	recipients []*Recipient
+}
+
+// Prepare checks a request to one to [MaxRecipients] recipients, whose attestation must
+// have been verified. It encrypts nothing. What the request points to, the payload
+// first of all, must stay as it is until [Prepared.Seal] has returned. Errors wrap
+// [ErrMalformed] or [ErrTooLarge].
+func Prepare(req Request, recipients []*Recipient) (*Prepared, error) {
 	b, err := req.bound(recipients)
 	if err != nil {
 		return nil, fmt.Errorf("seal: %w", err)
 	}
-	plaintext, err := req.Payload.encode()
+	plaintext, err := req.Payload.paddedBytes()
+	if err != nil {
+		return nil, fmt.Errorf("seal: payload: %w", err)
+	}
+	if req.DataKey != nil {
+		if err := req.DataKey.check(); err != nil {
+			return nil, fmt.Errorf("seal: %w", err)
+		}
+	}
+	size := prologueHeadSize + 1 + len(recipients)*req.stanzaBytes() + commitmentSize +
+		plaintext + chunkCount(plaintext)*(chunkHeaderSize+tagSize)
+	return &Prepared{Headers: b.Headers, BodyBytes: size, request: req, bound: b, recipients: recipients}, nil
+}
+
+// Seal seals the request. Each call makes another envelope of one request id, so there
+// is to be one. rand gives the DEK and must be cryptographically secure. Errors are
+// rand's, or those of a recipient's key that cannot be sealed to.
+func (p *Prepared) Seal(rand io.Reader) (*Sealed, error) {
+	plaintext, err := p.request.Payload.encode()
 	if err != nil {
 		return nil, fmt.Errorf("seal: payload: %w", err)
 	}
 	defer clear(plaintext)
 
-	sealed := &Sealed{Headers: b.Headers, dek: make([]byte, keySize)}
+	sealed := &Sealed{Headers: p.Headers, dek: make([]byte, keySize)}
 	if _, err := io.ReadFull(rand, sealed.dek); err != nil {
 		return nil, fmt.Errorf("seal: draw key: %w", err)
 	}
-	wrap, err := req.wrapper(rand, b)
+	wrap, err := p.request.wrapper(rand, p.bound)
 	if err == nil {
-		err = sealed.encrypt(b, recipients, wrap, plaintext)
+		err = sealed.encrypt(p.bound, p.recipients, wrap, plaintext)
 	}
 	if err != nil {
 		sealed.Wipe()
 		return nil, fmt.Errorf("seal: %w", err)
 	}
 	return sealed, nil
+}
+
+// Seal is [Prepare] and [Prepared.Seal] in one.
+func Seal(rand io.Reader, req Request, recipients []*Recipient) (*Sealed, error) {
+	prepared, err := Prepare(req, recipients)
+	if err != nil {
+		return nil, err
+	}
+	return prepared.Seal(rand)
 }
 
 // bound checks the request against its recipients.
@@ -108,6 +147,17 @@ func wrapToKey(info []byte) wrapFunc {
 	}
 }
 
+// stanzaBytes is what each recipient takes in the prologue.
+func (req *Request) stanzaBytes() int {
+	if req.DataKey == nil {
+		return stanzaSize
+	}
+	return stanzaFixedSize + len(req.DataKey.Ciphertext) + kmsWrappedSize
+}
+
+// chunkCount is how many chunks a request's plaintext of n bytes takes.
+func chunkCount(n int) int { return (n + maxChunkPlaintext - 1) / maxChunkPlaintext }
+
 // encrypt writes the body: prologue, commitment, chunks.
 func (s *Sealed) encrypt(b *bound, recipients []*Recipient, wrap wrapFunc, plaintext []byte) error {
 	stanzas := make([]stanza, len(recipients))
@@ -118,7 +168,7 @@ func (s *Sealed) encrypt(b *bound, recipients []*Recipient, wrap wrapFunc, plain
 		}
 	}
 
-	count := (len(plaintext) + maxChunkPlaintext - 1) / maxChunkPlaintext
+	count := chunkCount(len(plaintext))
 	size := prologueHeadSize + recipientsSize(stanzas) + commitmentSize +
 		len(plaintext) + count*(chunkHeaderSize+tagSize)
 	body := appendPrologue(make([]byte, 0, size), b, stanzas)

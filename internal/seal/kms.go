@@ -47,9 +47,16 @@ func (d *DataKey) wrapper(rand io.Reader, b *bound) (wrapFunc, error) {
 	}, nil
 }
 
-func (d *DataKey) aead() (cipher.AEAD, error) {
+func (d *DataKey) check() error {
 	if len(d.Plaintext) != keySize || len(d.Ciphertext) < 1 || len(d.Ciphertext) > maxDataKeySize {
-		return nil, malformed("data key of %d bytes, encrypted %d; want %d and 1 to %d", len(d.Plaintext), len(d.Ciphertext), keySize, maxDataKeySize)
+		return malformed("data key of %d bytes, encrypted %d; want %d and 1 to %d", len(d.Plaintext), len(d.Ciphertext), keySize, maxDataKeySize)
+	}
+	return nil
+}
+
+func (d *DataKey) aead() (cipher.AEAD, error) {
+	if err := d.check(); err != nil {
+		return nil, err
 	}
 	block, err := aes.NewCipher(d.Plaintext)
 	if err != nil {

@@ -26,16 +26,25 @@ func (p *Payload) Wipe() {
 // payloadOverhead is the size of the three length fields.
 const payloadOverhead = 2 + 2 + 4
 
-// encode gives the padded plaintext, in a buffer that is the caller's to clear.
-func (p *Payload) encode() ([]byte, error) {
+// paddedBytes is how large the padded plaintext is.
+func (p *Payload) paddedBytes() (int, error) {
 	if len(p.Credential) > 0xffff || len(p.CacheSecret) > 0xffff || len(p.Body) > MaxPlaintextBytes {
-		return nil, ErrTooLarge
+		return 0, ErrTooLarge
 	}
 	size := payloadOverhead + len(p.Credential) + len(p.CacheSecret) + len(p.Body)
 	if size > MaxPlaintextBytes {
-		return nil, ErrTooLarge
+		return 0, ErrTooLarge
 	}
-	b := make([]byte, 0, paddedSize(size))
+	return paddedSize(size), nil
+}
+
+// encode gives the padded plaintext, in a buffer that is the caller's to clear.
+func (p *Payload) encode() ([]byte, error) {
+	size, err := p.paddedBytes()
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, 0, size)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.Credential)))
 	b = append(b, p.Credential...)
 	b = binary.BigEndian.AppendUint16(b, uint16(len(p.CacheSecret)))

@@ -56,6 +56,44 @@ var _ = Describe("A sealed request", func() {
 		})
 	})
 
+	It("is as large as is known before anything is encrypted", func() {
+		keys, kms := newKeys(seal.MaxRecipients), newFakeKMS()
+		rapid.Check(GinkgoT(), func(t *rapid.T) {
+			req := testRequest()
+			req.Payload.Body = make([]byte, rapid.OneOf(
+				rapid.IntRange(0, 6000), rapid.IntRange(16_000, 17_000), rapid.IntRange(0, 300_000)).Draw(t, "body"))
+			req.Payload.Credential = drawBytes(t, "credential", 100)
+			if rapid.Bool().Draw(t, "by a data key") {
+				req.DataKey = &seal.DataKey{Plaintext: kms.key.Plaintext, Ciphertext: make([]byte, rapid.IntRange(1, seal.MaxDataKeySize).Draw(t, "data key"))}
+			}
+			prepared, err := seal.Prepare(req, recipients(keys[:rapid.IntRange(1, len(keys)).Draw(t, "recipients")]...))
+			Expect(err).NotTo(HaveOccurred())
+			sealed, err := prepared.Seal(rand.Reader)
+			Expect(err).NotTo(HaveOccurred())
+			Expect(sealed.Body).To(HaveLen(prepared.BodyBytes))
+			Expect(sealed.Body).To(HaveCap(prepared.BodyBytes), "it grew, and left bytes behind")
+			Expect(sealed.Headers).To(Equal(prepared.Headers))
+		})
+	})
+
+	It("is refused before anything is encrypted when it cannot be sealed", func() {
+		for what, change := range map[string]func(*seal.Request){
+			"no tenant":             func(r *seal.Request) { r.Tenant = "" },
+			"another model":         func(r *seal.Request) { r.Model = "another" },
+			"too large a body":      func(r *seal.Request) { r.Payload.Body = make([]byte, seal.MaxPlaintextBytes) },
+			"too long a credential": func(r *seal.Request) { r.Payload.Credential = make([]byte, 1<<16) },
+			"half a data key": func(r *seal.Request) {
+				r.DataKey = &seal.DataKey{Plaintext: make([]byte, 16), Ciphertext: make([]byte, 184)}
+			},
+			"no ciphertext of it": func(r *seal.Request) { r.DataKey = &seal.DataKey{Plaintext: make([]byte, 32)} },
+		} {
+			req := testRequest()
+			change(&req)
+			_, err := seal.Prepare(req, recipients(newKey()))
+			Expect(err).To(Or(MatchError(seal.ErrMalformed), MatchError(seal.ErrTooLarge)), what)
+		}
+	})
+
 	It("opens however the transport splits it", func() {
 		key := newKey()
 		sealed := mustSeal(testRequest(), key)
