@@ -437,6 +437,9 @@ func (p *plan) env(apiKey string) []string {
 			lines = append(lines, "export "+name+"=http://"+router.admin)
 		}
 	}
+	for _, r := range p.regions {
+		lines = append(lines, "export MRGC_ENVOY_ADMIN_"+strings.ToUpper(r.name)+"=http://"+r.envoyAdmin)
+	}
 	for _, in := range p.instances() {
 		lines = append(lines, fmt.Sprintf("export MRGC_METRICS_%s=http://%s/metrics", strings.ToUpper(strings.ReplaceAll(in.id, "-", "_")), in.metrics))
 	}

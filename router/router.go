@@ -31,7 +31,6 @@ import (
 	extprocv3 "github.com/envoyproxy/go-control-plane/envoy/service/ext_proc/v3"
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
-	"github.com/prometheus/client_golang/prometheus/promhttp"
 	"golang.org/x/sync/errgroup"
 	"google.golang.org/grpc"
 	"google.golang.org/grpc/codes"
@@ -400,36 +399,6 @@ func (r *Router) serveAdmin(ctx context.Context, l net.Listener) error {
 			pages.ServeHTTP(w, req)
 		}),
 	}, l, false)
-}
-
-// adminHandler is the operator's: package xds's pages, the configuration that
-// holds, the versions on trial, the instances' load and scores, the other routers,
-// decisions, metrics, and a readiness that includes the recipients.
-func (r *Router) adminHandler() http.Handler {
-	mux := http.NewServeMux()
-	xdsAdmin := r.xds.Admin()
-	mux.HandleFunc("GET /ready", func(w http.ResponseWriter, req *http.Request) {
-		if missing := r.missingRecipients(); len(missing) > 0 {
-			writeJSON(w, http.StatusServiceUnavailable, map[string]any{"ready": false, "reason": "no attestation documents yet from " + strings.Join(missing, ", ")})
-			return
-		}
-		xdsAdmin.ServeHTTP(w, req)
-	})
-	mux.HandleFunc("GET /config", r.serveConfig)
-	mux.HandleFunc("GET /canary", r.judges.serve)
-	mux.HandleFunc("GET /load", r.loads.serveLoad)
-	mux.HandleFunc("GET /peers", r.servePeers)
-	mux.HandleFunc("GET /regions", r.serveRegions)
-	mux.HandleFunc("GET /scores", r.serveScores)
-	if r.inspector != nil {
-		mux.HandleFunc("GET /releases", r.inspector.serve)
-	}
-	mux.HandleFunc("POST /instances/{id}/wash", r.serveWash)
-	mux.HandleFunc("GET /decisions", r.serveTrace)
-	mux.HandleFunc("GET /decisions/{id}", r.serveDecisions)
-	mux.Handle("GET /metrics", promhttp.HandlerFor(r.metrics, promhttp.HandlerOpts{}))
-	mux.Handle("/", xdsAdmin)
-	return mux
 }
 
 // missingRecipients lists the ready instances whose documents are not there yet.

@@ -3,6 +3,7 @@ package router_test
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"net"
 	"net/http"
 	"os"
@@ -131,6 +132,21 @@ var _ = Describe("A router", func() {
 		r.publish(startParent(r.ca, "use1", "use1-0"))
 		Eventually(func() string { return r.adminPage("/fleet").text }).Should(ContainSubstring(`"use1-0"`))
 		Expect(r.adminPage("/metrics").text).To(ContainSubstring("go_goroutines"))
+	})
+
+	It("names all its pages to the operator", func() {
+		r.start()
+		var index struct {
+			Pages []string `json:"pages"`
+		}
+		Expect(json.Unmarshal([]byte(r.adminPage("/").text), &index)).To(Succeed())
+		Expect(index.Pages).To(ConsistOf("/canary", "/config", "/decisions", "/decisions/{id}", "/envoys", "/fleet", "/load", "/metrics", "/peers", "/ready", "/regions", "/scores", "/weights"))
+		for _, page := range index.Pages {
+			if page != "/decisions/{id}" {
+				Expect(r.adminPage(page).status).NotTo(Equal(http.StatusNotFound), page)
+			}
+		}
+		Expect(r.adminPage("/none").status).To(Equal(http.StatusNotFound))
 	})
 
 	It("shows the operator its Envoys, over xDS too", func(ctx SpecContext) {

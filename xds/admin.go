@@ -8,6 +8,9 @@ import (
 	"github.com/mrgc/mrgc/internal/fleet"
 )
 
+// AdminPages are the pages of [Server.Admin].
+var AdminPages = []string{"/fleet", "/weights", "/envoys", "/ready"}
+
 // Admin shows, as JSON, what the server sees and what it has said:
 //
 //	GET /fleet     the newest snapshot: every instance, and whether it is ready
