@@ -52,6 +52,21 @@ func age(seconds float64) string {
 
 func percent(share float64) string { return fmt.Sprintf("%.0f%%", 100*share) }
 
+// cell is a release in a table: its version, and what an operator has to see of it, that
+// it is not trusted or that others are at a newer one.
+func (r *Release) cell(newest uint64) string {
+	switch {
+	case r == nil:
+		return "-"
+	case !r.Trusted:
+		return "REFUSED"
+	case r.Version < newest:
+		return fmt.Sprintf("%d (others: %d)", r.Version, newest)
+	default:
+		return fmt.Sprint(r.Version)
+	}
+}
+
 // Print writes a status for people.
 func (s Status) Print(w io.Writer) error {
 	t := newTable(w)
@@ -73,13 +88,19 @@ func (s Status) Print(w io.Writer) error {
 		t.row(cmp.Or(r.Region, "?"), r.Admin, state, fmt.Sprintf("%d of %d heard", heard, others), r.Config.String())
 	}
 	t.row()
-	t.row("REGION", "INSTANCE", "MODE", "STATE", "SCORE", "= QUEUE/50", "+ LATENCY/30", "+ HEALTH/20", "IN FLIGHT", "REPORT", "HEARTBEAT", "ERRORS", "WEIGHT")
+	newest := uint64(0)
 	for _, in := range s.Instances {
-		cells := []string{in.Region, in.ID, cmp.Or(in.Mode, "-"), in.state(), "-", "-", "-", "-", "-", "-", age(in.HeartbeatAgeSec), "-", fmt.Sprint(in.Weight)}
+		if in.Release != nil {
+			newest = max(newest, in.Release.Version)
+		}
+	}
+	t.row("REGION", "INSTANCE", "MODE", "RELEASE", "STATE", "SCORE", "= QUEUE/50", "+ LATENCY/30", "+ HEALTH/20", "IN FLIGHT", "REPORT", "HEARTBEAT", "ERRORS", "WEIGHT")
+	for _, in := range s.Instances {
+		cells := []string{in.Region, in.ID, cmp.Or(in.Mode, "-"), in.Release.cell(newest), in.state(), "-", "-", "-", "-", "-", "-", age(in.HeartbeatAgeSec), "-", fmt.Sprint(in.Weight)}
 		if sc := in.Score; sc != nil {
 			points := func(term float64) string { return fmt.Sprintf("%.0f", term) }
-			cells[5], cells[6], cells[7] = points(sc.Terms.Queue), points(sc.Terms.Latency), points(sc.Terms.Health)
-			cells[4], cells[8], cells[9], cells[11] = fmt.Sprint(sc.Score), fmt.Sprint(sc.InFlight), report(sc.Report, sc.ReportAgeSec), percent(sc.ErrorRate)
+			cells[6], cells[7], cells[8] = points(sc.Terms.Queue), points(sc.Terms.Latency), points(sc.Terms.Health)
+			cells[5], cells[9], cells[10], cells[12] = fmt.Sprint(sc.Score), fmt.Sprint(sc.InFlight), report(sc.Report, sc.ReportAgeSec), percent(sc.ErrorRate)
 		}
 		t.row(cells...)
 	}

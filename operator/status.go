@@ -58,10 +58,19 @@ type InstanceStatus struct {
 	EnclaveHealthy  bool              `json:"enclave_healthy"`
 	EngineHealthy   bool              `json:"engine_healthy"`
 	Reason          string            `json:"reason,omitempty"`
-	Mode            string            `json:"mode,omitempty"` // of isolation, as its enclave claims (docs/isolation.md); empty: not known
+	Mode            string            `json:"mode,omitempty"`    // of isolation, as its enclave claims (docs/isolation.md); empty: not known
+	Release         *Release          `json:"release,omitempty"` // of its enclave, as a router that follows a manifest has seen it; nil: none has
 	HeartbeatAgeSec float64           `json:"heartbeat_age_seconds"`
 	Weight          uint32            `json:"weight"` // that Envoy was sent; 0: it is not among the endpoints
 	Score           *Score            `json:"score,omitempty"`
+}
+
+// Release is which release of the enclave an instance has shown.
+type Release struct {
+	Trusted bool   `json:"trusted"`
+	Name    string `json:"release,omitempty"`
+	Version uint64 `json:"version,omitempty"`
+	Error   string `json:"error,omitempty"` // why it is not trusted
 }
 
 // Score is an instance's score and what it is made of.
@@ -155,8 +164,31 @@ func (a *Admins) ask(ctx context.Context, admin string) (router RouterStatus, in
 			}
 		}
 	}
+	releases := a.releases(ctx, admin)
+	for i := range instances {
+		instances[i].Release = releases[instances[i].ID]
+	}
 	envoys, err = a.envoys(ctx, admin)
 	return router, instances, envoys, err
+}
+
+// releases are those of the instances' enclaves, by instance; of a router that follows no
+// manifest there are none.
+func (a *Admins) releases(ctx context.Context, admin string) map[string]*Release {
+	var page struct {
+		Instances []struct {
+			Release
+			Instance string `json:"instance"`
+		} `json:"instances"`
+	}
+	if status, err := a.get(ctx, admin, "/releases", &page); err != nil || status != http.StatusOK {
+		return nil
+	}
+	seen := map[string]*Release{}
+	for _, in := range page.Instances {
+		seen[in.Instance] = &in.Release
+	}
+	return seen
 }
 
 func (a *Admins) fleet(ctx context.Context, admin string) ([]InstanceStatus, error) {

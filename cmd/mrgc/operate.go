@@ -44,8 +44,8 @@ func statusCommand() *cobra.Command {
 		Use:   "status",
 		Short: "Show routers, instances with their scores, and what each Envoy has accepted",
 		Long: `Status asks the routers' admins and shows the cluster as they see it: whether each
-router is ready and hears the others; each instance, its score and the score's
-terms; each Envoy, whether it has accepted what it was sent (SYNCED), has yet to
+router is ready and hears the others; each instance, the release of its
+enclave as a router with a manifest has verified it, its score and the score's terms; each Envoy, whether it has accepted what it was sent (SYNCED), has yet to
 (STALE), or has refused it (REJECTED), since when and why.`,
 		Example: `  source .mrgc/env && mrgc status
   mrgc status --admin http://127.0.0.1:9003 --watch 2s

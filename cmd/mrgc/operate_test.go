@@ -61,6 +61,7 @@ func admin() string {
 		{"id": "use1-0", "region": "use1", "models": []string{"smol"}, "versions": m{"smol": "2"}, "ready": true, "enclave_healthy": true, "engine_healthy": true, "reason": "model's files: gone", "score": 87, "weight": 85},
 		{"id": "use1-1", "region": "use1", "models": []string{"smol", "other"}, "versions": m{"smol": "2"}, "draining": true, "enclave_healthy": true, "engine_healthy": true, "score": 90},
 	}})
+	show("/releases", m{"version": 3, "instances": []m{{"instance": "use1-0", "trusted": true, "release": "2026-11", "version": 8}, {"instance": "use1-1", "trusted": true, "release": "2026-10", "version": 7}}})
 	show("/envoys", m{"envoys": []m{
 		{"node": "envoy-0", "region": "use1", "connected_seconds": 60, "types": []m{{"type": "Cluster", "state": "SYNCED", "acked_age_seconds": 5.0}, {"type": "Listener", "state": "REJECTED", "nack": "no\x1b[2J good", "nack_age_seconds": 3.0}}},
 		{"node": "envoy-1", "region": "use1", "state": "STALE", "reason": "Cluster: it has not answered yet", "types": []m{{"type": "Cluster", "state": "STALE"}}},
@@ -129,13 +130,20 @@ var _ = Describe("mrgc models", func() {
 })
 
 var _ = Describe("mrgc status", func() {
+	It("shows an enclave's release that is refused, and where nobody follows a manifest", func() {
+		var out bytes.Buffer
+		status := operator.Status{Instances: []operator.InstanceStatus{{ID: "use1-0", Release: &operator.Release{Error: "below the minimum"}}, {ID: "use1-1"}}}
+		Expect(status.Print(&out)).To(Succeed())
+		Expect(out.String()).To(And(MatchRegexp(`use1-0 +- +REFUSED `), MatchRegexp(`use1-1 +- +- +NOT READY`)))
+	})
+
 	It("shows routers, instances with their scores' terms, and Envoys with ages and reasons", func() {
 		got := mrgc("status", "--admin", admin())
 		Expect(got.err).NotTo(HaveOccurred())
 		Expect(got.stdout).To(And(
 			MatchRegexp(`use1 +http://\S+ +ready +1 of 1 heard +c0ffee for 1m0s, REFUSES THE FILE: mrgc.yaml:3: no`),
-			MatchRegexp(`use1-0 +nitro +ready, but model's files: gone +87 +38 +30 +20 +1 +fresh 40ms +\S+ +0% +85`),
-			MatchRegexp(`use1-1 +- +NOT READY: draining`),
+			MatchRegexp(`use1-1 +- +7 \(others: 8\) +NOT READY: draining`),
+			MatchRegexp(`use1-0 +nitro +8 +ready, but model's files: gone +87 +38 +30 +20 +1 +fresh 40ms +\S+ +0% +85`),
 			MatchRegexp(`envoy-0 +REJECTED 3s ago +1m0s +5s ago +Listener: no \[2J good`),
 			MatchRegexp(`envoy-1 +STALE .*Cluster: it has not answered yet`),
 		))
