@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -61,6 +62,9 @@ func auditShowCommand() *cobra.Command {
 		Short: "Print an audit log's records, as far as its chain verifies",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if event != "" && !slices.Contains(audit.Events(), event) {
+				return fmt.Errorf("--event %s: %s", event, hint(event, audit.Events()))
+			}
 			enc := json.NewEncoder(cmd.OutOrStdout())
 			var failed error
 			_, err := walkAudit(args[0], nil, func(r audit.Record) {
@@ -74,7 +78,7 @@ func auditShowCommand() *cobra.Command {
 			return failed
 		},
 	}
-	cmd.Flags().StringVar(&event, "event", "", "only those of this name: "+audit.KeyReleased+", "+audit.EnclaveRelease+", "+audit.DocumentRefused+", …")
+	cmd.Flags().StringVar(&event, "event", "", "only those of this name: "+strings.Join(audit.Events(), ", "))
 	return cmd
 }
 

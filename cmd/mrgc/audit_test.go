@@ -41,6 +41,11 @@ var _ = Describe("mrgc audit", func() {
 		Expect(mrgc("audit", "show", path).err).To(HaveOccurred())
 	})
 
+	It("names the events when there is none of that name", func() {
+		Expect(mrgc("audit", "show", path, "--event", "key_release").err).To(MatchError("--event key_release: did you mean key_released?"))
+		Expect(mrgc("audit", "show", path, "--event", "nothing").err).To(MatchError(And(ContainSubstring("there are key_released, key_refused, "), ContainSubstring(audit.EngineHostRefused))))
+	})
+
 	It("shows records by their event", func() {
 		Expect(strings.Count(mrgc("audit", "show", path).stdout, "\n")).To(Equal(2))
 		Expect(mrgc("audit", "show", path, "--event", audit.KeyReleased).stdout).To(And(ContainSubstring(`"tenant":"acme"`), Not(ContainSubstring("manifest"))))

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -15,6 +16,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/state"
 	"github.com/mrgc/mrgc/internal/state/open"
+	"github.com/mrgc/mrgc/operator"
 )
 
 func washCommand() *cobra.Command {
@@ -29,6 +31,8 @@ func washCommand() *cobra.Command {
 
 func washNowCommand() *cobra.Command {
 	var a ask
+	var wait bool
+	var store string
 	cmd := &cobra.Command{
 		Use:   "now INSTANCE",
 		Short: "Have an instance washed in full now; one in quarantine comes out of it when that passes",
@@ -36,15 +40,21 @@ func washNowCommand() *cobra.Command {
 present one, the engine forgets, and all of it is checked. Requests go on meanwhile.
 Where mrgc.yaml's wash.restart_engine says so the engine is restarted: other instances
 take the requests then, and the wash waits until they can.
-It does not wait: mrgc wash show INSTANCE says how it went, and goes.`,
-		Example: `  source .mrgc/env && mrgc wash now use1-0`,
-		Args:    cobra.ExactArgs(1),
+It does not wait: mrgc wash show INSTANCE says how it went, and goes. With --wait it
+does, by the state store, and fails when the wash has; Ctrl-C ends the waiting, not the
+wash.`,
+		Example: `  source .mrgc/env && mrgc wash now use1-0
+  mrgc wash now use1-0 --wait --state dynamodb:?region=us-east-1`,
+		Args: cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			admins, err := a.routers()
 			if err != nil {
 				return err
 			}
-			if err := admins.Wash(cmd.Context(), args[0]); err != nil {
+			if wait {
+				return washAndWait(cmd.Context(), cmd.OutOrStdout(), cmd.ErrOrStderr(), &a, admins, store, args[0])
+			}
+			if err := orderNow(cmd.Context(), admins, args[0]); err != nil {
 				return err
 			}
 			ordered := map[string]string{"instance": args[0], "wash": "ordered"}
@@ -56,7 +66,42 @@ It does not wait: mrgc wash show INSTANCE says how it went, and goes.`,
 		ValidArgsFunction: cobra.NoFileCompletions,
 	}
 	a.flags(cmd)
+	cmd.Flags().BoolVar(&wait, "wait", false, "until the wash has ended, and fail if it has")
+	cmd.Flags().StringVar(&store, "state", "", "with --wait: state store, "+open.Forms+" (default: MRGC_STATE of the environment, or dynamodb:)")
 	return cmd
+}
+
+// orderNow orders a wash, and names the instances when there is none of that name.
+func orderNow(ctx context.Context, admins *operator.Admins, instance string) error {
+	err := admins.Wash(ctx, instance)
+	if err == nil {
+		return nil
+	}
+	var known []string
+	for _, in := range admins.Ask(ctx).Instances {
+		known = append(known, in.ID)
+	}
+	if len(known) == 0 || slices.Contains(known, instance) {
+		return err
+	}
+	return fmt.Errorf("no instance %s: %s\n%w", instance, hint(instance, known), err)
+}
+
+// washAndWait orders a wash, and shows it when it has ended.
+func washAndWait(ctx context.Context, out, progress io.Writer, a *ask, admins *operator.Admins, store, instance string) (err error) {
+	waiting, closeStore, err := awaitWash(ctx, store, instance, progress)
+	if err != nil {
+		return fmt.Errorf("nothing is ordered: %w", err)
+	}
+	defer func() { err = errors.Join(err, closeStore()) }()
+	if err := orderNow(ctx, admins, instance); err != nil {
+		return err
+	}
+	washed, err := waiting.wait(ctx)
+	if err != nil {
+		return err
+	}
+	return errors.Join(a.output.print(out, washed, func(w io.Writer) error { return printWashes(w, instance, []recordedWash{washed}, true) }), washed.failure(instance))
 }
 
 // washOptions are those of show.
@@ -111,7 +156,7 @@ func (o *washOptions) show(ctx context.Context, w io.Writer, what string) (err e
 	if len(washes) == 0 && err != nil {
 		return err
 	}
-	printed := o.print(w, washes, func(w io.Writer) error { return printWashes(w, washes, strings.Contains(what, "/")) })
+	printed := o.print(w, washes, func(w io.Writer) error { return printWashes(w, what, washes, strings.Contains(what, "/")) })
 	return errors.Join(printed, err) // what is whole is shown beside what is not
 }
 
@@ -124,7 +169,8 @@ func (o *washOptions) read(ctx context.Context, table state.Table[state.Wash], w
 		row, err = table.Get(ctx, state.Key{Partition: instance, Sort: sort})
 		switch {
 		case errors.Is(err, state.ErrNotFound):
-			return nil, fmt.Errorf("no wash %s is recorded", what)
+			known, _ := knownWashes(ctx, table, instance) // what there is only helps
+			return nil, fmt.Errorf("no wash %s is recorded: of %s %s", what, instance, hint(what, known))
 		case errors.Is(err, state.ErrNotWhole): // its steps are shown, and that it has not passed
 			row.Value.Passed, row.Value.Reason = false, err.Error()
 		}
@@ -142,9 +188,18 @@ func (o *washOptions) read(ctx context.Context, table state.Table[state.Wash], w
 	return washes, err
 }
 
-func printWashes(w io.Writer, washes []recordedWash, steps bool) error {
+// knownWashes are the ids of an instance's last washes.
+func knownWashes(ctx context.Context, table state.Table[state.Wash], instance string) (ids []string, err error) {
+	rows, err := table.List(ctx, state.Query{Partition: instance, Newest: true, Limit: 5})
+	for _, row := range rows {
+		ids = append(ids, row.Key.Partition+"/"+row.Key.Sort)
+	}
+	return ids, err
+}
+
+func printWashes(w io.Writer, of string, washes []recordedWash, steps bool) error {
 	if len(washes) == 0 {
-		_, err := fmt.Fprintln(w, "no wash is recorded")
+		_, err := fmt.Fprintf(w, "no wash of %s is recorded; mrgc status names the instances\n", of)
 		return err
 	}
 	table := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

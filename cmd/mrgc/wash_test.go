@@ -1,14 +1,18 @@
 package main
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"net/http/httputil"
+	"net/url"
 	"path/filepath"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"github.com/onsi/gomega/gbytes"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/state"
@@ -91,14 +95,109 @@ var _ = Describe("mrgc wash show", func() {
 	})
 
 	It("says what it does not find, or cannot do", func() {
-		Expect(mrgc("wash", "show", "use1-0/never", "--state", address).err).To(MatchError("no wash use1-0/never is recorded"))
-		Expect(mrgc("wash", "show", "use1-7", "--state", address).stdout).To(Equal("no wash is recorded\n"))
+		Expect(mrgc("wash", "show", "use1-0/never", "--state", address).err).To(MatchError(HavePrefix("no wash use1-0/never is recorded: of use1-0 there are use1-0/2026-03-14T10:26:53.589000Z, use1-0/2026-03-14T09:26:53.589000Z")))
+		Expect(mrgc("wash", "show", "use1-0/2026-03-14T09:26:53.589001Z", "--state", address).err).To(MatchError(HaveSuffix("did you mean use1-0/2026-03-14T09:26:53.589000Z?")))
+		Expect(mrgc("wash", "show", "use1-7", "--state", address).stdout).To(Equal("no wash of use1-7 is recorded; mrgc status names the instances\n"))
 		Expect(mrgc("wash", "show", "use1-0", "--state", address, "--last", "0").err).To(MatchError(ContainSubstring("--last 0")))
 		Expect(mrgc("wash", "show", "use1-0", "--state", address, "-o", "xml").err).To(MatchError(ContainSubstring("want table or json")))
 	})
 })
 
+var _ = Describe("mrgc wash now --wait", func() {
+	at := time.Date(2026, time.March, 14, 9, 26, 53, 589000000, time.UTC)
+	var address string
+	var table state.Table[state.Wash]
+	put := func(ctx context.Context, after time.Duration, w state.Wash) {
+		GinkgoHelper()
+		w.Region, w.Trigger, w.StartedAt = "use1", "operator", at.Add(after)
+		_, err := table.Put(ctx, state.Record[state.Wash]{Key: state.WashKey("use1-0", w.StartedAt), Value: w}, state.Anyway())
+		Expect(err).NotTo(HaveOccurred())
+	}
+	whole := func() (steps []state.WashStep) {
+		for _, name := range state.WashSteps() {
+			steps = append(steps, state.WashStep{Name: name, Passed: true, Detail: "seen"})
+		}
+		return steps
+	}
+	BeforeEach(func(ctx SpecContext) {
+		address = "sqlite:" + filepath.Join(GinkgoT().TempDir(), "state.db")
+		store, err := open.Store(ctx, address, nil)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(store.Close)
+		table = state.WashTable(store)
+		put(ctx, 0, state.Wash{Passed: true, Steps: whole()})
+	})
+	// ordered is a router's admin by which a wash goes as it is told to.
+	ordered := func(goes func()) string {
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+			goes()
+			w.WriteHeader(http.StatusAccepted)
+		}))
+		DeferCleanup(server.Close)
+		return server.URL
+	}
+
+	It("shows how the wash went that was ordered, and not the one before", func(ctx SpecContext) {
+		got := mrgc("wash", "now", "use1-0", "--wait", "--state", address, "--admin", ordered(func() {
+			put(ctx, time.Hour, state.Wash{Passed: true, Steps: whole()})
+		}))
+		Expect(got.err).NotTo(HaveOccurred())
+		Expect(got.stdout).To(MatchRegexp(`(?s)use1-0/2026-03-14T10:26:53.* passed.*check_canary +0s +true +seen`))
+	})
+
+	It("fails when the wash has, and says what to do", func(ctx SpecContext) {
+		got := mrgc("wash", "now", "use1-0", "--wait", "--state", address, "--admin", ordered(func() {
+			put(ctx, time.Hour, state.Wash{Reason: "check_model: another file", Steps: []state.WashStep{{Name: "check_model"}}})
+		}))
+		Expect(got.err).To(MatchError(And(ContainSubstring("check_model: another file"), ContainSubstring("mrgc wash now use1-0 --wait"), ContainSubstring("quarantine"))))
+		Expect(got.stdout).To(ContainSubstring("FAILED"))
+	})
+
+	It("orders nothing that it could not wait for", func() {
+		asked := false
+		got := mrgc("wash", "now", "use1-0", "--wait", "--state", "nowhere:", "--admin", ordered(func() { asked = true }))
+		Expect(got.err).To(MatchError(ContainSubstring("nothing is ordered")))
+		Expect(asked).To(BeFalse())
+	})
+
+	It("says how it goes while it waits, and leaves the wash alone when it is told to stop", func(ctx SpecContext) {
+		progress := gbytes.NewBuffer()
+		waiting, closeStore, err := awaitWash(ctx, address, "use1-0", progress)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(closeStore)
+		waiting.every = time.Millisecond
+		interrupted, interrupt := context.WithCancel(ctx)
+		done := make(chan error, 1)
+		go func() {
+			_, err := waiting.wait(interrupted)
+			done <- err
+		}()
+		Eventually(ctx, progress).Should(gbytes.Say("use1-0: ordered, not recorded yet"))
+		put(ctx, time.Hour, state.Wash{Open: state.WashWaiting, Reason: "no other instance is ready"})
+		Eventually(ctx, progress).Should(gbytes.Say("use1-0: waits: no other instance is ready"))
+		put(ctx, time.Hour, state.Wash{Open: state.WashUnderWay})
+		Eventually(ctx, progress).Should(gbytes.Say(`use1-0: under way`))
+		Consistently(ctx, done, "100ms").ShouldNot(Receive())
+		interrupt()
+		Eventually(ctx, done).Should(Receive(MatchError(ContainSubstring("the wash of use1-0 goes on: mrgc wash show use1-0"))))
+	}, SpecTimeout(20*time.Second))
+})
+
 var _ = Describe("mrgc wash now", func() {
+	It("names the instances when there is none of that name", func() {
+		pages := http.NewServeMux()
+		pages.HandleFunc("POST /instances/{id}/wash", func(w http.ResponseWriter, _ *http.Request) {
+			api.Errorf(http.StatusNotFound, "not_found", "no such instance").Write(w)
+		})
+		known, err := url.Parse(admin())
+		Expect(err).NotTo(HaveOccurred())
+		pages.Handle("/", httputil.NewSingleHostReverseProxy(known))
+		server := httptest.NewServer(pages)
+		DeferCleanup(server.Close)
+		Expect(mrgc("wash", "now", "use1-9", "--admin", server.URL).err).To(MatchError(HavePrefix("no instance use1-9: did you mean use1-0 or use1-1?")))
+		Expect(mrgc("wash", "now", "elsewhere", "--admin", server.URL).err).To(MatchError(HavePrefix("no instance elsewhere: there are use1-0, use1-1")))
+	})
+
 	It("asks a router, and the next one when the first does not know", func() {
 		var asked []string
 		router := func(status int) string {

@@ -52,6 +52,14 @@ const (
 	TornRecord      = "torn_record"      // the file ended in half a record, after a crash; it was cut off
 )
 
+// Events are the names of all events.
+func Events() []string {
+	return []string{
+		KeyReleased, KeyRefused, FleetSeedMade, FleetSeedReleased, FleetSeedRefused, FleetKeyWiped,
+		EngineHostTrusted, EngineHostRefused, Washed, EnclaveRelease, DocumentRefused, Manifest, RecordsLost, TornRecord,
+	}
+}
+
 // Event is what is to be recorded.
 type Event struct {
 	Name  string

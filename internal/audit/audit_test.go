@@ -3,11 +3,15 @@ package audit_test
 import (
 	"bytes"
 	"errors"
+	"go/ast"
+	"go/parser"
+	"go/token"
 	"io"
 	"os"
 	"path/filepath"
 	"runtime"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -243,6 +247,27 @@ func liveHeap() uint64 {
 	runtime.ReadMemStats(&stats)
 	return stats.HeapAlloc
 }
+
+var _ = Describe("Events", func() {
+	It("are all that there are names of", func() {
+		file, err := parser.ParseFile(token.NewFileSet(), "audit.go", nil, 0)
+		Expect(err).NotTo(HaveOccurred())
+		var names []string
+		for _, decl := range file.Decls {
+			block, ok := decl.(*ast.GenDecl)
+			if !ok || block.Tok != token.CONST || block.Specs[0].(*ast.ValueSpec).Names[0].Name != "KeyReleased" {
+				continue
+			}
+			for _, spec := range block.Specs {
+				name, err := strconv.Unquote(spec.(*ast.ValueSpec).Values[0].(*ast.BasicLit).Value)
+				Expect(err).NotTo(HaveOccurred())
+				names = append(names, name)
+			}
+		}
+		Expect(len(names)).To(BeNumerically(">", 10))
+		Expect(audit.Events()).To(ConsistOf(names))
+	})
+})
 
 var _ = Describe("A head", func() {
 	It("is read as it was written", func() {
