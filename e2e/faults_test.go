@@ -72,7 +72,10 @@ type request struct {
 }
 
 // send keeps some tenants asking, as fast as they are answered but for a pause.
-func (c *cluster) send(tenants int) *requests {
+func (c *cluster) send(tenants int) *requests { return c.sendBy(tenants, c.base()) }
+
+// sendBy is send by a client of one's own.
+func (c *cluster) sendBy(tenants int, base string) *requests {
 	ctx, cancel := context.WithCancel(context.Background())
 	r := &requests{cancel: cancel}
 	for range tenants {
@@ -81,7 +84,7 @@ func (c *cluster) send(tenants int) *requests {
 			defer pause.Stop()
 			for ctx.Err() == nil {
 				began := time.Now()
-				status, body, err := c.tryChat(ctx, http.DefaultClient, c.base(), "are you there?", 1)
+				status, body, err := c.tryChat(ctx, http.DefaultClient, base, "are you there?", 1)
 				if ctx.Err() == nil {
 					r.note(began, status, body, err)
 				}

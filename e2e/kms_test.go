@@ -23,12 +23,13 @@ import (
 
 // connectWithKey runs another `mrgc connect`, with the tenant's KMS key, and gives
 // its endpoint. Its first endpoint is that region's.
-func (c *cluster) connectWithKey(ctx context.Context, region string) (base string) {
+func (c *cluster) connectWithKey(ctx context.Context, region string, more ...string) (base string) {
 	GinkgoHelper()
 	const script = `set -e; source "$1"; source "$2"; exec "$3" connect --listen 127.0.0.1:0 --kms-key "$MRGC_KMS_KEY" \
-		--endpoint "$4" --ca "$MRGC_CA" --releases "$MRGC_RELEASES" --trust-development-root "$MRGC_DEVELOPMENT_ROOT"`
-	command := exec.CommandContext(ctx, "bash", "-c", script, "bash", c.envFile(), filepath.Join(c.stateDir, "kms.env"),
-		filepath.Join(root(), "bin", "mrgc"), c.envoys()[region])
+		--endpoint "$4" --ca "$MRGC_CA" --releases "$MRGC_RELEASES" --trust-development-root "$MRGC_DEVELOPMENT_ROOT" "${@:5}"`
+	command := exec.CommandContext(ctx, "bash", append([]string{
+		"-c", script, "bash", c.envFile(), filepath.Join(c.stateDir, "kms.env"), filepath.Join(root(), "bin", "mrgc"), c.envoys()[region],
+	}, more...)...)
 	command.Env = []string{"PATH=" + os.Getenv("PATH"), "HOME=" + GinkgoT().TempDir()}
 	return connectBy(command)
 }

@@ -6,12 +6,15 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 
 	"github.com/mrgc/mrgc/internal/attest"
+	"github.com/mrgc/mrgc/internal/fleet/dynamodb/dynamodblocal"
+	"github.com/mrgc/mrgc/internal/seal"
 	"github.com/mrgc/mrgc/standin/softnsm"
 )
 
@@ -99,7 +102,97 @@ func (r *releases) runs(ctx SpecContext) func() map[string]string {
 	}
 }
 
+// putPolicies has KMS release to the builds that are trusted now: what comes after the
+// manifest and before the instances (docs/kms.md).
+func (r *releases) putPolicies(ctx SpecContext) {
+	GinkgoHelper()
+	signed := []string{"keys", "policy", "--releases", filepath.Join(r.stateDir, "releases.signed.json"), "--releases-key", filepath.Join(r.stateDir, "releases-signing.pub")}
+	for file, of := range map[string][]string{"kms-policy.json": {"--tenant"}, "fleet-kms-policy.json": {"--fleet"}} {
+		path := filepath.Join(r.stateDir, file)
+		before, err := os.ReadFile(path)
+		Expect(err).NotTo(HaveOccurred())
+		var policy struct {
+			Statement []struct {
+				Sid       string
+				Principal any
+				Condition map[string]map[string][]string
+			}
+		}
+		Expect(json.Unmarshal(before, &policy)).To(Succeed())
+		args := append([]string{}, signed...)
+		for _, st := range policy.Statement {
+			named, ok := st.Principal.(map[string]any)
+			if !ok {
+				continue
+			}
+			flag := map[string]string{"Manage": "--admin", "MakeDataKeys": "--client"}[st.Sid]
+			if flag == "" {
+				flag = "--cluster-role"
+				for _, values := range st.Condition["StringEquals"] {
+					of = append(of[:1:1], values[0])
+				}
+			}
+			if !slices.Contains(args, flag) {
+				args = append(args, flag, named["AWS"].([]any)[0].(string))
+			}
+		}
+		Expect(os.WriteFile(path+".new", []byte(r.mrgc(append(args, of...)...)), 0o600)).To(Succeed())
+		Expect(os.Rename(path+".new", path)).To(Succeed())
+	}
+}
+
 var _ = Describe("A version of the enclave", func() {
+	It("is rolled out, back and out again under requests to a fleet's keys, and by data keys of KMS, without a failed one", func(ctx SpecContext) {
+		if missing := dynamodblocal.Missing(); missing != "" {
+			Skip(missing)
+		}
+		table, err := dynamodblocal.Start(ctx, dynamodblocal.Config{Log: GinkgoWriter})
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(table.Kill)
+		r := startReleases(2, "--regions", "use1", "--instances", "2", "--routers", "1", "--wash", "--ask=false", "--engine", "sim", "--sim-profile", "h100-llama-8b",
+			"--fleet-dynamodb", table.Endpoint())
+		Eventually(ctx, func() *seal.Recipient { return r.fleetKey(ctx) }, "30s", "200ms").ShouldNot(BeNil())
+		Eventually(ctx, r.runs(ctx), "70s", "200ms").Should(Equal(map[string]string{"use1-0": "0", "use1-1": "0"}))
+
+		By("a manifest that trusts both, then the keys' policies, then the instances")
+		r.sign(1, 0)
+		r.putPolicies(ctx)
+		trust := []string{"--releases", filepath.Join(r.stateDir, "releases.signed.json"), "--releases-key", filepath.Join(r.stateDir, "releases-signing.pub")}
+		sent := map[string]*requests{
+			"a fleet's keys": r.sendBy(1, r.connect(ctx, append(trust, "--recipient-types", "fleet")...)),
+			"data keys":      r.sendBy(1, r.connectWithKey(ctx, "use1", trust...)),
+		}
+		for _, s := range sent {
+			DeferCleanup(s.cancel)
+		}
+		for _, build := range []int{1, 0, 1} {
+			before := map[string]int{}
+			for name, s := range sent {
+				before[name] = s.count()
+			}
+			r.lay(build)
+			for _, instance := range []string{"use1-0", "use1-1"} {
+				w := r.wash(ctx, instance)
+				Expect(w.Passed).To(BeTrue(), w.Reason)
+			}
+			Eventually(ctx, r.runs(ctx), "70s", "200ms").Should(Equal(map[string]string{"use1-0": fmt.Sprint(build), "use1-1": fmt.Sprint(build)}))
+			for name, s := range sent {
+				Eventually(ctx, s.count, "30s").Should(BeNumerically(">", before[name]+10), name)
+			}
+		}
+		for name, s := range sent {
+			all := s.stop()
+			var failed []string
+			for _, one := range all {
+				if one.failure != "" {
+					failed = append(failed, one.failure)
+				}
+			}
+			Expect(failed).To(BeEmpty(), name)
+			AddReportEntry("releases", fmt.Sprintf("%d requests by %s, none failed", len(all), name))
+		}
+	}, NodeTimeout(6*time.Minute))
+
 	It("is rolled out, back and out again by washing one instance after the other, without a failed request", func(ctx SpecContext) {
 		r := startReleases(2, "--regions", "use1", "--instances", "2", "--routers", "1", "--wash", "--ask=false", "--engine", "sim", "--sim-profile", "h100-llama-8b")
 		instances := []string{"use1-0", "use1-1"}

@@ -1,6 +1,7 @@
 package local
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -118,8 +119,35 @@ func (p *plan) listenKMS(ca *devca.Authority, root *softnsm.Root) (serve func(co
 		return nil, errors.Join(fmt.Errorf("software KMS: %w", err), log.Close())
 	}
 	return func(ctx context.Context) error {
-		return errors.Join(serveUntil(ctx, "software KMS", service, listener), log.Close())
+		following, stop := context.WithCancel(ctx)
+		var followed sync.WaitGroup
+		for id, file := range keys {
+			followed.Go(func() { followPolicy(following, service, id, file) })
+		}
+		err := serveUntil(ctx, "software KMS", service, listener)
+		stop()
+		followed.Wait()
+		return errors.Join(err, log.Close())
 	}, nil
+}
+
+// followPolicy puts a key's policy whenever its file is another, as its administrator
+// would. One that the KMS does not take leaves the one before.
+func followPolicy(ctx context.Context, service *softkms.Service, id, file string) {
+	last, _ := os.ReadFile(file) // which the key was made with
+	every := time.NewTicker(time.Second)
+	defer every.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-every.C:
+		}
+		policy, err := os.ReadFile(file)
+		if err == nil && !bytes.Equal(policy, last) && service.PutKeyPolicy(id, policy) == nil {
+			last = policy
+		}
+	}
 }
 
 // serveUntil serves until ctx ends.
