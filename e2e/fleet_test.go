@@ -122,6 +122,7 @@ var _ = Describe("A fleet's key", func() {
 		// The one that was run before is refused by who has never seen it.
 		Eventually(ctx, func() string { r := f.send(ctx, ran); return string(r.body) }, "60s", "100ms").Should(ContainSubstring("request_replayed"))
 		Expect(answered.Load()).To(Equal(calls + 1))
+		Eventually(ctx, func() *seal.Recipient { return c.fleetKey(ctx) }, "30s", "100ms").ShouldNot(BeNil(), "routers offer it again once a parent has told them")
 		Expect(c.fleetKey(ctx).KeyID()).To(Equal(key.KeyID()))
 		letterOf := f.letter(unused)
 		var answer reply
