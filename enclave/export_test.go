@@ -92,6 +92,9 @@ func HostAt(h *EngineHost, now func() time.Time) {
 	h.now = now
 }
 
+// HeldBytes is how many bytes of requests an enclave holds.
+func HeldBytes(e *Enclave) int64 { return e.bytes.now.Load() }
+
 // Salt is what an enclave with that secret derives: the salt as engines get it,
 // and its id.
 func Salt(secret [32]byte, tenant string, cacheSecret, own []byte) (text string, id seal.SaltID) {

@@ -268,6 +268,8 @@ var _ = Describe("More requests than the enclave takes", func() {
 			_, err := writer.Write(large.Body[:len(large.Body)-1])
 			Expect(err).NotTo(HaveOccurred())
 		}
+		// One that came earlier would take the place of one of these.
+		Eventually(ctx, func() int64 { return enclave.HeldBytes(r.service) + int64(len(large.Body)) }).Should(BeNumerically(">", 8*20_000))
 		// A large one does not fit now, a small one does: it is bytes that are counted.
 		Eventually(ctx, func(g Gomega) {
 			resp, err := r.client.Do(r.post(large))

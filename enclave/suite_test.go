@@ -68,6 +68,8 @@ type running struct {
 	engine *fakeEngine
 	logs   *logs
 	key    credential.Key
+
+	service *enclave.Enclave // the one that serves
 }
 
 // start runs an enclave between a fake security module and a fake engine.
@@ -115,6 +117,7 @@ func (r *running) serve(service *enclave.Enclave) {
 	served := make(chan error, 1)
 	go func() { served <- service.Serve(ctx, listener) }()
 	transport := &http.Transport{DisableCompression: true}
+	r.service = service
 	r.url, r.client = "http://"+listener.Addr().String(), &http.Client{Transport: transport}
 	DeferCleanup(func() {
 		stop()
