@@ -138,7 +138,7 @@ var _ = Describe("A KMS key of the tenant's own", func() {
 			show := func() string { return c.audit("show", "parent-"+instance, "--event", audit.KeyReleased) }
 			Eventually(ctx, show, "10s").Should(ContainSubstring(`"request":"` + events[2*i+1].Context["mrgc:request-id"] + `"`))
 			Expect(strings.Count(show(), "\n")).To(Equal(1))
-			Expect(c.audit("verify", "parent-"+instance)).To(MatchRegexp(`1 key_released\nhead 1:[0-9a-f]{64}\n`))
+			Expect(c.audit("verify", "parent-"+instance)).To(MatchRegexp(`1 engine_host_trusted\n +1 key_released\nhead 2:[0-9a-f]{64}\n`))
 		}
 		Expect(show(c, "router-use1", audit.EnclaveRelease)).To(And(ContainSubstring(`"instance":"use1-0"`), ContainSubstring(`"instance":"use2-0"`),
 			ContainSubstring(releases[0].PCRs[0].String())))
