@@ -398,8 +398,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		Eventually(ctx, in.done).Should(BeClosed())
 		Expect(in.newest(ctx)).To(HaveField("Open", state.WashUnderWay))
 
-		var again *washing
-		again = startWashing(restarting, func(next *washing, c *parent.Config) {
+		again := startWashing(restarting, func(next *washing, c *parent.Config) {
 			next.records, c.Wash.Records = in.records, in.records
 			next.guard.sick.Store(true) // its engine is loading still
 		})

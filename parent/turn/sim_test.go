@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"math/rand/v2"
 	"slices"
@@ -213,7 +212,7 @@ func (m *member) start(run context.Context) {
 				m.step(o)
 			}
 		},
-		Logger: slog.New(slog.NewTextHandler(io.Discard, nil)),
+		Logger: slog.New(slog.DiscardHandler),
 	})
 	if err != nil {
 		panic(err)
@@ -470,6 +469,38 @@ func (m *member) suffer(ctx context.Context) {
 			m.cutOff = time.Now().Add(away)
 			r.mu.Unlock()
 		}
+	}
+}
+
+func TestWhoIsNotHeardOfTakesNobodysRequests(t *testing.T) {
+	g := NewWithT(t)
+	told := make(chan wash.Observation, 100)
+	ago := time.Minute
+	in := func(id string) *fleet.Instance {
+		return &fleet.Instance{ID: id, Region: "use1", Models: []string{"m"}, Health: fleet.Health{Enclave: true, Engine: true}, HeartbeatAt: time.Now().Add(-ago)}
+	}
+	one, err := turn.New(turn.Config{
+		Self: *in("use1-0"), Leases: memory.New(nil).Open(), Length: 150 * time.Millisecond, Logger: slog.New(slog.DiscardHandler),
+		Snapshot: func(context.Context) (*fleet.Snapshot, error) {
+			return fleet.NewSnapshot(time.Now(), []*fleet.Instance{in("use1-0"), in("use1-1")}), nil
+		},
+		StaleAfter: func() time.Duration { return staleAfter }, Aside: func() time.Duration { return mayBeAside },
+		Wash: func() (wash.State, <-chan struct{}) { return wash.State{Wash: "it", Waiting: true}, nil },
+		Tell: func(o wash.Observation) { told <- o },
+	})
+	g.Expect(err).NotTo(HaveOccurred())
+	for _, heard := range []bool{false, true} { // all are not heard of, and all are
+		if heard {
+			ago = 0
+		}
+		ctx, stop := context.WithCancel(context.Background())
+		ran := make(chan struct{})
+		go func() { one.Run(ctx); close(ran) }()
+		var o wash.Observation
+		g.Eventually(told).Should(Receive(&o))
+		stop()
+		<-ran
+		g.Expect(o.Turn).To(Equal(heard))
 	}
 }
 

@@ -338,9 +338,11 @@ func (t *Turn) spared(ctx context.Context, quarantined bool) (why string) {
 	if draining || quarantined {
 		return ""
 	}
-	for _, in := range snapshot.Ready(t.config.StaleAfter()) {
+	stale := t.config.StaleAfter()
+	for _, in := range snapshot.Ready(stale) {
 		missing := func(model string) bool { return !slices.Contains(in.Models, model) }
-		if in.ID != self.ID && in.Region == self.Region && !slices.ContainsFunc(self.Models, missing) {
+		// When all are stale, requests are routed as if none were: a wash can wait.
+		if in.ID != self.ID && in.Region == self.Region && !snapshot.Stale(in, stale) && !slices.ContainsFunc(self.Models, missing) {
 			return ""
 		}
 	}
