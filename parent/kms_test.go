@@ -123,7 +123,8 @@ var _ = Describe("The way to KMS", func() {
 		tell(api.KeyReleases{Enclave: "second", Lost: 7, Releases: []api.KeyRelease{
 			release(4), fleet(5, api.FleetSeedRefused, "", "KMS refuses"), fleet(6, api.FleetSeedMade, "0a", ""),
 			fleet(7, api.FleetSeedReleased, "0b", ""), fleet(8, api.FleetKeyWiped, "0a", ""),
-			{Sequence: 9, Error: "no document", Host: &api.HostStep{Key: "f0", Refusals: 3}}, {Sequence: 10, Host: &api.HostStep{Image: "engine-1", Key: "f0", Refusals: 9}},
+			{Sequence: 9, Error: "no document", Host: &api.HostStep{Key: "f0", Refusals: 3}},
+			{Sequence: 10, Host: &api.HostStep{Image: "engine-1", Key: "f0", Refusals: 9}},
 		}})
 		Eventually(ctx, sequence).Should(BeEquivalentTo(10))
 		in.stop()
