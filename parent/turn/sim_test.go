@@ -493,6 +493,9 @@ func TestWhoIsNotHeardOfTakesNobodysRequests(t *testing.T) {
 		if heard {
 			ago = 0
 		}
+		for len(told) > 0 {
+			<-told // of the time before
+		}
 		ctx, stop := context.WithCancel(context.Background())
 		ran := make(chan struct{})
 		go func() { one.Run(ctx); close(ran) }()
