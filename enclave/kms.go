@@ -23,8 +23,10 @@ func (e *Enclave) dataKeys(ctx context.Context, key seal.KeyID, request seal.Req
 		if e.replays.Has(key, request) {
 			return nil, seal.ErrReplayed
 		}
+		began := e.config.Now()
 		plaintext, err := e.config.KMS.Decrypt(ctx, ciphertext, encryptionContext)
-		done := api.KeyRelease{Time: e.config.Now(), RequestID: request.String(), Tenant: tenant}
+		ended := e.config.Now()
+		done := api.KeyRelease{Time: ended, Took: ended.Sub(began), RequestID: request.String(), Tenant: tenant}
 		if err != nil {
 			e.config.Logger.Warn("KMS gave no data key", "request", request, "error", err)
 			done.Error = err.Error()

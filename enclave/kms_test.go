@@ -1,10 +1,13 @@
 package enclave_test
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
+	"time"
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
@@ -218,6 +221,24 @@ var _ = Describe("Key releases", func() {
 		Expect(ask(r, said.Enclave, 2).Releases).To(BeEmpty())
 		Expect(ask(r, "", 0)).To(And(HaveField("Releases", BeEmpty()), HaveField("Lost", uint64(0))), "a parent that has started anew gets none twice")
 		Expect(ask(r, said.Enclave, 99).Releases).To(BeEmpty())
+	})
+
+	It("say how long KMS took", func() {
+		w := startKMS(thisImage)
+		var r *running
+		r = start(says(`{}`), func(c *enclave.Config) {
+			client, err := kms.New(kms.Config{Region: softkmstest.Region, NSM: w.Module, Roots: w.Roots, Dial: func(ctx context.Context) (net.Conn, error) {
+				r.clock.Advance(80 * time.Millisecond)
+				return w.Dial(ctx)
+			}})
+			Expect(err).NotTo(HaveOccurred())
+			DeferCleanup(client.CloseIdleConnections)
+			client.SetCredentials(kms.Credentials(w.Enclave.Credentials))
+			c.KMS = client
+		})
+		sealed := r.seal(chat, byDataKey(w))
+		Expect(open(sealed, r.send(r.post(sealed))).err).NotTo(HaveOccurred())
+		Expect(ask(r, "", 0).Releases).To(HaveExactElements(HaveField("Took", 80*time.Millisecond)))
 	})
 
 	It("are counted when they are too many to keep", func() {

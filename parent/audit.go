@@ -45,9 +45,6 @@ type releaseCursor struct {
 
 // recordReleasesOf writes down what one enclave says that is not yet.
 func (p *Parent) recordReleasesOf(ctx context.Context, of *held) {
-	if p.config.Audit == nil {
-		return
-	}
 	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
 	defer cancel()
 	at := &of.releases
@@ -60,14 +57,17 @@ func (p *Parent) recordReleasesOf(ctx context.Context, of *held) {
 	if said.Enclave != at.enclave {
 		at.enclave, at.last = said.Enclave, 0
 	}
-	if len(said.Releases) > 0 {
-		events := p.auditEvents(said)
-		if err := p.config.Audit.Append(time.Now(), events...); err != nil {
+	if len(said.Releases) == 0 {
+		return
+	}
+	if p.config.Audit != nil {
+		if err := p.config.Audit.Append(time.Now(), p.auditEvents(said)...); err != nil {
 			p.log.Error("AUDIT LOG FAILS", "error", err)
 			return
 		}
-		at.last = said.Releases[len(said.Releases)-1].Sequence
 	}
+	p.metrics.keyReleases(said.Releases)
+	at.last = said.Releases[len(said.Releases)-1].Sequence
 }
 
 func (h *held) keyReleases(ctx context.Context, enclave string, after uint64) (said api.KeyReleases, err error) {
@@ -96,6 +96,9 @@ func (p *Parent) auditEvents(said api.KeyReleases) (events []audit.Event) {
 		}
 		about := map[string]string{
 			"instance": p.config.Instance.ID, "request": r.RequestID, "tenant": r.Tenant, "at": r.Time.UTC().Format(time.RFC3339Nano),
+		}
+		if r.Took > 0 { // enclaves of before do not say
+			about["took_seconds"] = strconv.FormatFloat(r.Took.Seconds(), 'f', 4, 64)
 		}
 		name := audit.KeyReleased
 		if r.Error != "" {

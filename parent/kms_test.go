@@ -15,6 +15,7 @@ import (
 
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
+	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/audit"
@@ -58,10 +59,11 @@ var _ = Describe("The way to KMS", func() {
 	var in *instance
 	var log *audit.Log
 	var path string
+	var registry *prometheus.Registry
 	var id atomic.Pointer[string] // of the credentials; nil: there are none
 
 	BeforeEach(func() {
-		in = surroundings()
+		in, registry = surroundings(), prometheus.NewRegistry()
 		id.Store(new("AKIAFIRST"))
 		config := in.config()
 		withKMS(in, func(context.Context) (api.AWSCredentials, error) {
@@ -76,7 +78,7 @@ var _ = Describe("The way to KMS", func() {
 		log, err = audit.Open(path)
 		Expect(err).NotTo(HaveOccurred())
 		DeferCleanup(log.Close)
-		config.Audit = log
+		config.Audit, config.Metrics = log, registry
 		in.run(config)
 	})
 
@@ -104,7 +106,7 @@ var _ = Describe("The way to KMS", func() {
 
 	It("is audited: each data key that KMS released, once, also the last ones before the end", func(ctx SpecContext) {
 		release := func(sequence uint64) api.KeyRelease {
-			return api.KeyRelease{Sequence: sequence, Time: time.Unix(int64(sequence), 0), RequestID: fmt.Sprint("request ", sequence), Tenant: "acme"}
+			return api.KeyRelease{Sequence: sequence, Time: time.Unix(int64(sequence), 0), Took: 30 * time.Millisecond, RequestID: fmt.Sprint("request ", sequence), Tenant: "acme"}
 		}
 		tell := func(said api.KeyReleases) {
 			in.enclave.mu.Lock()
@@ -129,6 +131,7 @@ var _ = Describe("The way to KMS", func() {
 		Eventually(ctx, sequence).Should(BeEquivalentTo(10))
 		in.stop()
 		Eventually(ctx, in.done).Should(Receive(BeNil()))
+		Expect(observations(registry, "mrgc_parent_key_release_seconds", "outcome")).To(Equal(map[string]uint64{"released": 2, "refused": 1}))
 
 		content, err := os.ReadFile(path)
 		Expect(err).NotTo(HaveOccurred())
@@ -136,7 +139,7 @@ var _ = Describe("The way to KMS", func() {
 		_, err = audit.Walk(bytes.NewReader(content), func(r audit.Record) { records = append(records, r) })
 		Expect(err).NotTo(HaveOccurred())
 		Expect(records).To(HaveExactElements(
-			And(HaveField("Event", audit.KeyReleased), HaveField("About", And(HaveKeyWithValue("request", "request 1"), HaveKeyWithValue("tenant", "acme"), HaveKeyWithValue("instance", instanceID)))),
+			And(HaveField("Event", audit.KeyReleased), HaveField("About", And(HaveKeyWithValue("request", "request 1"), HaveKeyWithValue("tenant", "acme"), HaveKeyWithValue("instance", instanceID), HaveKeyWithValue("took_seconds", "0.0300")))),
 			And(HaveField("Event", audit.KeyRefused), HaveField("About", HaveKeyWithValue("error", refused.Error))),
 			And(HaveField("Event", audit.RecordsLost), HaveField("About", HaveKeyWithValue("count", "7"))),
 			And(HaveField("Event", audit.KeyReleased), HaveField("About", HaveKeyWithValue("request", "request 4"))),

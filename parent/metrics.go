@@ -12,6 +12,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
 	"github.com/mrgc/mrgc/internal/size"
 	"github.com/mrgc/mrgc/internal/state"
@@ -20,15 +21,22 @@ import (
 
 // metrics is what a parent publishes.
 type metrics struct {
-	tokens   *prometheus.CounterVec // by kind
-	requests *prometheus.CounterVec // by where they were sent
-	parts    *prometheus.GaugeVec   // by part
+	tokens   *prometheus.CounterVec   // by kind
+	requests *prometheus.CounterVec   // by where they were sent
+	parts    *prometheus.GaugeVec     // by part
+	releases *prometheus.HistogramVec // of tenants' data keys, by outcome
 }
 
 // Where requests are sent.
 const (
 	toEnclave = "enclave"
 	toPeer    = "peer"
+)
+
+// Outcomes of asking KMS for a data key.
+const (
+	keyReleased = "released"
+	keyRefused  = "refused"
 )
 
 // newMetrics registers with reg.
@@ -46,13 +54,20 @@ func newMetrics(reg *prometheus.Registry, self fleet.Instance) (*metrics, error)
 			Name: "mrgc_parent_part_healthy",
 			Help: "1 while a part of the instance is well: enclave, engine, gpu (where one is seen), model_files (where they are known).",
 		}, []string{"part"}),
+		releases: prometheus.NewHistogramVec(prometheus.HistogramOpts{
+			Name: "mrgc_parent_key_release_seconds", Help: "How long KMS's releases of tenants' data keys took the enclave: attestation, the call, and opening its answer.",
+			Buckets: prometheus.ExponentialBuckets(0.005, 2, 11),
+		}, []string{"outcome"}),
+	}
+	for _, outcome := range []string{keyReleased, keyRefused} {
+		m.releases.WithLabelValues(outcome) // so that none is 0, not missing
 	}
 	for _, to := range []string{toEnclave, toPeer} {
 		m.requests.WithLabelValues(to) // so that none is 0, not missing
 	}
 	labels := prometheus.Labels{"region": string(self.Region), "instance": self.ID}
 	wrapped := prometheus.WrapRegistererWith(labels, reg)
-	return m, errors.Join(wrapped.Register(m.tokens), wrapped.Register(m.requests), wrapped.Register(m.parts))
+	return m, errors.Join(wrapped.Register(m.tokens), wrapped.Register(m.requests), wrapped.Register(m.parts), wrapped.Register(m.releases))
 }
 
 // part says how a part of the instance is.
@@ -62,6 +77,20 @@ func (m *metrics) part(name string, healthy bool) {
 		value = 1
 	}
 	m.parts.WithLabelValues(name).Set(value)
+}
+
+// keyReleases accounts for what an enclave says of data keys.
+func (m *metrics) keyReleases(said []api.KeyRelease) {
+	for _, r := range said {
+		if r.Fleet != nil || r.Host != nil || r.Took == 0 {
+			continue
+		}
+		outcome := keyReleased
+		if r.Error != "" {
+			outcome = keyRefused
+		}
+		m.releases.WithLabelValues(outcome).Observe(r.Took.Seconds())
+	}
 }
 
 // washMetrics is what a parent publishes of washes. The share that passed is

@@ -8,6 +8,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/prometheus/client_golang/prometheus"
+	dto "github.com/prometheus/client_model/go"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/fleet"
@@ -23,9 +24,20 @@ func tokens(registry *prometheus.Registry) map[string]float64 {
 // counters are a counter's values, by its one label that is not the instance's.
 func counters(registry *prometheus.Registry, name, label string) map[string]float64 {
 	GinkgoHelper()
+	return metricsOf(registry, name, label, func(m *dto.Metric) float64 { return m.GetCounter().GetValue() })
+}
+
+// observations are how often histograms were told something, likewise.
+func observations(registry *prometheus.Registry, name, label string) map[string]uint64 {
+	GinkgoHelper()
+	return metricsOf(registry, name, label, func(m *dto.Metric) uint64 { return m.GetHistogram().GetSampleCount() })
+}
+
+func metricsOf[V any](registry *prometheus.Registry, name, label string, value func(*dto.Metric) V) map[string]V {
+	GinkgoHelper()
 	families, err := registry.Gather()
 	Expect(err).NotTo(HaveOccurred())
-	values := map[string]float64{}
+	values := map[string]V{}
 	for _, family := range families {
 		if family.GetName() != name {
 			continue
@@ -36,7 +48,7 @@ func counters(registry *prometheus.Registry, name, label string) map[string]floa
 				labels[label.GetName()] = label.GetValue()
 			}
 			Expect(labels).To(And(HaveKeyWithValue("region", region), HaveKeyWithValue("instance", instanceID), HaveLen(3)))
-			values[labels[label]] = metric.GetCounter().GetValue()
+			values[labels[label]] = value(metric)
 		}
 	}
 	return values

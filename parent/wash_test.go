@@ -1,6 +1,7 @@
 package parent_test
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -153,6 +154,20 @@ func startWashingIn(around *instance, options ...func(*washing, *parent.Config))
 
 func washed(change func(*wash.Config)) func(*washing, *parent.Config) {
 	return func(_ *washing, c *parent.Config) { change(&c.Settings.Wash) }
+}
+
+// refusingRecords refuses records of washes that have passed.
+type refusingRecords struct {
+	state.Store
+	refused atomic.Int64
+}
+
+func (s *refusingRecords) Write(ctx context.Context, table schema.Table, write state.Write) (int64, error) {
+	if bytes.Contains(write.Fields, []byte(`"passed":true`)) {
+		s.refused.Add(1)
+		return 0, state.ErrNotWhole
+	}
+	return s.Store.Write(ctx, table, write)
 }
 
 // order is what a router passes on.
@@ -356,6 +371,18 @@ var _ = Describe("A full wash", func() {
 		Eventually(ctx, in.done).Should(BeClosed())
 		again := startWashing(func(next *washing, c *parent.Config) { next.records, c.Wash.Records = in.records, in.records })
 		again.eventuallyRegistered(ctx, HaveField("Health.Reason", HavePrefix("quarantined: check_model")))
+	}, NodeTimeout(specTimeout))
+
+	It("whose record is refused is not written again and again", func(ctx SpecContext) {
+		refusing := &refusingRecords{}
+		in := startWashing(func(in *washing, c *parent.Config) {
+			refusing.Store = in.records
+			c.Wash.Records = refusing
+		})
+		in.ready(ctx)
+		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+		Eventually(ctx, refusing.refused.Load).Should(BeEquivalentTo(1))
+		Consistently(ctx, refusing.refused.Load, "1500ms").Should(BeEquivalentTo(1))
 	}, NodeTimeout(specTimeout))
 
 	It("whose record says that it passed, and does not show it, leaves the instance in quarantine until one is ordered", func(ctx SpecContext) {

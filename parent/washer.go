@@ -379,11 +379,17 @@ func (w *washer) ended(a wash.Action) {
 	}
 }
 
-// record writes a wash's row, however long the store is away, until ctx ends.
+// record writes a wash's row, however long the store is away, until ctx ends. One that
+// is not whole is refused for ever, and in the log alone: the note that has it, too, keeps
+// the instance in quarantine after the next start.
 func (w *washer) record(ctx context.Context, a wash.Action) {
 	for {
 		err := errors.Join(w.note(a), w.write(ctx, a.Row))
-		if err == nil {
+		switch {
+		case err == nil:
+			return
+		case errors.Is(err, state.ErrNotWhole):
+			w.p.log.Error("A WASH'S RECORD IS REFUSED", "wash", a.Wash, "error", err)
 			return
 		}
 		w.p.log.Warn("a wash could not be recorded; trying again", "wash", a.Wash, "error", err)

@@ -109,13 +109,14 @@ type KeyReleases struct {
 // KeyRelease is one data key that KMS was asked for: a request's, or a fleet's seed;
 // or what an enclave came to think of its engine's host.
 type KeyRelease struct {
-	Sequence  uint64     `json:"seq"` // from 1 on, without gaps
-	Time      time.Time  `json:"time"`
-	RequestID string     `json:"request,omitempty"`
-	Tenant    string     `json:"tenant,omitempty"`
-	Error     string     `json:"error,omitempty"` // why KMS gave none, or the host is refused; empty: it did, or is not
-	Fleet     *FleetStep `json:"fleet,omitempty"` // set: what has happened to a fleet's key; then there is no request
-	Host      *HostStep  `json:"host,omitempty"`  // set: what has changed with the engine's host; then there is no request
+	Sequence  uint64        `json:"seq"` // from 1 on, without gaps
+	Time      time.Time     `json:"time"`
+	Took      time.Duration `json:"took_ns,omitempty"` // of a request's: attestation and KMS's call, with its answer opened
+	RequestID string        `json:"request,omitempty"`
+	Tenant    string        `json:"tenant,omitempty"`
+	Error     string        `json:"error,omitempty"` // why KMS gave none, or the host is refused; empty: it did, or is not
+	Fleet     *FleetStep    `json:"fleet,omitempty"` // set: what has happened to a fleet's key; then there is no request
+	Host      *HostStep     `json:"host,omitempty"`  // set: what has changed with the engine's host; then there is no request
 }
 
 // HostStep is a change of what an enclave thinks of its engine's host: it trusts one, or,
