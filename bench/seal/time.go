@@ -1,28 +1,15 @@
 package main
 
 import (
-	"bytes"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"math/rand/v2"
-	"net/http"
-	"os"
-	"path/filepath"
-	"strings"
 	"time"
 
-	"github.com/aws/aws-sdk-go-v2/aws"
-	"github.com/aws/aws-sdk-go-v2/credentials"
-	"github.com/aws/aws-sdk-go-v2/service/kms"
-
-	"github.com/mrgc/mrgc/bench/cluster"
 	"github.com/mrgc/mrgc/bench/result"
 	"github.com/mrgc/mrgc/client"
-	"github.com/mrgc/mrgc/client/kmskey"
 	"github.com/mrgc/mrgc/internal/seal"
-	"github.com/mrgc/mrgc/standin/softkms"
 )
 
 // warmUp is how many pairs are not counted: connections are made, recipients
@@ -114,54 +101,6 @@ func compareSealing(ctx context.Context, unsealed, sealed *tenant, o options, r 
 	return nil
 }
 
-// compareKMS has the same tenant's requests opened by the enclaves' own keys, and
-// by a data key each.
-func compareKMS(ctx context.Context, c *cluster.Cluster, t *tenant, o options, r *result.Result) error {
-	key, asking, err := kmsKey(c)
-	if err != nil {
-		return err
-	}
-	own, err := t.sealing(nil)
-	if err != nil {
-		return err
-	}
-	byKMS, err := t.sealing(func(config *client.Config) { config.DataKeys = key })
-	if err != nil {
-		return err
-	}
-	ways := [2]way{own, byKMS}
-	slow := &kind{name: fmt.Sprintf("a question of 200 bytes, an answer of 16 tokens, one each %s", o.kmsEvery), request: question, ways: ways}
-	if err := measurePairs(ctx, []*kind{slow}, o.kmsPairs, t.model, o.kmsEvery); err != nil {
-		return err
-	}
-	fast := &kind{name: "the same, one right after the other", request: question, ways: ways}
-	if err := measurePairs(ctx, []*kind{fast}, o.kmsPairs, t.model, 0); err != nil {
-		return err
-	}
-	made, released, err := kmsCalls(c)
-	if err != nil {
-		return err
-	}
-	requests := float64(2 * (o.kmsPairs + warmUp))
-	call, err := asking(ctx, o.kmsPairs)
-	if err != nil {
-		return err
-	}
-	r.Figures = append(r.Figures,
-		result.Figure{Name: "KMS calls of the enclave for a request by a data key (Decrypt)", Unit: "calls", Value: float64(released) / requests, Goal: "= 1"},
-		result.Figure{Name: "KMS calls of the tenant for a request by a data key (GenerateDataKey)", Unit: "calls", Value: float64(made) / requests},
-		result.Figure{Name: "one call of the KMS stand-in by itself, p50", Unit: "ms", Value: call.P50, Spread: &call},
-		result.Figure{Name: fmt.Sprintf("added by a data key of KMS (the stand-in), p50, to requests that come each %s", o.kmsEvery), Unit: "ms", Value: slow.added().mid},
-		result.Figure{Name: "added by a data key of KMS (the stand-in), p50, to requests one right after the other", Unit: "ms", Value: fast.added().mid})
-	r.Tables = append(r.Tables, tableOf("By a data key of KMS, and by the enclaves' own keys", "own keys", "data key", []*kind{slow, fast}))
-	r.Notes = append(r.Notes, "KMS is this project's stand-in, on loopback: its calls are counted in its own log, and their time says nothing of AWS's, for which 35 to "+
-		"87 ms have been published for a release to an attested recipient. A request by a data key takes two calls one after the other: the tenant has the key made, "+
-		"the enclave has it released. The second includes an attestation document, the KMS's verification of it, and decryption by an RSA key for this call alone. "+
-		"Such a key takes tens of milliseconds of a core to make, ahead of the call as long as calls come no faster than that; one right after the other they do, and wait for a "+
-		"core, or for a key.")
-	return nil
-}
-
 // measurePairs measures every kind once, n times around, so that all of them meet the
 // same weather, and each follows all others: what a large request leaves to clean up
 // is to fall on no kind alone. every is from one pair's begin to the next one's, if
@@ -178,7 +117,7 @@ func measurePairs(ctx context.Context, kinds []*kind, n int, model string, every
 				if err := k.ways[which](ctx, body); err != nil {
 					return fmt.Errorf("%s: %w", k.name, err)
 				}
-				times[which] = float64(time.Since(began)) / float64(time.Millisecond)
+				times[which] = milliseconds(time.Since(began))
 			}
 			if i >= warmUp {
 				k.one, k.two = append(k.one, times[0]), append(k.two, times[1])
@@ -192,6 +131,8 @@ func measurePairs(ctx context.Context, kinds []*kind, n int, model string, every
 	}
 	return nil
 }
+
+func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
 
 // added is the median of the differences within pairs.
 func (k *kind) added() interval {
@@ -216,70 +157,4 @@ func tableOf(title, one, two string, kinds []*kind) result.Table {
 		t.Rows = append(t.Rows, []string{k.name, fmt.Sprint(len(k.one)), of(k.one), of(k.two), k.added().text("%.3f"), k.ratio().text("%.2f")})
 	}
 	return t
-}
-
-// kmsKey is the tenant's key in the cluster's KMS, and what measures n calls of
-// that KMS.
-func kmsKey(c *cluster.Cluster) (key *kmskey.Key, asking func(ctx context.Context, n int) (result.Spread, error), err error) {
-	content, err := os.ReadFile(filepath.Join(c.StateDir(), "kms.env"))
-	if err != nil {
-		return nil, nil, err
-	}
-	env := map[string]string{}
-	for line := range strings.Lines(string(content)) {
-		if name, value, ok := strings.Cut(strings.TrimSpace(strings.TrimPrefix(line, "export ")), "="); ok {
-			env[name] = strings.Trim(value, "'")
-		}
-	}
-	config, err := c.ClientConfig() // the KMS shows a certificate of the same authority
-	if err != nil {
-		return nil, nil, err
-	}
-	arn := env["MRGC_KMS_KEY"]
-	key, err = kmskey.New(kms.New(kms.Options{
-		Region: strings.Split(arn, ":")[3], BaseEndpoint: aws.String(env["AWS_ENDPOINT_URL_KMS"]),
-		Credentials: credentials.NewStaticCredentialsProvider(env["AWS_ACCESS_KEY_ID"], env["AWS_SECRET_ACCESS_KEY"], env["AWS_SESSION_TOKEN"]),
-		HTTPClient:  kmsClient(config),
-	}), arn)
-	return key, func(ctx context.Context, n int) (result.Spread, error) {
-		var times []float64
-		for range n {
-			began := time.Now()
-			if _, _, err := key.Generate(ctx, seal.EncryptionContext(newRequestID(), "dev")); err != nil {
-				return result.Spread{}, err
-			}
-			times = append(times, float64(time.Since(began))/float64(time.Millisecond))
-		}
-		return result.SpreadOf(times), nil
-	}, err
-}
-
-func kmsClient(config client.Config) *http.Client {
-	transport := http.DefaultTransport.(*http.Transport).Clone()
-	transport.Proxy = nil
-	transport.TLSClientConfig.RootCAs = config.RootCAs
-	return &http.Client{Transport: transport}
-}
-
-// kmsCalls counts the calls so far. One that failed is an error.
-func kmsCalls(c *cluster.Cluster) (made, released int, err error) {
-	log, err := os.ReadFile(filepath.Join(c.StateDir(), "logs", "kms.log"))
-	if err != nil {
-		return 0, 0, err
-	}
-	for line := range bytes.Lines(log) {
-		var event softkms.Event
-		if err := json.Unmarshal(line, &event); err != nil {
-			return 0, 0, err
-		}
-		switch {
-		case event.Error != "":
-			return 0, 0, fmt.Errorf("KMS refused %s: %s", event.Action, event.Error)
-		case event.Action == "kms:GenerateDataKey":
-			made++
-		case event.Action == "kms:Decrypt":
-			released++
-		}
-	}
-	return made, released, nil
 }
