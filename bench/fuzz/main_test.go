@@ -33,3 +33,16 @@ func TestProgressIsUnderstood(t *testing.T) {
 	g.Expect(progress.FindStringSubmatch("fuzz: elapsed: 3s, execs: 325017 (108336/sec), new interesting: 11 (total: 202)")).
 		To(HaveExactElements(Not(BeEmpty()), "325017", "11"))
 }
+
+func TestATurnThatOnlyRanOutOfTimeHasNotFailed(t *testing.T) {
+	g := NewWithT(t)
+	const late = "fuzz: elapsed: 20s, execs: 53125 (2918/sec), new interesting: 1 (total: 23)\n--- FAIL: FuzzA (20.07s)\n    context deadline exceeded\nFAIL\n"
+	g.Expect(lateAtTheEnd([]byte(late))).To(BeTrue())
+	for _, said := range []string{
+		"PASS\n",
+		"--- FAIL: FuzzA (3.10s)\n    --- FAIL: FuzzA (0.00s)\n        a_test.go:9: context deadline exceeded\n    \n    Failing input written to testdata/fuzz/FuzzA/771e938e4458e983\nFAIL\n",
+		"--- FAIL: FuzzA (3.10s)\n    fuzzing process hung or terminated unexpectedly: exit status 2\n    Failing input written to testdata/fuzz/FuzzA/771e938e4458e983\nFAIL\n",
+	} {
+		g.Expect(lateAtTheEnd([]byte(said))).To(BeFalse(), said)
+	}
+}
