@@ -368,9 +368,15 @@ func (c *Client) send(req *http.Request, r *region, key *credential.Key, q *ques
 		defer clear(dataKey.Plaintext)
 		request.DataKey = dataKey
 	}
-	sealedTo := make([]*seal.Recipient, len(recipients))
-	for i, r := range recipients {
-		sealedTo[i] = r.Recipient
+	// Whatever list they are of: other releases may be trusted since it was made.
+	var sealedTo []*seal.Recipient
+	for _, r := range recipients {
+		if c.recipients.trusted(r) {
+			sealedTo = append(sealedTo, r.Recipient)
+		}
+	}
+	if len(sealedTo) == 0 {
+		return nil, api.Errorf(http.StatusBadGateway, "no_trusted_recipient", "the releases that are trusted have changed, and none of the enclaves that are known has one, so nothing was sent; try again")
 	}
 	prepared, err := seal.Prepare(request, sealedTo)
 	if err != nil {

@@ -67,14 +67,17 @@ func newCluster() *cluster {
 	Expect(err).NotTo(HaveOccurred())
 	c.root, err = softnsm.NewRoot(c.clock.Now())
 	Expect(err).NotTo(HaveOccurred())
-	c.nsm = c.serveNSM()
+	c.nsm = c.serveNSM(development)
 	c.enclaves = []*enclave.Enclave{c.newEnclave()}
 	return c
 }
 
-func (c *cluster) serveNSM() nsm.Module {
+// development is the role of the cluster's enclaves, which PCR3 has.
+const development = "development"
+
+func (c *cluster) serveNSM(role string) nsm.Module {
 	GinkgoHelper()
-	module, err := softnsm.New(softnsm.Config{Root: c.root, Region: "us-east-1", InstanceID: "use1-0", Role: "development", Now: c.clock.Now})
+	module, err := softnsm.New(softnsm.Config{Root: c.root, Region: "us-east-1", InstanceID: "use1-0", Role: role, Now: c.clock.Now})
 	Expect(err).NotTo(HaveOccurred())
 	dir, err := os.MkdirTemp("", "mrgc") // short: a socket's path is limited
 	Expect(err).NotTo(HaveOccurred())

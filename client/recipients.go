@@ -136,7 +136,8 @@ func (rc *recipientCache) fetchNewer(ctx context.Context, r *region, key *creden
 		if err != nil {
 			return recipientList{}, err
 		}
-		return rc.store(r, model, verified, answer.Sets), nil
+		rc.store(r, model, verified, answer.Sets)
+		return rc.usable(r, model), nil // other releases may be trusted than when the earlier ones were verified
 	})
 }
 
@@ -237,7 +238,7 @@ func (rc *recipientCache) list(r *region, model string) recipientList {
 
 // store makes what was verified the present list. Places of verified that are nil were
 // refused, and are missing in sets.
-func (rc *recipientCache) store(from *region, model string, verified []*recipient, sets [][]int) recipientList {
+func (rc *recipientCache) store(from *region, model string, verified []*recipient, sets [][]int) {
 	rc.mu.Lock()
 	defer rc.mu.Unlock()
 	of := listOf{from, model}
@@ -278,7 +279,6 @@ func (rc *recipientCache) store(from *region, model string, verified []*recipien
 		}
 	}
 	rc.lists[of] = list
-	return list
 }
 
 // forget drops recipients from the earlier ones and the fleet's of a list: nobody

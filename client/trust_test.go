@@ -2,6 +2,7 @@ package client_test
 
 import (
 	"bytes"
+	"maps"
 	"net/http"
 	"strings"
 	"time"
@@ -184,6 +185,33 @@ var _ = Describe("Trust", func() {
 		Expect(t.sealing.SetReleases([]attest.Release{release}, 0)).To(Succeed())
 		Expect(t.sealing.SetReleases(nil, 0)).To(MatchError(ContainSubstring("no trusted releases")))
 		expectReply(t.ask(ctx))
+	})
+
+	It("is not given to a release that was recalled, though its enclaves are known, and at home in the conversation", func(ctx SpecContext) {
+		release, err := measured()
+		Expect(err).NotTo(HaveOccurred())
+		of := func(version uint64, role string) attest.Release {
+			release := release
+			release.Version, release.PCRs = version, maps.Clone(release.PCRs)
+			release.PCRs[3] = attest.ExtendedPCR([]byte(role))
+			return release
+		}
+		old, next := of(3, development), of(4, "next")
+		config := c.config(e)
+		config.Policy.Releases = []attest.Release{old, next}
+		t := c.tenant(config)
+		recalled := c.present()
+		expectReply(t.ask(ctx))
+
+		module := c.serveNSM("next")
+		fresh := c.newEnclave(func(c *enclave.Config) { c.NSM = module })
+		c.replace(append(recalled, fresh)...)
+		Expect(t.sealing.SetReleases([]attest.Release{next}, 0)).To(Succeed())
+		expectReply(t.ask(ctx))
+		sealed := e.requests(api.PathSealed)
+		Expect(sealed).To(HaveLen(2))
+		Expect(sealed[0].header.Get(api.HeaderRecipients)).To(Equal(keyID(recipientsOf(recalled[0])[0]).String()))
+		Expect(sealed[1].header.Get(api.HeaderRecipients)).To(Equal(keyID(recipientsOf(fresh)[0]).String()))
 	})
 
 	It("accepts each mode that the policy names", func(ctx SpecContext) {
