@@ -80,10 +80,17 @@ func (c *cleaner) run(ctx context.Context) {
 }
 
 // traced has a request's connection cleaned when it becomes idle, however long after the
-// answer's end that is: else it would keep its buffers until the next request's end.
-func (c *cleaner) traced(ctx context.Context, gotConn func()) context.Context {
+// answer's end that is: else it would keep its buffers until the next request's end. It
+// calls wrote when all of the request has been written, which net/http does not write
+// again after that: it is no request that may be repeated (net/http.Transport).
+func (c *cleaner) traced(ctx context.Context, gotConn, wrote func()) context.Context {
 	return httptrace.WithClientTrace(ctx, &httptrace.ClientTrace{
-		GotConn:     func(httptrace.GotConnInfo) { gotConn() },
+		GotConn: func(httptrace.GotConnInfo) { gotConn() },
+		WroteRequest: func(info httptrace.WroteRequestInfo) {
+			if info.Err == nil {
+				wrote()
+			}
+		},
 		PutIdleConn: func(error) { c.ended() },
 	})
 }

@@ -24,16 +24,16 @@ type heldBytes struct {
 // too much is not read.
 func (h *heldBytes) hold(body io.ReadCloser) *heldBody { return &heldBody{ReadCloser: body, of: h} }
 
-// heldBody is a request's body. Only one goroutine reads it.
+// heldBody is a request's body. Only one goroutine reads it; release may be called by any.
 type heldBody struct {
 	io.ReadCloser
 	of    *heldBytes
-	bytes int64
+	bytes atomic.Int64
 }
 
 func (b *heldBody) Read(p []byte) (int, error) {
 	n, err := b.ReadCloser.Read(p)
-	b.bytes += int64(n)
+	b.bytes.Add(int64(n))
 	if b.of.now.Add(int64(n)) > b.of.limit {
 		return 0, errHeld
 	}
@@ -41,6 +41,5 @@ func (b *heldBody) Read(p []byte) (int, error) {
 }
 
 func (b *heldBody) release() {
-	b.of.now.Add(-b.bytes)
-	b.bytes = 0
+	b.of.now.Add(-b.bytes.Swap(0))
 }

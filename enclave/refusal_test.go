@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"runtime"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -289,12 +290,9 @@ var _ = Describe("More requests than the enclave takes", func() {
 		}).Should(Succeed())
 	}, NodeTimeout(specTimeout))
 
-	It("are not those that the engine answers", func(ctx SpecContext) {
+	It("are not those that the engine has, answered or not", func(ctx SpecContext) {
 		entered, leave := make(chan struct{}, 20), make(chan struct{})
-		r := start(func(w http.ResponseWriter, req *http.Request) {
-			_ = http.NewResponseController(w).Flush()
-			waitsIn(entered, leave)(w, req)
-		}, func(c *enclave.Config) { c.RequestBodyBytes = 20_000 })
+		r := start(waitsIn(entered, leave), func(c *enclave.Config) { c.RequestBodyBytes = 20_000 })
 		body := saying(`"` + strings.Repeat("a", 15_000) + `"`)
 		var asked sync.WaitGroup
 		for range 20 {
@@ -307,5 +305,40 @@ var _ = Describe("More requests than the enclave takes", func() {
 		}
 		close(leave)
 		asked.Wait()
+	}, NodeTimeout(specTimeout))
+
+	It("leave no memory behind while they are answered", func(ctx SpecContext) {
+		const requests, bytesEach = 8, 2 << 20
+		entered, leave := make(chan struct{}, requests), make(chan struct{})
+		r := start(func(w http.ResponseWriter, req *http.Request) {
+			_ = http.NewResponseController(w).Flush()
+			waitsIn(entered, leave)(w, req)
+		})
+		// In a field that the engine does not get: the fake one keeps what it gets.
+		body := strings.TrimSuffix(chat, "}") + `,"metadata":{"a":"` + strings.Repeat("a", bytesEach) + `"}}`
+		var sealed []*seal.Sealed
+		for range requests {
+			sealed = append(sealed, r.seal(body))
+		}
+		inUse := func() int64 {
+			runtime.GC()
+			runtime.GC()
+			var m runtime.MemStats
+			runtime.ReadMemStats(&m)
+			return int64(m.HeapAlloc) //nolint:gosec // less than 2^63
+		}
+		before := inUse()
+		var asked sync.WaitGroup
+		for _, s := range sealed {
+			asked.Go(func() {
+				defer GinkgoRecover()
+				Expect(open(s, r.send(r.post(s))).err).NotTo(HaveOccurred())
+			})
+			Eventually(ctx, entered).Should(Receive())
+		}
+		Expect(inUse()-before).To(BeNumerically("<", bytesEach), "of all of them together")
+		close(leave)
+		asked.Wait()
+		runtime.KeepAlive(sealed)
 	}, NodeTimeout(specTimeout))
 })

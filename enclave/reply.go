@@ -22,7 +22,7 @@ type reply struct {
 	key     ed25519.PrivateKey
 	data    hash.Hash // of the answer's data
 	now     func() time.Time
-	sent    func() // called when the engine has the request, and nothing of it is held here any more
+	sent    func() // called when the engine has all of the request, and nothing of it is held here any more: by any goroutine, perhaps twice
 }
 
 // newReply begins the answer to a request that key has opened. What the host

@@ -143,6 +143,9 @@ func askForUsage(fields map[string]json.RawMessage) bool {
 func rewrite(fields map[string]json.RawMessage) ([]byte, error) {
 	size := len("{}")
 	for name, value := range fields {
+		if slices.Contains(unforwarded, name) {
+			continue
+		}
 		size += len(`"":,`) + len(name) + len(value)
 	}
 	out := bytes.NewBuffer(make([]byte, 0, size))

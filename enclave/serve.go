@@ -255,7 +255,7 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 	request, refused := checkRequest(opened.Operation, opened.Model, opened.Payload.Body)
 	salted := e.salts.of(opened.Tenant, opened.Payload.CacheSecret, request.ownSalt)
 	clear(request.ownSalt)
-	opened.Payload.Wipe() // what goes on is in request and salted
+	opened.Wipe() // what goes on is in request and salted, and the answer has keys of its own
 	if refused == nil {
 		refused = request.checkSize(opened.Size)
 	}
@@ -263,8 +263,9 @@ func (e *Enclave) answer(ctx context.Context, opened *seal.Opened, answer *reply
 		clear(request.body)
 		return result{outcome: api.OutcomeRejected}, refuse(answer, refused)
 	}
-	resp, err := e.askEngine(ctx, opened.Operation, request.body, &salted)
-	answer.sent()
+	body := request.body
+	request.body = nil // which lives as long as the answer
+	resp, err := e.askEngine(ctx, opened.Operation, body, &salted, answer.sent)
 	if !errors.Is(err, errNotRun) {
 		answer.receipt.Enclave.SaltID = salted.id()
 	}
@@ -338,11 +339,15 @@ func (e *Enclave) admit(opened *seal.Opened) *api.Error {
 
 // askEngine sends a request to the engine and waits for the head of its answer.
 // body is wiped when it returns: the engine has it then, or never will.
-func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body []byte, salted *salt) (*http.Response, error) {
+func (e *Enclave) askEngine(ctx context.Context, operation seal.Operation, body []byte, salted *salt, sent func()) (*http.Response, error) {
 	secret := &secretBody{bytes: body}
-	defer secret.wipe()
+	gone := func() {
+		secret.wipe()
+		sent()
+	}
+	defer gone()
 	var connected atomic.Bool
-	traced := e.cleaner.traced(ctx, func() { connected.Store(true) })
+	traced := e.cleaner.traced(ctx, func() { connected.Store(true) }, gone)
 	reader, _ := secret.open()
 	req, err := http.NewRequestWithContext(traced, http.MethodPost, "https://guard"+operation.Path(), reader)
 	if err != nil {
