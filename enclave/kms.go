@@ -43,7 +43,12 @@ func kmsRefusal(err error) *api.Error {
 	case errors.Is(err, kms.ErrDenied):
 		return api.Errorf(http.StatusForbidden, "kms_denied",
 			"KMS does not release the request's data key to this enclave: the key's policy has to allow the cluster's role and the enclave's release (mrgc keys policy), and the key has to be enabled")
-	case errors.Is(err, kms.ErrUnavailable), errors.Is(err, seal.ErrNoKMS):
+	case errors.Is(err, seal.ErrNoKMS):
+		// No 503: it is the sender's doing alone, and must not make the instance look
+		// like one that fails, to Envoy and pickers.
+		return api.Errorf(http.StatusBadRequest, "kms_not_asked",
+			"this cluster's enclaves ask no KMS (mrgc-enclave -kms): leave the KMS key out, or ask the operator")
+	case errors.Is(err, kms.ErrUnavailable):
 		unreachable := api.Errorf(http.StatusServiceUnavailable, "kms_unreachable", "the instance's enclave cannot ask KMS; try again")
 		unreachable.RetryAfter = time.Second
 		return unreachable

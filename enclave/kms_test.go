@@ -123,11 +123,6 @@ var _ = Describe("A request by a data key of the tenant's KMS key", func() {
 
 	It("can go to another instance when KMS cannot be asked here", func() {
 		w := startKMS(thisImage)
-		r := start(says(`{}`)) // without
-		resp := r.send(r.post(r.seal(chat, byDataKey(w))))
-		Expect(resp.Header.Get("Retry-After")).To(Equal("1"))
-		r.expectRefused(resp, http.StatusServiceUnavailable, "kms_unreachable")
-
 		withoutCredentials := start(says(`{}`), withKMS(w), func(c *enclave.Config) {
 			client, err := kms.New(kms.Config{Region: softkmstest.Region, Dial: w.Dial, NSM: w.Module, Roots: w.Roots})
 			Expect(err).NotTo(HaveOccurred())
@@ -135,12 +130,19 @@ var _ = Describe("A request by a data key of the tenant's KMS key", func() {
 			c.KMS = client
 		})
 		sealed := withoutCredentials.seal(chat, byDataKey(w))
-		withoutCredentials.expectRefused(withoutCredentials.send(withoutCredentials.post(sealed)), http.StatusServiceUnavailable, "kms_unreachable")
+		resp := withoutCredentials.send(withoutCredentials.post(sealed))
+		Expect(resp.Header.Get("Retry-After")).To(Equal("1"))
+		withoutCredentials.expectRefused(resp, http.StatusServiceUnavailable, "kms_unreachable")
 
 		Expect(withoutCredentials.putCredentials(`{"access_key_id":"` + w.Enclave.Credentials.AccessKeyID + `","secret_access_key":"` + w.Enclave.Credentials.SecretAccessKey + `"}`)).
 			To(Equal(http.StatusNoContent))
 		Expect(open(sealed, withoutCredentials.send(withoutCredentials.post(sealed))).err).NotTo(HaveOccurred())
 		Expect(calls(w)).To(HaveLen(1))
+	})
+
+	It("is its sender's mistake where no KMS is asked, and no instance's failure", func() {
+		r := start(says(`{}`))
+		r.expectRefused(r.send(r.post(r.seal(chat, byDataKey(startKMS(thisImage))))), http.StatusBadRequest, "kms_not_asked")
 	})
 
 	It("needs the tenant's credential like any other", func() {
