@@ -128,7 +128,11 @@ func (p *plan) removeLeftovers() error {
 	if err != nil {
 		return err
 	}
-	for _, path := range append(logs,
+	notes, err := filepath.Glob(filepath.Join(p.stateDir, "washes", "*.json")) // of washes whose records go, too
+	if err != nil {
+		return err
+	}
+	for _, path := range append(append(logs, notes...),
 		p.envFile(), p.store, p.store+"-wal", p.store+"-shm", p.control, p.control+"-wal", p.control+"-shm", config.RollbackRecord(p.config),
 	) {
 		if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {

@@ -177,7 +177,8 @@ var _ = Describe("The files of a cluster", func() {
 	})
 
 	It("of an earlier start are gone", func() {
-		stale := []string{p.envFile(), p.store, p.store + "-wal", config.RollbackRecord(p.config), filepath.Join(p.stateDir, "logs", "connect.log")}
+		stale := []string{p.envFile(), p.store, p.store + "-wal", config.RollbackRecord(p.config), filepath.Join(p.stateDir, "logs", "connect.log"), filepath.Join(p.stateDir, "washes", "use1-0.json")}
+		Expect(os.MkdirAll(filepath.Join(p.stateDir, "washes"), 0o700)).To(Succeed())
 		for _, path := range stale {
 			Expect(os.WriteFile(path, []byte("stale"), 0o600)).To(Succeed())
 		}

@@ -170,7 +170,7 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		Expect(in.store.Store.Register(ctx, fleet.Instance{ID: "use2-0", Region: "use2", Address: "127.0.0.1:9", Models: []string{"m"}, Health: fleet.Health{Enclave: true, Engine: true}})).To(Succeed())
 		Expect(in.store.Store.Register(ctx, fleet.Instance{ID: "use1-2", Region: region, Address: "127.0.0.1:8", Models: []string{"n"}, Health: fleet.Health{Enclave: true, Engine: true}})).To(Succeed())
 		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
-		Eventually(ctx, in.newest).Should(And(HaveField("Open", state.WashWaiting), HaveField("Reason", "no other instance of use1 that serves m is ready")))
+		Eventually(ctx, in.newest).Should(And(HaveField("Open", state.WashWaiting), HaveField("Reason", "no other instance of use1 that serves m, of the same version, is ready")))
 		Expect(gathered(in.metrics, "mrgc_parent_wash_waiting", "")).To(BeEquivalentTo(1))
 		expectError(in.order(in.client(routerID)), http.StatusConflict, "wash_under_way")
 		Consistently(ctx, in.registered, "200ms").Should(healthy())
@@ -182,6 +182,19 @@ var _ = Describe("A full wash that restarts the engine", func() {
 		Expect(in.washes(ctx)).To(HaveLen(1), "it is the same")
 		Expect(in.ended(ctx)[0].Steps[0]).To(And(HaveField("Name", "await_turn"), HaveField("Duration", BeNumerically(">", 200*time.Millisecond))))
 		Expect(gathered(in.metrics, "mrgc_parent_wash_waiting", "")).To(BeZero())
+	}, NodeTimeout(specTimeout))
+
+	It("waits for another of the same version: one of another may get no requests", func(ctx SpecContext) {
+		in := startWashing(restarting, func(_ *washing, c *parent.Config) { c.ModelVersions = map[string]string{"m": "1"} })
+		in.ready(ctx)
+		other := fleet.Instance{ID: "use1-1", Region: region, Address: "127.0.0.1:8", Models: []string{"m"}, Versions: map[string]string{"m": "2"}, Health: fleet.Health{Enclave: true, Engine: true}}
+		Expect(in.store.Store.Register(ctx, other)).To(Succeed())
+		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+		Eventually(ctx, in.newest).Should(HaveField("Open", state.WashWaiting))
+		Consistently(ctx, in.ended, "300ms").Should(BeEmpty())
+		other.Versions = map[string]string{"m": "1"}
+		Expect(in.store.Store.Register(ctx, other)).To(Succeed())
+		Eventually(ctx, in.ended).Should(ConsistOf(HaveField("Passed", true)))
 	}, NodeTimeout(specTimeout))
 
 	It("begins at once when the configuration says that it restarts none, and goes on to wait over a start of the parent", func(ctx SpecContext) {

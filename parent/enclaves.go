@@ -24,8 +24,8 @@ type StartedEnclave interface {
 	Dial(context.Context) (net.Conn, error)
 	// Ended is closed when it has gone, for whatever reason.
 	Ended() <-chan struct{}
-	// Stop has it end, by force when ctx ends first, and returns when it has gone. Of
-	// one that has gone it returns at once.
+	// Stop has it end, by force when ctx ends first. An error says that it may still be
+	// there. Of one that has gone it returns nil, at once.
 	Stop(context.Context) error
 }
 
@@ -185,17 +185,26 @@ func (p *Parent) endEnclaves(ctx context.Context) {
 		if h == nil {
 			continue
 		}
-		if err := h.end(ctx); err != nil {
+		if err := p.endEnclave(ctx, h); err != nil {
 			p.log.Error("an enclave does not end", "error", err)
 		}
 	}
 }
 
+// endEnclave ends an enclave, once the audit log has what it still had to tell.
+func (p *Parent) endEnclave(ctx context.Context, h *held) error {
+	if h.started != nil {
+		p.recordReleasesOf(context.WithoutCancel(ctx), h)
+	}
+	return h.end(ctx)
+}
+
 // errNoEnclave is before the first one is started.
 var errNoEnclave = errors.New("no enclave has been started yet")
 
-// enclaveStop bounds how long an enclave may take to end that is asked to.
-const enclaveStop = 5 * time.Second
+// enclaveStop bounds how long an enclave may take to end that is asked to, or a command
+// to terminate it.
+const enclaveStop = 30 * time.Second
 
 // end ends an enclave that this parent has started.
 func (h *held) end(ctx context.Context) error {

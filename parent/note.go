@@ -71,6 +71,12 @@ func (n note) keep(path string) (err error) {
 	return errors.Join(dir.Sync(), dir.Close())
 }
 
+func (w *washer) isNoted(id string) bool {
+	w.noting.Lock()
+	defer w.noting.Unlock()
+	return w.noted.Wash == id
+}
+
 // note notes a wash, unless a later one is noted.
 func (w *washer) note(a wash.Action) error {
 	w.noting.Lock()

@@ -83,6 +83,44 @@ var _ = Describe("A start of the parent while the state store is away", func() {
 		again.eventuallyRegistered(ctx, healthy())
 	}, NodeTimeout(specTimeout))
 
+	It("goes on to wait, in service, where the wash waits again", func(ctx SpecContext) {
+		checking, goOn := make(chan struct{}), make(chan struct{})
+		in, _ := startRestarting(ctx, func(_ *washing, c *parent.Config) {
+			c.Wash.CheckModel = func(ctx context.Context, _ bool) (string, error) {
+				close(checking)
+				select {
+				case <-goOn:
+				case <-ctx.Done():
+				}
+				return "1 file", nil
+			}
+		})
+		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+		Eventually(ctx, checking).Should(BeClosed())
+		in.peer(ctx, "use1-1", fleet.Load{}, false, elsewhere)
+		close(goOn)
+		Eventually(ctx, in.newest).Should(And(HaveField("Open", state.WashWaiting), HaveField("Reason", ContainSubstring("no other instance"))))
+
+		again := after(ctx, in, &away)
+		again.eventuallyRegistered(ctx, healthy())
+		Expect(readAll(again.ask(ctx, "a", "claims of 0"))).To(Equal("answer of 0"))
+		Consistently(ctx, again.registered, "300ms").Should(healthy())
+	}, NodeTimeout(specTimeout))
+
+	It("has stored later what was only noted, of a wash that had no record before it ended", func(ctx SpecContext) {
+		var gone atomic.Bool
+		in := startWashing(func(in *washing, c *parent.Config) { c.Wash.Records = &goneRecords{Store: in.records, away: &gone} })
+		in.ready(ctx)
+		gone.Store(true)
+		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+		Eventually(func() (string, error) { content, err := os.ReadFile(in.config.Wash.Note); return string(content), err }).Should(ContainSubstring(`"passed":true`))
+		again := after(ctx, in, &away)
+		again.eventuallyRegistered(ctx, healthy())
+		Expect(again.washes(ctx)).To(BeEmpty())
+		away.Store(false)
+		Eventually(ctx, again.newest).Should(HaveField("Passed", true))
+	}, NodeTimeout(specTimeout))
+
 	It("has stored later what was only noted", func(ctx SpecContext) {
 		var gone atomic.Bool
 		in, _ := startRestarting(ctx, func(in *washing, c *parent.Config) { c.Wash.Records = &goneRecords{Store: in.records, away: &gone} })

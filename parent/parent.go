@@ -161,6 +161,7 @@ type Parent struct {
 
 	washer *washer                        // nil: there are no full washes
 	known  atomic.Pointer[known]          // keys that the fleet was last told of
+	untold atomic.Bool                    // the last report to the fleet has failed
 	view   atomic.Pointer[fleet.Snapshot] // who holds which keys elsewhere
 }
 

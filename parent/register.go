@@ -74,7 +74,9 @@ func (p *Parent) register(ctx context.Context) {
 					p.known.Store(&known{keyIDs: seen.keyIDs, since: began})
 				}
 				registered, last, lastReported = true, seen, time.Now()
+				p.untold.Store(false)
 			case ctx.Err() == nil:
+				p.untold.Store(true)
 				registered = false // whatever the store holds, write all of it next time
 				p.log.Warn("could not report to the fleet store; trying again", "error", err)
 			}

@@ -55,14 +55,19 @@ func (w *washer) begin(ctx context.Context) {
 // takeUp takes up the newest of rows, as far as it is newer than what was noted. What
 // was noted and not stored is stored.
 func (w *washer) takeUp(ctx context.Context, rows []state.Record[state.Wash]) {
+	noted := w.found
+	unwritten := noted.Wash != "" && noted.Row.Open == ""
 	if len(rows) == 0 {
+		if unwritten {
+			w.record(ctx, wash.Action{Wash: noted.Wash, Row: noted.Row})
+		}
 		return
 	}
-	newest, noted := rows[0], w.found
+	newest := rows[0]
 	id := newest.Key.Partition + "/" + newest.Key.Sort
 	switch {
-	case noted.Wash == id && noted.Row.Open == "" && newest.Value.Open != "":
-		w.record(ctx, wash.Action{Wash: id, Row: noted.Row})
+	case unwritten && (noted.Wash == id && newest.Value.Open != "" || newest.Value.StartedAt.Before(noted.Row.StartedAt)):
+		w.record(ctx, wash.Action{Wash: noted.Wash, Row: noted.Row})
 	case !newest.Value.StartedAt.Before(w.started): // this parent's own
 	case noted.Wash == "" || newest.Value.StartedAt.After(noted.Row.StartedAt):
 		w.takeUpAs(id, newest.Value)

@@ -96,8 +96,10 @@ func newWasher(p *Parent, config Wash) (*washer, error) {
 		kick: make(chan struct{}, 1), started: time.Now(), state: wash.State{Washed: time.Now()}, changed: make(chan struct{}),
 	}
 	var err error
+	self := p.config.Instance
+	self.Versions = p.versions()
 	w.turn, err = turn.New(turn.Config{
-		Self: p.config.Instance, Leases: config.Records, Length: config.TurnLength, Snapshot: p.config.Store.Snapshot,
+		Self: self, Leases: config.Records, Length: config.TurnLength, Snapshot: p.config.Store.Snapshot,
 		StaleAfter: func() time.Duration { return p.settings.Load().StaleAfter }, Aside: func() time.Duration { return w.settings().MayBeAside() },
 		Wash: w.is, Tell: w.mayBegin, Logger: p.log,
 	})
@@ -112,7 +114,7 @@ func newWasher(p *Parent, config Wash) (*washer, error) {
 func (w *washer) settings() wash.Config {
 	c := w.p.settings.Load().Wash
 	c.StepTimeout = cmp.Or(c.StepTimeout, w.config.StepTimeout)
-	c.Region, c.Instance = w.p.config.Instance.Region, w.p.config.Instance.ID
+	c.Region, c.Instance, c.Untold = w.p.config.Instance.Region, w.p.config.Instance.ID, w.p.untold.Load()
 	return c
 }
 
@@ -418,9 +420,15 @@ func (w *washer) write(ctx context.Context, row state.Wash) error {
 }
 
 // waits shows that a wash may not begin yet. A store that is away shows nothing: the log
-// and the metric do.
+// and the metric do. One that is noted as under way, and waits again, is noted as that: a
+// start would take the instance for half washed.
 func (w *washer) waits(ctx context.Context, a wash.Action) {
 	w.p.log.Info("a wash waits", "wash", a.Wash, "because", a.Row.Reason)
+	if w.isNoted(a.Wash) {
+		if err := w.note(a); err != nil {
+			w.p.log.Error("a wash that waits again could not be noted: a start would take the instance into quarantine", "wash", a.Wash, "error", err)
+		}
+	}
 	ctx, cancel := context.WithTimeout(ctx, recordAgain)
 	defer cancel()
 	if err := w.write(ctx, a.Row); err != nil {

@@ -91,7 +91,7 @@ func (w *washer) startStandby(ctx context.Context) (detail string, err error) {
 		w.left = w.p.enclaves.retire()
 	}
 	if w.left != nil { // of a wash that has failed
-		if err := w.left.end(ctx); err != nil {
+		if err := w.p.endEnclave(ctx, w.left); err != nil {
 			return "", fmt.Errorf("the enclave of before is still there: %w", err)
 		}
 		w.left = nil
@@ -201,8 +201,7 @@ func (w *washer) stopOld(ctx context.Context) (string, error) {
 		ended = "was cut"
 	}
 	waited := time.Since(began)
-	w.p.recordReleasesOf(ctx, old)
-	if err := old.end(ctx); err != nil {
+	if err := w.p.endEnclave(ctx, old); err != nil {
 		return "", fmt.Errorf("the old enclave does not end: %w", err)
 	}
 	w.left = nil
@@ -250,7 +249,7 @@ func (w *washer) dropStandby(ctx context.Context) {
 	if dropped == nil {
 		return
 	}
-	if err := dropped.end(ctx); err != nil {
+	if err := w.p.endEnclave(ctx, dropped); err != nil {
 		w.p.log.Error("a fresh enclave that is not used does not end", "error", err)
 	}
 }

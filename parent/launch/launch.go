@@ -103,7 +103,7 @@ func (e *Enclaves) Start(place int) (parent.StartedEnclave, error) {
 		if err != nil {
 			return
 		}
-		_ = p.cmd.Wait() // how it ended says nothing that its log does not
+		p.err = p.cmd.Wait()
 		e.mu.Lock()
 		e.taken[place] = false
 		e.mu.Unlock()
@@ -121,6 +121,7 @@ type process struct {
 	cmd     *exec.Cmd
 	address string
 	ended   chan struct{}
+	err     error // how it ended; readable once ended is closed
 }
 
 // Dial is [parent.StartedEnclave].
@@ -129,11 +130,21 @@ func (p *process) Dial(ctx context.Context) (net.Conn, error) { return vsock.Dia
 // Ended is [parent.StartedEnclave].
 func (p *process) Ended() <-chan struct{} { return p.ended }
 
-// Stop is [parent.StartedEnclave].
+// Stop is [parent.StartedEnclave]. A command that says that it has failed may have left
+// the enclave behind, as nitro-cli does that cannot terminate it, and so may one that had
+// to be killed. The enclave of one that has ended before is no longer there to be stopped.
 func (p *process) Stop(ctx context.Context) error {
+	select {
+	case <-p.ended:
+		return nil
+	default:
+	}
 	_ = p.cmd.Process.Signal(syscall.SIGTERM) // fails if it has gone
 	select {
 	case <-p.ended:
+		if p.err != nil {
+			return fmt.Errorf("the enclave's command, asked to end, says %w: the enclave may still be there", p.err)
+		}
 		return nil
 	case <-ctx.Done():
 	}
@@ -141,5 +152,5 @@ func (p *process) Stop(ctx context.Context) error {
 		return fmt.Errorf("kill the enclave: %w", err)
 	}
 	<-p.ended
-	return nil
+	return errors.New("the enclave's command did not end and was killed: the enclave may still be there")
 }

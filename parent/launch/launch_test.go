@@ -49,7 +49,11 @@ func enclave(address string) {
 		}
 	}()
 	for range term {
-		if os.Getenv("ENCLAVE_OF_THE_TEST") != "stubborn" {
+		switch os.Getenv("ENCLAVE_OF_THE_TEST") {
+		case "stubborn":
+		case "failing":
+			os.Exit(3)
+		default:
 			return
 		}
 	}
@@ -116,10 +120,17 @@ var _ = Describe("Enclaves", func() {
 		start(ctx, e, 0)
 	})
 
-	It("are killed when they do not end", func(ctx SpecContext) {
+	It("are killed when they do not end, which is said: what a command has started may be there still", func(ctx SpecContext) {
 		stubborn := start(ctx, open("stubborn"), 0)
-		Expect(stubborn.Stop(ended())).To(Succeed())
+		Expect(stubborn.Stop(ended())).To(MatchError(ContainSubstring("may still be there")))
 		Expect(stubborn.Ended()).To(BeClosed())
+		Expect(stubborn.Stop(ctx)).To(Succeed(), "there is nothing any more to be stopped")
+	})
+
+	It("may still be there when their command, asked to end, says that it has failed", func(ctx SpecContext) {
+		failing := start(ctx, open("failing"), 0)
+		Expect(failing.Stop(ctx)).To(MatchError(ContainSubstring("exit status 3")))
+		Expect(failing.Ended()).To(BeClosed())
 	})
 
 	It("are not started by a program that is not there", func() {

@@ -33,7 +33,7 @@ import (
 
 // Config says whose turn it is about.
 type Config struct {
-	Self   fleet.Instance // its ID, Region and Models
+	Self   fleet.Instance // its ID, Region, Models and their Versions
 	Leases state.Store    // has the region's leases
 	// Snapshot reads the fleet.
 	Snapshot func(context.Context) (*fleet.Snapshot, error)
@@ -325,7 +325,8 @@ func (t *Turn) free(ctx context.Context, key state.Key) error {
 }
 
 // spared says why the fleet cannot do without this instance now; empty: it can. One that
-// takes no requests is missed by nobody.
+// takes no requests is missed by nobody. One of another version of a model does not stand
+// in: it may be one that gets no requests at all, as a canary that was rolled back.
 func (t *Turn) spared(ctx context.Context, quarantined bool) (why string) {
 	ctx, cancel := context.WithTimeout(ctx, t.config.Length/3)
 	defer cancel()
@@ -340,11 +341,13 @@ func (t *Turn) spared(ctx context.Context, quarantined bool) (why string) {
 	}
 	stale := t.config.StaleAfter()
 	for _, in := range snapshot.Ready(stale) {
-		missing := func(model string) bool { return !slices.Contains(in.Models, model) }
+		missing := func(model string) bool {
+			return !slices.Contains(in.Models, model) || in.Versions[model] != self.Versions[model]
+		}
 		// When all are stale, requests are routed as if none were: a wash can wait.
 		if in.ID != self.ID && in.Region == self.Region && !snapshot.Stale(in, stale) && !slices.ContainsFunc(self.Models, missing) {
 			return ""
 		}
 	}
-	return fmt.Sprintf("no other instance of %s that serves %s is ready", self.Region, strings.Join(self.Models, ", "))
+	return fmt.Sprintf("no other instance of %s that serves %s, of the same version, is ready", self.Region, strings.Join(self.Models, ", "))
 }

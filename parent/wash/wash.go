@@ -40,7 +40,10 @@ type Config struct {
 	OnTenantChange bool          // after a request of another tenant than the one before
 	Strict         bool          // after every request, and none runs meanwhile ([Config.Admits])
 	RestartEngine  bool          // the engine is restarted, so that the GPU's memory can be overwritten; not with Strict
-	StepTimeout    time.Duration // an action that takes longer has failed; default 10 minutes
+	// Untold is that the fleet could not be told of the instance last: a wash has new keys
+	// to tell of, so none begins but those that are ordered, and those of strict mode.
+	Untold      bool
+	StepTimeout time.Duration // an action that takes longer has failed; default 10 minutes
 	// AsideTimeout is how long an instance may be out of traffic for a wash, which has
 	// failed if it takes longer; default 8 minutes: after 10 the autoscaler takes an
 	// instance that is not healthy for dead.
@@ -242,6 +245,8 @@ func (c Config) due(s State, ordered bool, now time.Time) string {
 		return ""
 	case c.Strict && s.Requests > 0:
 		return TriggerStrict
+	case c.Untold:
+		return ""
 	case c.OnTenantChange && s.Changed:
 		return TriggerTenant
 	case c.EveryRequests > 0 && s.Requests >= c.EveryRequests:

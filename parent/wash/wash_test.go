@@ -85,6 +85,10 @@ var _ = Describe("A wash", func() {
 		Entry("and not after the same's", func(c *wash.Config) { c.OnTenantChange = true }, []string{"a", "a"}, time.Hour, ""),
 		Entry("after every request, in strict mode", func(c *wash.Config) { c.Strict = true }, []string{"a"}, time.Second, wash.TriggerStrict),
 		Entry("and not before one", func(c *wash.Config) { c.Strict = true }, nil, time.Hour, ""),
+		Entry("not while the fleet cannot be told of it", func(c *wash.Config) {
+			c.EveryRequests, c.Every, c.OnTenantChange, c.Untold = 1, time.Minute, true, true
+		}, []string{"a", "b"}, time.Hour, ""),
+		Entry("all the same in strict mode, where no request runs before it", func(c *wash.Config) { c.Strict, c.Untold = true, true }, []string{"a"}, time.Second, wash.TriggerStrict),
 		Entry("never, where nothing says so", func(*wash.Config) {}, []string{"a", "b", "c"}, time.Hour, ""),
 	)
 
