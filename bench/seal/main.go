@@ -31,6 +31,7 @@ type options struct {
 	kmsPairs int // with and without a data key of KMS
 	kmsEvery time.Duration
 	only     string
+	beside   string // where the result of time is kept instead; empty: with the others
 }
 
 func main() {
@@ -39,6 +40,7 @@ func main() {
 	flag.IntVar(&o.kmsPairs, "kms-pairs", 150, "pairs of requests with a data key of KMS and without")
 	flag.DurationVar(&o.kmsEvery, "kms-every", 500*time.Millisecond, "from one pair with a data key of KMS to the next, when they do not come one right after the other")
 	flag.StringVar(&o.only, "only", "", "time or bytes: measure that alone; bytes do not depend on what else the machine does")
+	flag.StringVar(&o.beside, "beside", "", "keep the result of time beside the others, for this machine: a name such as slow")
 	flag.Parse()
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
@@ -63,6 +65,10 @@ func run(ctx context.Context, o options) error {
 		}
 		measured = true
 		r := result.Result{Name: m.name, Title: m.title, Command: "make bench-seal"}
+		if o.beside != "" && m.what == "time" {
+			r.Name, r.Title = m.name+"-"+o.beside, m.title+", on another machine: "+o.beside
+			r.Command = "go run ./bench/seal -only time -beside " + o.beside
+		}
 		if err := m.measure(ctx, o, &r); err != nil {
 			return err
 		}
