@@ -4,6 +4,8 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -40,7 +42,9 @@ var engines = map[string]func(*engine.Config) (cache string){
 
 const engineProfile = "a100-llama-8b"
 
-// startEngine runs an engine until the spec is over.
+// startEngine runs an engine until the spec is over. It has answered once, so that
+// what runs of it for as long as it lives is running: whoever counts goroutines from
+// here on counts none of them as left over.
 func startEngine(config engine.Config) {
 	GinkgoHelper()
 	ctx, end := context.WithCancel(context.Background())
@@ -56,6 +60,13 @@ func startEngine(config engine.Config) {
 		ended <- nil
 		Fail("ended before it was ready: " + err.Error())
 	}
+	transport := &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", config.Socket)
+	}}
+	resp, err := (&http.Client{Transport: transport}).Get("http://engine/health")
+	Expect(err).NotTo(HaveOccurred())
+	defer func() { _ = resp.Body.Close() }()
+	Expect(resp.StatusCode).To(Equal(http.StatusOK))
 }
 
 // probe asks for one token under a salt, and says how many of the prompt's the
