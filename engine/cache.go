@@ -27,6 +27,9 @@ type cache interface {
 	// gets. body is the enclave's JSON, an object. The errors are errSalt, errBody,
 	// what reading body gives, what asking the engine gives, or ctx's.
 	enter(ctx context.Context, salt string, body io.Reader, length int64) (*entry, error)
+	// keep has the engine remember what comes next under a salt, as far as others keep it
+	// from that; empty: none any more.
+	keep(salt string)
 	// queued is how many requests wait to enter.
 	queued() int
 	// restarted says that another engine is there, or may be.
@@ -73,6 +76,8 @@ func (plainCache) enter(_ context.Context, _ string, body io.Reader, length int6
 	return &entry{body: io.NopCloser(body), length: length, leave: func(ending) {}}, nil
 }
 
+func (plainCache) keep(string) {}
+
 func (plainCache) queued() int { return 0 }
 
 func (plainCache) restarted() {}
@@ -88,6 +93,8 @@ func (saltedCache) enter(_ context.Context, salt string, body io.Reader, length 
 	body, length, err := insert(`"cache_salt":"`+salt+`",`, body, length)
 	return &entry{body: io.NopCloser(body), length: length, leave: func(ending) {}}, err
 }
+
+func (saltedCache) keep(string) {} // others have salts of their own
 
 func (saltedCache) queued() int { return 0 }
 
@@ -156,6 +163,8 @@ func (c *slottedCache) enter(ctx context.Context, salt string, body io.Reader, l
 	e.body, e.length = &wiped{Reader: inserted, content: content}, length
 	return e, nil
 }
+
+func (c *slottedCache) keep(salt string) { c.slots.keep(salt) }
 
 func (c *slottedCache) queued() int { return c.slots.queued() }
 

@@ -19,7 +19,12 @@ type Ending = ending
 type SlotTable struct{ table slotTable }
 
 // NewSlotTable is of n idle slots.
-func NewSlotTable(n int) *SlotTable { return &SlotTable{slotTable{slots: make([]slot, n)}} }
+func NewSlotTable(n int) *SlotTable {
+	return &SlotTable{slotTable{slots: make([]slot, n), doubt: doubt}}
+}
+
+// Keep is slotTable.keep.
+func (t *SlotTable) Keep(salt string) { t.table.keep(salt) }
 
 // Grant is what a request may use.
 type Grant struct {
@@ -46,3 +51,10 @@ var Spreads = spreads
 
 // PlantWithoutPause has the guard try again at once.
 func (g *Guard) PlantWithoutPause() { g.washer.pause = 0 }
+
+// Hasten has the guard of an engine with slots doubt them for so long only, and try
+// again to plant after so long.
+func (g *Guard) Hasten(doubt, pause time.Duration) {
+	g.cache.(*slottedCache).slots.table.doubt = doubt
+	g.washer.pause = pause
+}

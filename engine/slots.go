@@ -16,6 +16,11 @@ import (
 type slotTable struct {
 	slots []slot
 	takes uint64
+	doubt time.Duration // how long a slot is doubted
+	// kept is a salt that a slot is kept for: the one that it gets first, once it has got
+	// one. Empty: none.
+	kept   string
+	keptAt int // that slot; -1: it has got none yet
 }
 
 type slot struct {
@@ -29,10 +34,6 @@ type slot struct {
 	doubted time.Time
 }
 
-// doubt is how long an engine may take until it has heard that a request's caller
-// is gone, at the very most.
-const doubt = time.Minute
-
 // grant is what a request may use until it is released.
 type grant struct {
 	slot  int
@@ -42,14 +43,15 @@ type grant struct {
 
 // take gives an idle slot: one with prompts of the same salt, which may be reused,
 // or else the one that is least missed. all waits for every slot to be idle, for
-// requests whose choices the engine spreads over slots of its own choosing.
+// requests whose choices the engine spreads over slots of its own choosing, and for
+// none to be kept.
 func (t *slotTable) take(salt string, all bool, now time.Time) (g grant, ok bool) {
 	best := -1
 	for i := range t.slots {
 		switch {
-		case t.slots[i].busy && all:
+		case all && (t.slots[i].busy || t.kept != ""):
 			return grant{}, false
-		case t.slots[i].busy:
+		case t.slots[i].busy || t.keptFrom(i, salt):
 		case best < 0 || t.better(i, best, salt, now):
 			best = i
 		}
@@ -58,6 +60,9 @@ func (t *slotTable) take(salt string, all bool, now time.Time) (g grant, ok bool
 		return grant{}, false
 	}
 	t.takes++
+	if t.kept != "" && t.kept == salt {
+		t.keptAt = best
+	}
 	g = grant{slot: best, all: all, reuse: !all && t.slots[best].salt == salt}
 	for i := range t.slots {
 		if i == best || all {
@@ -65,6 +70,15 @@ func (t *slotTable) take(salt string, all bool, now time.Time) (g grant, ok bool
 		}
 	}
 	return g, true
+}
+
+// keep has the slot that a salt gets next be nobody else's, so that nobody else leaves it
+// in doubt again. Empty: none is kept any more.
+func (t *slotTable) keep(salt string) { t.kept, t.keptAt = salt, -1 }
+
+// keptFrom says whether slot i is not for a salt, because of the one that is kept.
+func (t *slotTable) keptFrom(i int, salt string) bool {
+	return t.kept != "" && t.keptAt >= 0 && (salt == t.kept) != (i == t.keptAt)
 }
 
 // better says whether slot i suits more than slot j: its salt's own, the one that
@@ -105,7 +119,7 @@ func (t *slotTable) release(g grant, salt string, end ending, now time.Time) {
 		s.busy = false
 		switch {
 		case end == endVanished:
-			s.salt, s.doubted = "", now.Add(doubt)
+			s.salt, s.doubted = "", now.Add(t.doubt)
 		case end == endAnswered && !g.all && !now.Before(s.doubted):
 			s.salt = salt
 		default:
@@ -113,6 +127,10 @@ func (t *slotTable) release(g grant, salt string, end ending, now time.Time) {
 		}
 	}
 }
+
+// doubt is how long an engine may take until it has heard that a request's caller
+// is gone, at the very most.
+const doubt = time.Minute
 
 // slotQueue gives the slots of a table to requests in the order in which they come.
 type slotQueue struct {
@@ -127,7 +145,9 @@ type waiter struct {
 	ready chan grant // holds one
 }
 
-func newSlotQueue(n int) *slotQueue { return &slotQueue{table: slotTable{slots: make([]slot, n)}} }
+func newSlotQueue(n int) *slotQueue {
+	return &slotQueue{table: slotTable{slots: make([]slot, n), doubt: doubt}}
+}
 
 // take waits for its turn, or until ctx ends.
 func (q *slotQueue) take(ctx context.Context, salt string, all bool) (grant, error) {
@@ -160,15 +180,33 @@ func (q *slotQueue) release(g grant, salt string, end ending, now time.Time) {
 	q.serve(now)
 }
 
-// serve gives slots to who waits, the first first. It is called with mu held.
+// keep is [slotTable.keep], where there are slots for others beside it.
+func (q *slotQueue) keep(salt string) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if len(q.table.slots) > 1 {
+		q.table.keep(salt)
+		q.serve(time.Now())
+	}
+}
+
+// serve gives slots to who waits, the first first. While a slot is kept nobody waits
+// behind who wants all, nor the one that it is kept for behind who cannot have it. It is
+// called with mu held.
 func (q *slotQueue) serve(now time.Time) {
-	for first := q.waiting.Front(); first != nil; first = q.waiting.Front() {
-		w := first.Value.(*waiter)
+	kept, blocked := q.table.kept, false
+	for at := q.waiting.Front(); at != nil && (!blocked || kept != ""); {
+		w, this := at.Value.(*waiter), at
+		at = at.Next()
+		if kept != "" && (w.all || blocked && w.salt != kept) {
+			continue
+		}
 		g, ok := q.table.take(w.salt, w.all, now)
 		if !ok {
-			return
+			blocked = true
+			continue
 		}
-		q.waiting.Remove(first)
+		q.waiting.Remove(this)
 		w.ready <- g
 	}
 }

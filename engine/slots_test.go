@@ -44,6 +44,7 @@ var _ = Describe("The slots of an engine without salts", func() {
 			now := time.Unix(0, 0)
 			var running []given
 			var delayed []late
+			kept, keptAt := "", -1
 			check := func() {
 				for _, g := range running {
 					for _, salt := range held[g.Slot] {
@@ -59,15 +60,24 @@ var _ = Describe("The slots of an engine without salts", func() {
 					salt := rapid.SampledFrom([]string{"a", "b", "c"}).Draw(t, "salt")
 					all := rapid.IntRange(0, 9).Draw(t, "choices") == 0
 					g, ok := table.Take(salt, all, now)
-					busy := len(running)
-					if slices.ContainsFunc(running, func(g given) bool { return g.All }) {
-						busy = n
+					alone := slices.ContainsFunc(running, func(g given) bool { return g.All })
+					want := all && len(running) == 0 && kept == ""
+					for slot := range n {
+						busy := alone || slices.ContainsFunc(running, func(g given) bool { return g.Slot == slot })
+						own := kept == "" || keptAt < 0 || (salt == kept) == (slot == keptAt)
+						want = want || !all && !busy && own
 					}
-					if want := busy < n && !all || busy == 0; ok != want {
-						t.Fatalf("with %d of %d slots busy a request gets one: %v", busy, n, ok)
+					if ok != want {
+						t.Fatalf("with %+v running and slot %d kept for %q one under %q gets one: %v", running, keptAt, kept, salt, ok)
 					}
 					if !ok {
 						return
+					}
+					if kept != "" && keptAt >= 0 && (salt == kept) != (g.Slot == keptAt) {
+						t.Fatalf("one under %s gets slot %d, and %d is kept for %s", salt, g.Slot, keptAt, kept)
+					}
+					if kept != "" && salt == kept {
+						keptAt = g.Slot
 					}
 					for _, other := range running {
 						if g.All || other.All || other.Slot == g.Slot {
@@ -112,6 +122,13 @@ var _ = Describe("The slots of an engine without salts", func() {
 						}
 						held.run(d.given, slot)
 					}
+				},
+				"keep": func(t *rapid.T) {
+					if n == 1 {
+						t.Skip()
+					}
+					kept, keptAt = rapid.SampledFrom([]string{"", "a"}).Draw(t, "kept"), -1
+					table.Keep(kept)
 				},
 				"wait": func(t *rapid.T) {
 					now = now.Add(time.Duration(rapid.IntRange(1, 90).Draw(t, "seconds")) * time.Second)
@@ -188,5 +205,35 @@ var _ = Describe("The slots of an engine without salts", func() {
 		Expect(ask("c", engine.EndAnswered)).To(Equal(engine.Grant{Slot: 1, Reuse: true}))
 		now = now.Add(engine.Doubt)
 		Expect(ask("d", engine.EndAnswered).Slot).To(Equal(0))
+	})
+
+	It("are kept from who vanishes again and again, for one salt, until it finds what it has asked", func() {
+		tries := func(keepAfter int) (reused bool) {
+			now := time.Unix(0, 0)
+			table := engine.NewSlotTable(2)
+			for try := range 180 {
+				if try == keepAfter {
+					table.Keep("canary")
+				}
+				for range 2 {
+					for range 2 { // whoever vanishes takes whatever there is
+						if g, ok := table.Take("a", false, now); ok {
+							table.Release(g, "a", engine.EndVanished, now)
+						}
+					}
+					g, ok := table.Take("canary", false, now)
+					Expect(ok).To(BeTrue())
+					table.Release(g, "canary", engine.EndAnswered, now)
+					reused = g.Reuse
+				}
+				if reused {
+					return true
+				}
+				now = now.Add(500 * time.Millisecond)
+			}
+			return false
+		}
+		Expect(tries(-1)).To(BeFalse())
+		Expect(tries(20)).To(BeTrue())
 	})
 })

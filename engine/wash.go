@@ -33,9 +33,12 @@ type washer struct {
 
 // Bounds on planting: a slot of llama.cpp's that another request takes between two
 // of ours has forgotten the canary, which is to be tried again; and for as long as
-// every slot is doubted (slotTable), none is seen to keep one.
+// every slot is doubted (slotTable), none is seen to keep one. Who opens streams and
+// hangs up could have them all doubted for ever: after some tries one is kept for the
+// canary, which takes it from requests for the rest of its doubt.
 const (
 	plantTries = 180
+	keepAfter  = 20
 	plantPause = 500 * time.Millisecond
 	maxAnswer  = 1 << 20
 )
@@ -86,7 +89,11 @@ func (w *washer) plant(ctx context.Context) (string, error) {
 	if err := w.newCanary(ctx, words); err != nil {
 		return "", err
 	}
+	defer w.guard.cache.keep("")
 	for try := 1; ; try++ {
+		if try == keepAfter {
+			w.guard.cache.keep(w.salt)
+		}
 		if _, err := w.cached(ctx); err != nil {
 			return "", err
 		}

@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -154,6 +155,60 @@ var _ = Describe("An engine's part of a wash", func() {
 		Expect(why).To(BeEmpty())
 		Expect(detail).To(HaveSuffix("at try 4"))
 	}, NodeTimeout(time.Minute))
+
+	DescribeTable("finds a slot for its canary beside who opens streams and hangs up, again and again", func(ctx SpecContext, bodies ...string) {
+		upstream := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			body, err := io.ReadAll(r.Body)
+			switch {
+			case err != nil:
+			case r.URL.Path == "/props":
+				_, _ = io.WriteString(w, `{"total_slots":2}`)
+			case r.URL.Path == "/v1/models":
+				_, _ = io.WriteString(w, `{"data":[{"id":"m"}]}`)
+			case r.URL.Path == chat:
+				<-r.Context().Done()
+			case strings.Contains(string(body), `"cache_prompt":true`):
+				_, _ = io.WriteString(w, `{"usage":{"prompt_tokens_details":{"cached_tokens":20}}}`)
+			default:
+				_, _ = io.WriteString(w, `{"usage":{"prompt_tokens_details":{"cached_tokens":0}}}`)
+			}
+		}))
+		DeferCleanup(upstream.Close)
+		g, err := engine.NewGuard(engine.GuardConfig{Upstream: upstream.URL, Cache: api.CacheSlots, Slots: 2, Role: func(r *http.Request) engine.Role {
+			if r.RequestURI == chat {
+				return engine.RoleEnclave
+			}
+			return engine.RoleParent
+		}})
+		Expect(err).NotTo(HaveOccurred())
+		g.Hasten(300*time.Millisecond, 10*time.Millisecond)
+		hangUp := func(ctx context.Context, body string) {
+			ctx, cancel := context.WithTimeout(ctx, 5*time.Millisecond)
+			defer cancel()
+			defer func() { Expect(recover()).To(Equal(http.ErrAbortHandler)) }()
+			req := httptest.NewRequestWithContext(ctx, http.MethodPost, chat, strings.NewReader(body))
+			req.Header.Set(api.HeaderCacheSalt, "a")
+			g.ServeHTTP(httptest.NewRecorder(), req)
+		}
+		planting, planted := context.WithCancel(ctx)
+		var hanging sync.WaitGroup
+		defer hanging.Wait()
+		defer planted()
+		for i := range 4 {
+			hanging.Go(func() {
+				defer GinkgoRecover()
+				for planting.Err() == nil {
+					hangUp(ctx, bodies[i%len(bodies)])
+				}
+			})
+		}
+		_, why := step(ctx, g, api.PathWashPlant)
+		Expect(why).To(BeEmpty())
+	},
+		Entry("of one choice", NodeTimeout(time.Minute), `{"stream":true}`),
+		Entry("of two", NodeTimeout(time.Minute), `{"stream":true,"n":2}`),
+		Entry("of either", NodeTimeout(time.Minute), `{"stream":true}`, `{"stream":true,"n":2}`),
+	)
 
 	It("makes its canary longer for an engine that keeps larger blocks only", func(ctx SpecContext) {
 		var asked []int
