@@ -3,6 +3,7 @@ package parent_test
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -200,8 +201,13 @@ func (in *washing) ended(ctx context.Context) (ended []state.Wash) {
 func (in *washing) wash(ctx context.Context) state.Wash {
 	GinkgoHelper()
 	before := len(in.ended(ctx))
-	Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+	resp := in.order(in.client(routerID))
+	Expect(resp).To(HaveHTTPStatus(http.StatusAccepted))
+	var ordered struct{ Wash string }
+	Expect(json.NewDecoder(resp.Body).Decode(&ordered)).To(Succeed())
 	Eventually(ctx, in.ended).Should(HaveLen(before + 1))
+	key := in.washes(ctx)[0].Key
+	Expect(key.Partition + "/" + key.Sort).To(Equal(ordered.Wash))
 	return in.ended(ctx)[0]
 }
 

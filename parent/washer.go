@@ -3,6 +3,7 @@ package parent
 import (
 	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -164,19 +165,20 @@ func (w *washer) last() (id string, endedAt time.Time) {
 	return w.id, w.endedAt
 }
 
-// order has the instance washed, unless it is being washed already.
-func (w *washer) order() (ordered bool) {
+// order has the instance washed, and gives the wash's id; empty: it is being washed
+// already.
+func (w *washer) order() (id string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if w.state.Wash != "" {
-		return false
+		return ""
 	}
 	w.step(wash.Observation{Ordered: true})
-	return true
+	return w.state.Wash
 }
 
 // serveWash takes an order: an operator's, which routers bring, or a controller's, who is
-// about to have the instance terminated.
+// about to have the instance terminated. It answers with the wash's id.
 func (p *Parent) serveWash(w http.ResponseWriter, r *http.Request) {
 	if peer, _ := identity.Peer(r.TLS); peer.Role != identity.RoleRouter && peer.Role != identity.RoleController {
 		api.Errorf(http.StatusForbidden, "not_allowed", "only routers and controllers order washes").Write(w)
@@ -186,11 +188,14 @@ func (p *Parent) serveWash(w http.ResponseWriter, r *http.Request) {
 		api.Errorf(http.StatusNotFound, "no_washes", "this instance's parent does not start its enclave, so it cannot wash it (mrgc-parent -enclave-command)").Write(w)
 		return
 	}
-	if !p.washer.order() {
+	id := p.washer.order()
+	if id == "" {
 		api.Errorf(http.StatusConflict, "wash_under_way", "the instance is being washed already").Write(w)
 		return
 	}
+	w.Header().Set("Content-Type", "application/json")
 	w.WriteHeader(http.StatusAccepted)
+	_ = json.NewEncoder(w).Encode(map[string]string{"wash": id}) // who has gone sees the wash's record
 }
 
 // admit lets a request run: at once, and in strict mode when it is alone and the

@@ -80,6 +80,7 @@ type parent struct {
 	instance *fleet.Instance
 	ordered  atomic.Int64 // washes
 	refuses  atomic.Bool  // to be washed
+	says     atomic.Value // string: to an order that it takes
 
 	mu      sync.Mutex
 	asked   int              // guarded by mu
@@ -99,11 +100,13 @@ func kidOf(id string) string {
 func startParent(ca *devca.Authority, region fleet.Region, id string) *parent {
 	GinkgoHelper()
 	p := &parent{answers: offer(api.Recipient{Claims: claimsOf(id), Attestation: []byte("document of " + id)})}
+	p.says.Store(`{"wash":"` + id + `/2026-03-14T09:26:53.589000Z"}`)
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if r.URL.Path == api.PathWash && !p.refuses.Load() {
 				p.ordered.Add(1)
 				w.WriteHeader(http.StatusAccepted)
+				_, _ = io.WriteString(w, p.says.Load().(string))
 				return
 			}
 			if r.URL.Path == api.PathWash {

@@ -1,8 +1,10 @@
 package router
 
 import (
+	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/mrgc/mrgc/internal/api"
@@ -10,7 +12,8 @@ import (
 	"github.com/mrgc/mrgc/internal/identity"
 )
 
-// serveWash passes an operator's order of a full wash to the instance's parent. It
+// serveWash passes an operator's order of a full wash to the instance's parent, and the
+// wash's id back. It
 // wants JSON's content type, which a page of another site cannot send unasked.
 func (r *Router) serveWash(w http.ResponseWriter, req *http.Request) {
 	if req.Header.Get("Content-Type") != "application/json" {
@@ -42,7 +45,14 @@ func (r *Router) serveWash(w http.ResponseWriter, req *http.Request) {
 		api.ParseError(resp.StatusCode, body).Write(w)
 		return
 	}
-	writeJSON(w, http.StatusAccepted, map[string]any{"instance": in.ID, "ordered_at": time.Now().UTC()})
+	var ordered struct {
+		Wash string `json:"wash"`
+	}
+	if json.Unmarshal(body, &ordered) != nil || !strings.HasPrefix(ordered.Wash, in.ID+"/") {
+		api.Errorf(http.StatusBadGateway, "wash_not_known", "the instance's parent has taken the order, and does not say which wash it is").Write(w)
+		return
+	}
+	writeJSON(w, http.StatusAccepted, map[string]any{"instance": in.ID, "wash": ordered.Wash, "ordered_at": time.Now().UTC()})
 }
 
 // instance is one of the fleet's, as last seen; nil: there is none.

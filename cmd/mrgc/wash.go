@@ -79,12 +79,13 @@ func (o *washOrder) order(ctx context.Context, out io.Writer, instance string) e
 	if err != nil {
 		return err
 	}
-	if err := admins.Wash(ctx, instance); err != nil {
+	id, err := admins.Wash(ctx, instance)
+	if err != nil {
 		return err
 	}
-	ordered := map[string]string{"instance": instance, "wash": "ordered"}
+	ordered := map[string]string{"instance": instance, "wash": id}
 	return o.output.print(out, ordered, func(w io.Writer) error {
-		_, err := fmt.Fprintf(w, "a wash of %s is ordered; mrgc wash show %s says how it went\n", instance, instance)
+		_, err := fmt.Fprintf(w, "a wash of %s is ordered; mrgc wash show %s says how it went, when it has ended\n", instance, id)
 		return err
 	})
 }
@@ -100,21 +101,17 @@ func (o *washOrder) orderAndWait(ctx context.Context, out, progress io.Writer, i
 		return err
 	}
 	defer func() { err = errors.Join(err, store.Close()) }()
-	table := state.WashTable(store)
-	before, err := readWashes(ctx, table, instance, 1)
+	id, err := admins.Wash(ctx, instance)
 	if err != nil {
-		return err
-	}
-	if err := admins.Wash(ctx, instance); err != nil {
 		return err
 	}
 	waiting, cancel := context.WithTimeout(ctx, o.timeout)
 	defer cancel()
-	wash, err := awaitWash(waiting, table, instance, before, newProgressLine(progress))
+	wash, err := awaitWash(waiting, state.WashTable(store), id, newProgressLine(progress))
+	if waiting.Err() != nil && err != nil {
+		return fmt.Errorf("the wash goes on without being waited for (mrgc wash show %s says how it went): %w", id, err)
+	}
 	if err != nil {
-		if ended := waiting.Err(); ended != nil {
-			return fmt.Errorf("the wash goes on without being waited for (mrgc wash show %s says how it went): %w", instance, ended)
-		}
 		return err
 	}
 	one := []recordedWash{wash}
@@ -127,31 +124,35 @@ func (o *washOrder) orderAndWait(ctx context.Context, out, progress io.Writer, i
 // washPoll is how often a store is asked for what a wash has come to.
 const washPoll = 250 * time.Millisecond
 
-// awaitWash waits for the end of an instance's next wash after those of before, or of
-// the one there that has not ended.
-func awaitWash(ctx context.Context, table state.Table[state.Wash], instance string, before []recordedWash, line *progressLine) (recordedWash, error) {
+// awaitWash waits for a wash's end, however long the store is away meanwhile.
+func awaitWash(ctx context.Context, table state.Table[state.Wash], id string, line *progressLine) (recordedWash, error) {
 	defer line.clear()
 	began := time.Now()
 	tick := time.NewTicker(washPoll)
 	defer tick.Stop()
+	instance, sort, _ := strings.Cut(id, "/")
 	for {
-		newest, err := readWashes(ctx, table, instance, 1)
-		if err != nil {
-			return recordedWash{}, err
-		}
+		row, err := table.Get(ctx, state.Key{Partition: instance, Sort: sort})
 		what := "under way"
-		if len(newest) > 0 && (len(before) == 0 || newest[0].ID != before[0].ID || before[0].Open != "") {
-			if newest[0].Open == "" {
-				return newest[0], nil
-			}
-			if newest[0].Open == state.WashWaiting {
-				what = "waiting: " + newest[0].Reason
-			}
+		switch {
+		case errors.Is(err, state.ErrNotWhole):
+			return recordedWash{}, fmt.Errorf("wash %s: %w", id, err)
+		case errors.Is(err, state.ErrNotFound): // most are recorded when they have ended
+			err = nil
+		case err != nil:
+			what = "the state store does not answer: " + err.Error()
+		case row.Value.Open == "":
+			return recordOf(row), nil
+		case row.Value.Open == state.WashWaiting:
+			what = "waiting: " + row.Value.Reason
 		}
 		line.show("wash of %s, %.0f s: %s", instance, time.Since(began).Seconds(), what)
 		select {
 		case <-ctx.Done():
-			return recordedWash{}, ctx.Err()
+			if err == nil || errors.Is(err, ctx.Err()) {
+				return recordedWash{}, ctx.Err()
+			}
+			return recordedWash{}, fmt.Errorf("%w: the state store does not answer: %w", ctx.Err(), err)
 		case <-tick.C:
 		}
 	}

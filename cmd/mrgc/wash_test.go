@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"path/filepath"
@@ -113,6 +114,7 @@ var _ = Describe("mrgc wash now", func() {
 					return
 				}
 				w.WriteHeader(status)
+				_, _ = io.WriteString(w, `{"instance":"use1-0","wash":"use1-0/2026-03-14T09:26:53.589000Z"}`)
 			}))
 			DeferCleanup(server.Close)
 			return server.URL
@@ -120,7 +122,7 @@ var _ = Describe("mrgc wash now", func() {
 		lost := router(http.StatusNotFound)
 		got := mrgc("wash", "now", "use1-0", "--admin", lost, "--admin", router(http.StatusAccepted))
 		Expect(got.err).NotTo(HaveOccurred())
-		Expect(got.stdout).To(ContainSubstring("a wash of use1-0 is ordered"))
+		Expect(got.stdout).To(Equal("a wash of use1-0 is ordered; mrgc wash show use1-0/2026-03-14T09:26:53.589000Z says how it went, when it has ended\n"))
 		Expect(asked).To(HaveLen(2))
 		Expect(asked).To(HaveEach("POST /instances/use1-0/wash application/json"))
 		Expect(mrgc("wash", "now", "use1-0", "--admin", lost).err).To(MatchError(ContainSubstring("no such instance")))
@@ -128,7 +130,7 @@ var _ = Describe("mrgc wash now", func() {
 
 	Describe("--wait", func() {
 		var address, admin string
-		var ordered func() // what an order leads to
+		var ordered func() (started time.Time) // what an order leads to: a wash
 		at := time.Date(2026, time.March, 14, 9, 26, 53, 589000000, time.UTC)
 		record := func(started time.Time, w state.Wash) {
 			GinkgoHelper()
@@ -149,8 +151,9 @@ var _ = Describe("mrgc wash now", func() {
 		BeforeEach(func() {
 			address = "sqlite:" + filepath.Join(GinkgoT().TempDir(), "state.db")
 			server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
-				ordered()
+				key := state.WashKey("use1-0", ordered())
 				w.WriteHeader(http.StatusAccepted)
+				_ = json.NewEncoder(w).Encode(map[string]string{"wash": key.Partition + "/" + key.Sort})
 			}))
 			DeferCleanup(server.Close)
 			admin = server.URL
@@ -159,41 +162,45 @@ var _ = Describe("mrgc wash now", func() {
 			return mrgc(append([]string{"wash", "now", "use1-0", "--admin", admin, "--state", address, "--wait", "--timeout", "10s"}, more...)...)
 		}
 
-		It("shows the wash that was ordered, not the one before it", func() {
-			record(at, failed)
+		It("shows the wash that was ordered, and no other", func() {
+			record(at.Add(2*time.Hour), failed)
 			ended := make(chan struct{})
-			ordered = func() {
+			ordered = func() time.Time {
 				go func() {
 					defer GinkgoRecover()
 					defer close(ended)
+					record(at, failed)                 // one that was under way
 					time.Sleep(300 * time.Millisecond) // longer than it is between two looks
 					record(at.Add(time.Hour), passed)
 				}()
+				return at.Add(time.Hour)
 			}
 			got := wait()
 			<-ended
 			Expect(got.err).NotTo(HaveOccurred())
-			Expect(got.stdout).To(And(MatchRegexp(`T10:26:53.* passed`), MatchRegexp(`check_canary +1s +true +gone`), Not(ContainSubstring("T09:26:53"))))
+			Expect(got.stdout).To(And(MatchRegexp(`T10:26:53.* passed`), MatchRegexp(`check_canary +1s +true +gone`), Not(ContainSubstring("T09:26:53")), Not(ContainSubstring("T11:26:53"))))
 		})
 
 		It("fails when the wash does, and says what that means", func() {
-			ordered = func() { record(at, failed) }
+			ordered = func() time.Time { record(at, failed); return at }
 			got := wait("-o", "json")
 			Expect(got.err).To(MatchError("the wash has failed, and use1-0 takes no requests until one passes: check_model: another file"))
 			Expect(got.stdout).To(ContainSubstring(`"name": "check_model"`))
 		})
 
-		It("waits for one that has begun, or could not begin yet", func() {
-			record(at, state.Wash{Open: state.WashWaiting, Reason: "no turn"})
+		It("waits while it cannot begin yet, and while it is under way", func() {
 			ended := make(chan struct{})
-			ordered = func() {
+			ordered = func() time.Time {
+				record(at, state.Wash{Open: state.WashWaiting, Reason: "no turn"})
 				go func() {
 					defer GinkgoRecover()
 					defer close(ended)
+					time.Sleep(300 * time.Millisecond)
 					record(at, state.Wash{Open: state.WashUnderWay})
-					time.Sleep(300 * time.Millisecond) // longer than it is between two looks
+					time.Sleep(300 * time.Millisecond)
 					record(at, passed)
 				}()
+				return at
 			}
 			got := wait()
 			<-ended
@@ -202,8 +209,21 @@ var _ = Describe("mrgc wash now", func() {
 		})
 
 		It("waits no longer than it is told, and says that the wash goes on", func() {
-			ordered = func() {}
-			Expect(wait("--timeout", "300ms").err).To(MatchError(And(ContainSubstring("the wash goes on"), ContainSubstring("deadline exceeded"))))
+			ordered = func() time.Time { return at }
+			Expect(wait("--timeout", "300ms").err).To(MatchError(And(
+				ContainSubstring("the wash goes on"), ContainSubstring("mrgc wash show use1-0/2026-03-14T09:26:53.589000Z"), ContainSubstring("deadline exceeded"))))
+		})
+
+		It("does not take a record for a wash's that is not whole", func(ctx SpecContext) {
+			ordered = func() time.Time {
+				store, err := open.Store(context.Background(), address, nil)
+				Expect(err).NotTo(HaveOccurred())
+				defer store.Close()
+				_, err = store.Write(context.Background(), schema.CleanupValidation, state.Write{Key: state.WashKey("use1-0", at), Fields: []byte(`{"region":"use1","trigger":"operator","started_at":"2026-03-14T09:26:53.589Z","passed":true,"steps":[]}`)})
+				Expect(err).NotTo(HaveOccurred())
+				return at
+			}
+			Expect(wait().err).To(MatchError(And(ContainSubstring("use1-0/2026-03-14T09:26:53.589000Z"), ContainSubstring("not whole"))))
 		})
 	})
 })
