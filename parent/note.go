@@ -77,11 +77,13 @@ func (w *washer) isNoted(id string) bool {
 	return w.noted.Wash == id
 }
 
-// note notes a wash, unless a later one is noted.
+// note notes a wash, unless a later one is noted. What a start has found is earlier than
+// all that it begins, whatever the clock said then.
 func (w *washer) note(a wash.Action) error {
 	w.noting.Lock()
 	defer w.noting.Unlock()
-	if a.Row.StartedAt.Before(w.noted.Row.StartedAt) {
+	found, has := a.Wash == w.found.Wash, w.noted.Wash == w.found.Wash
+	if found && !has || found == has && a.Row.StartedAt.Before(w.noted.Row.StartedAt) {
 		return nil
 	}
 	n := note{Wash: a.Wash, Row: a.Row}

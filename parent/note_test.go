@@ -2,6 +2,7 @@ package parent_test
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
 	"os"
 	"sync/atomic"
@@ -81,6 +82,36 @@ var _ = Describe("A start of the parent while the state store is away", func() {
 		away.Store(false)
 		Expect(again.wash(ctx).Passed).To(BeTrue())
 		again.eventuallyRegistered(ctx, healthy())
+	}, NodeTimeout(specTimeout))
+
+	It("knows of one that has failed after the clock was set back", func(ctx SpecContext) {
+		in := startWashing()
+		in.ready(ctx)
+		Expect(in.wash(ctx).Passed).To(BeTrue())
+		var note struct {
+			Wash string     `json:"wash"`
+			Row  state.Wash `json:"row"`
+		}
+		content, err := os.ReadFile(in.config.Wash.Note)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(json.Unmarshal(content, &note)).To(Succeed())
+		note.Row.StartedAt = note.Row.StartedAt.Add(time.Hour)
+		key := state.WashKey(in.config.Instance.ID, note.Row.StartedAt)
+		note.Wash = key.Partition + "/" + key.Sort
+		content, err = json.Marshal(note)
+		Expect(err).NotTo(HaveOccurred())
+		Expect(os.WriteFile(in.config.Wash.Note, content, 0o600)).To(Succeed())
+		away.Store(false)
+		again := after(ctx, in, &away)
+		again.eventuallyRegistered(ctx, healthy())
+		again.peer(ctx, "use1-1", fleet.Load{}, true, nowhere)
+		breaking(&again.files)
+		Expect(again.order(again.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
+		again.eventuallyRegistered(ctx, HaveField("Health.Reason", HavePrefix("quarantined: check_model")))
+		Eventually(func() (string, error) { content, err := os.ReadFile(in.config.Wash.Note); return string(content), err }).Should(ContainSubstring(`"passed":false`))
+		away.Store(true)
+		third := after(ctx, again, &away)
+		third.eventuallyRegistered(ctx, HaveField("Health.Reason", HavePrefix("quarantined: check_model")))
 	}, NodeTimeout(specTimeout))
 
 	It("goes on to wait, in service, where the wash waits again", func(ctx SpecContext) {
