@@ -18,6 +18,7 @@ import (
 	. "github.com/onsi/ginkgo/v2"
 	. "github.com/onsi/gomega"
 	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sys/unix"
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/audit"
@@ -464,6 +465,21 @@ var _ = Describe("A full wash", func() {
 		Expect(in.wash(ctx).Passed).To(BeTrue())
 		Eventually(func() (string, error) { b, err := os.ReadFile(path); return string(b), err }).Should(
 			And(ContainSubstring(`"event":"instance_washed"`), ContainSubstring(`"passed":"true"`)))
+	}, NodeTimeout(specTimeout))
+
+	It("goes to the audit log later where that fails", func(ctx SpecContext) {
+		path := filepath.Join(GinkgoT().TempDir(), "audit.log")
+		Expect(unix.Mkfifo(path, 0o600)).To(Succeed()) // which cannot be synced
+		log, err := audit.Open(path)
+		Expect(err).NotTo(HaveOccurred())
+		DeferCleanup(log.Close)
+		Expect(log.Append(time.Now(), audit.Event{Name: audit.Washed})).NotTo(Succeed())
+		in := startWashing(func(_ *washing, c *parent.Config) { c.Audit = log })
+		in.ready(ctx)
+		id := in.wash(ctx).StartedAt
+		Expect(os.Remove(path)).To(Succeed())
+		Eventually(ctx, func() (string, error) { b, err := os.ReadFile(path); return string(b), err }).Should(
+			And(ContainSubstring(`"event":"instance_washed"`), ContainSubstring(state.WashKey(instanceID, id).Sort)))
 	}, NodeTimeout(specTimeout))
 })
 

@@ -313,6 +313,7 @@ func (w *washer) run(ctx context.Context) {
 			case wash.Record:
 				w.ended(a)
 				recording.Go(func() { w.record(ctx, a) })
+				recording.Go(func() { w.audit(ctx, a) })
 			case wash.Quarantine:
 				w.p.log.Error("INSTANCE QUARANTINED", "wash", a.Wash, "reason", a.Row.Reason)
 				w.metrics.quarantined.Set(1)
@@ -374,6 +375,10 @@ func (w *washer) ended(a wash.Action) {
 		w.mu.Unlock()
 		w.p.probeNow() // which tells the enclave, for receipts
 	}
+}
+
+// audit has a wash in the audit log, however long that fails, until ctx ends.
+func (w *washer) audit(ctx context.Context, a wash.Action) {
 	if w.p.config.Audit == nil {
 		return
 	}
@@ -381,8 +386,17 @@ func (w *washer) ended(a wash.Action) {
 	if a.Row.Reason != "" {
 		about["reason"] = a.Row.Reason
 	}
-	if err := w.p.config.Audit.Append(time.Now(), audit.Event{Name: audit.Washed, About: about}); err != nil {
-		w.p.log.Error("AUDIT LOG FAILS", "error", err)
+	for {
+		err := w.p.config.Audit.Append(time.Now(), audit.Event{Name: audit.Washed, About: about})
+		if err == nil {
+			return
+		}
+		w.p.log.Error("AUDIT LOG FAILS; trying again", "wash", a.Wash, "error", err)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(recordAgain):
+		}
 	}
 }
 
