@@ -154,6 +154,7 @@ var _ = Describe("A request that is sealed to others", func() {
 		other := in.peer(ctx, "use1-1", fleet.Load{}, true, elsewhere)
 		in.eventuallyAnswered(ctx, "use1-1 got sealed", elsewhere)
 		asked := other.asked.Load()
+		in.eventuallyRegistered(ctx, HaveField("KeyIDs", Not(BeEmpty())))
 		own := in.registered(ctx).KeyIDs[0]
 		in.eventuallyAnswered(ctx, "own", elsewhere, own)
 		Expect(other.asked.Load()).To(Equal(asked))

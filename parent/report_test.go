@@ -151,6 +151,7 @@ var _ = Describe("An instance's load reports", func() {
 		req.Header.Set(api.HeaderUncached, "409")
 		told := in.sending(req)
 		l.newest(ctx, HaveField("UnreadTokens", 409))
+		Eventually(ctx, seen.Load).ShouldNot(BeNil())
 		Expect(seen.Load()).NotTo(HaveKey(api.HeaderUncached), "the enclave has no use for it")
 		other := in.sealed(ctx, "request") // nothing said of it: all of the prompt counts
 		other.Header.Set(api.HeaderSize, "2048/1024")

@@ -136,14 +136,18 @@ func metadataKey(key string) *metadatav3.MetadataKey {
 	}}}
 }
 
+const (
+	healthCheckInterval = 2 * time.Second
+	healthCheckTimeout  = time.Second
+)
+
 // healthCheck asks a parent whether it takes requests. The interval without
 // traffic is set as well: its default of a minute is what a new cluster waits.
 func healthCheck() *corev3.HealthCheck {
-	const interval = 2 * time.Second
 	return &corev3.HealthCheck{
-		Timeout:            durationpb.New(time.Second),
-		Interval:           durationpb.New(interval),
-		NoTrafficInterval:  durationpb.New(interval),
+		Timeout:            durationpb.New(healthCheckTimeout),
+		Interval:           durationpb.New(healthCheckInterval),
+		NoTrafficInterval:  durationpb.New(healthCheckInterval),
 		UnhealthyThreshold: wrapperspb.UInt32(2),
 		HealthyThreshold:   wrapperspb.UInt32(1),
 		HealthChecker: &corev3.HealthCheck_HttpHealthCheck_{HttpHealthCheck: &corev3.HealthCheck_HttpHealthCheck{

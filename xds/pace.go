@@ -1,6 +1,9 @@
 package xds
 
-import "time"
+import (
+	"slices"
+	"time"
+)
 
 // pace is what waits to be published, and since when something else was. What
 // the fleet does cannot wait for long. Weights can: they decide only while no
@@ -8,6 +11,7 @@ import "time"
 type pace struct {
 	news, scores       bool      // the fleet or the certificate, or scores, have changed since they were looked at
 	published, weighed time.Time // when anything new was published, and when scores were last looked at
+	leave              time.Time // when endpoints leave that are published still; zero: none does
 }
 
 // due says whether to publish now, and with new weights; if not, after what wait
@@ -15,16 +19,21 @@ type pace struct {
 func (p *pace) due(c Config, now time.Time) (publish, weigh bool, wait time.Duration) {
 	publication := c.MinPushInterval - now.Sub(p.published)
 	weighing := max(publication, c.WeightInterval-now.Sub(p.weighed))
-	switch {
-	case p.scores && weighing <= 0:
-		return true, true, 0
-	case p.news:
-		return publication <= 0, false, max(publication, 0)
-	case p.scores:
-		return false, false, weighing
-	default:
+	var waits []time.Duration
+	if p.scores {
+		waits = append(waits, weighing)
+	}
+	if p.news {
+		waits = append(waits, publication)
+	}
+	if !p.leave.IsZero() {
+		waits = append(waits, max(publication, p.leave.Sub(now)))
+	}
+	if len(waits) == 0 {
 		return false, false, 0
 	}
+	wait = slices.Min(waits)
+	return wait <= 0, p.scores && weighing <= 0, max(wait, 0)
 }
 
 // looked is after what waited has been looked at, with or without the scores.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/mrgc/mrgc/internal/fleet"
 )
@@ -28,6 +29,7 @@ type clusterPlan struct {
 	name      string
 	model     string
 	endpoints [][]endpoint // by priority; the local region's first, unless another is preferred
+	until     time.Time    // when those that are leaving have left; zero: there are none
 }
 
 // endpoint is an instance as Envoy sees it.
@@ -37,6 +39,7 @@ type endpoint struct {
 	region  fleet.Region
 	zone    string
 	weight  uint32
+	leaving bool // it gets nothing any more, but for a while: see split
 }
 
 // instancesOf is what serves a model from a region.

@@ -76,7 +76,7 @@ func New(config Config) (*Server, error) {
 		return nil, fmt.Errorf("xds metrics: %w", err)
 	}
 	s.input.config = &config
-	if _, err := s.build(input{config: &config, snapshot: fleet.NewSnapshot(time.Time{}, nil), tenants: &tenant.Set{}, cert: certificate{chain: []byte("-"), key: []byte("-")}}, nil, false); err != nil {
+	if _, err := s.build(input{config: &config, snapshot: fleet.NewSnapshot(time.Time{}, nil), tenants: &tenant.Set{}, cert: certificate{chain: []byte("-"), key: []byte("-")}}, &publication{}, false, time.Time{}); err != nil {
 		return nil, fmt.Errorf("xds config: %w", err)
 	}
 	return s, nil
@@ -179,6 +179,7 @@ func poke(c chan struct{}) {
 //     MinPushInterval ago, else the timer is set,
 //   - scores change: the same with WeightInterval, since weights were last
 //     looked at,
+//   - endpoints that were kept for a while leave: the timer is set,
 //   - the timer fires: the newest input is published,
 //   - the ticker fires: an Envoy that does not answer tries no longer,
 //   - ctx ends.
@@ -207,10 +208,12 @@ func (s *Server) Run(ctx context.Context) error {
 		now := time.Now()
 		publish, weigh, wait := p.due(s.config, now)
 		if publish {
-			if s.publish(weigh) {
+			published, leave := s.publish(weigh, now)
+			if published {
 				p.published = now
 			}
 			p.looked(weigh, now)
+			p.leave = leave
 			_, _, wait = p.due(s.config, now)
 		}
 		if timer.Stop(); wait > 0 {
@@ -220,21 +223,21 @@ func (s *Server) Run(ctx context.Context) error {
 }
 
 // publish makes resources of the newest input and says whether there was
-// anything new in them. Unless it shall weigh them anew, instances keep the
-// weights that they have.
-func (s *Server) publish(weigh bool) bool {
+// anything new in them, and when endpoints leave that are still in them; zero: none
+// does. Unless it shall weigh them anew, instances keep the weights that they have.
+func (s *Server) publish(weigh bool, now time.Time) (published bool, leave time.Time) {
 	in := s.newest()
 	if in.snapshot == nil || in.tenants == nil || in.cert.isZero() {
-		return false
+		return false, time.Time{}
 	}
 	before, _ := s.feed.get()
 	if before == nil {
 		before = &publication{}
 	}
-	fresh, err := s.build(in, before.weights, weigh)
+	fresh, err := s.build(in, before, weigh, now)
 	s.note(err)
 	if fresh == nil {
-		return false
+		return false, time.Time{}
 	}
 	changed := false
 	for region, set := range fresh.sets {
@@ -242,11 +245,11 @@ func (s *Server) publish(weigh bool) bool {
 		changed = changed || !fresh.sets[region].equal(before.sets[region])
 	}
 	if !changed {
-		return false
+		return false, before.leave()
 	}
 	s.offer(fresh)
 	s.config.Logger.Debug("published", "instances", len(in.snapshot.Instances))
-	return true
+	return true, fresh.leave()
 }
 
 // offer publishes: each region's Envoys get it one after the other, see stage.
@@ -266,10 +269,9 @@ func (s *Server) newest() input {
 	return s.input
 }
 
-// build renders every region's resources. A publication of nil means that they
-// are not valid; an error beside one names instances that were left out. The
-// weights are those that instances have had.
-func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*publication, error) {
+// build renders every region's resources, after those of before. A publication of nil
+// means that they are not valid; an error beside one names instances that were left out.
+func (s *Server) build(in input, before *publication, weigh bool, now time.Time) (*publication, error) {
 	out := &publication{sets: map[fleet.Region]resourceSet{}, clusters: map[fleet.Region][]clusterPlan{}, weights: map[string]uint32{}}
 	if s.under != in.config {
 		clear(s.rendered)
@@ -279,7 +281,7 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 	usable, leftOut := dialable(in.snapshot.Ready(in.config.StaleAfter))
 	for i := range usable {
 		in := &usable[i]
-		if in.weight = weights[in.ID]; in.weight == 0 || weigh {
+		if in.weight = before.weights[in.ID]; in.weight == 0 || weigh {
 			in.weight = weightAfter(in.weight, s.config.Weight(in.Instance))
 		}
 		out.weights[in.ID] = in.weight
@@ -298,7 +300,7 @@ func (s *Server) build(in input, weights map[string]uint32, weigh bool) (*public
 		}
 		p := newPlan(*in.config, region, regions, orders, usable, s.admissions[region], in.cert)
 		p.clients = in.clients
-		p.split(in.splits, usable)
+		p.split(in.splits, usable, before.clusters[region], now)
 		fresh, err := render(p, s.rendered[region])
 		if err != nil {
 			return nil, err
@@ -375,6 +377,18 @@ type publication struct {
 	sets     map[fleet.Region]resourceSet
 	clusters map[fleet.Region][]clusterPlan // what the sets were rendered from
 	weights  map[string]uint32              // by instance
+}
+
+// leave is when the first of its endpoints leave that are still in it; zero: none does.
+func (p *publication) leave() (first time.Time) {
+	for _, clusters := range p.clusters {
+		for _, c := range clusters {
+			if !c.until.IsZero() && (first.IsZero() || c.until.Before(first)) {
+				first = c.until
+			}
+		}
+	}
+	return first
 }
 
 // feed is the current publication and the news that Envoys should have something

@@ -30,8 +30,29 @@ var _ = Describe("Models with versions", func() {
 		server.SetSplits(splits(0))
 		Eventually(now).Should(Equal(map[string]uint32{"use1-0": 1500, "use1-1": 1500}))
 		server.SetSplits(splits(1000))
-		Eventually(now).Should(Equal(map[string]uint32{"use1-2": 3000}))
+		// For Envoy use1-2 is not healthy yet.
+		Eventually(now).Should(Equal(map[string]uint32{"use1-0": 1, "use1-1": 1, "use1-2": 3000}))
+		Consistently(now, "2s").Should(HaveLen(3))
+		Eventually(now, "10s").Should(Equal(map[string]uint32{"use1-2": 3000}))
 		server.SetSplits(nil)
 		Eventually(now).Should(Equal(map[string]uint32{"use1-0": 100, "use1-1": 100, "use1-2": 100}))
+	})
+
+	It("lose no endpoint before others are healthy, and keep none that is gone", func() {
+		server := startServer(testConfig())
+		v1, v2 := versioned("use1-0", "10.0.0.1:8080", "v1"), versioned("use1-1", "10.0.0.2:8080", "v2")
+		server.Update(snapshotOf(v1, v2))
+		setCertificate(server)
+		server.SetSplits(splits(0))
+		now := func() map[string]uint32 { return weights(server) }
+		Eventually(now).Should(Equal(map[string]uint32{"use1-0": 2000}))
+		server.SetSplits(splits(1000))
+		Eventually(now).Should(Equal(map[string]uint32{"use1-0": 1, "use1-1": 2000}))
+		server.SetSplits(splits(0)) // at once: Envoy may not have checked the other yet
+		Eventually(now).Should(Equal(map[string]uint32{"use1-0": 2000}))
+		server.SetSplits(splits(1000))
+		Eventually(now).Should(HaveLen(2))
+		server.Update(snapshotOf(v2))
+		Eventually(now).Should(Equal(map[string]uint32{"use1-1": 1000}))
 	})
 })
