@@ -87,10 +87,17 @@ func Run(ctx context.Context, config Config) error {
 	}
 	defer stopServing()
 	defer close(s.over)
+	// Before there is an engine: from then on a signal may come for it, which would else
+	// end the supervisor, and what it leaves behind may end.
+	signals, orphans := make(chan os.Signal, 8), make(chan os.Signal, 1)
+	signal.Notify(signals, passedOn...)
+	defer signal.Stop(signals)
+	signal.Notify(orphans, syscall.SIGCHLD)
+	defer signal.Stop(orphans)
 	if err := s.start(); err != nil {
 		return err
 	}
-	return s.supervise(ctx)
+	return s.supervise(ctx, signals, orphans)
 }
 
 // passedOn are signals that are the engine's to understand.
@@ -98,12 +105,7 @@ var passedOn = []os.Signal{syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, sys
 
 // supervise waits for what can happen: the end, the engine's end, an order to
 // restart it, a signal for it, the end of a process that it has left behind.
-func (s *supervisor) supervise(ctx context.Context) error {
-	signals, orphans := make(chan os.Signal, 8), make(chan os.Signal, 1)
-	signal.Notify(signals, passedOn...)
-	defer signal.Stop(signals)
-	signal.Notify(orphans, syscall.SIGCHLD)
-	defer signal.Stop(orphans)
+func (s *supervisor) supervise(ctx context.Context, signals, orphans <-chan os.Signal) error {
 	for {
 		select {
 		case <-ctx.Done():
