@@ -7,6 +7,7 @@ package lockdown
 
 import (
 	"fmt"
+	"runtime"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,6 +19,7 @@ import (
 // to what the environment asks for. Whoever starts the program sets
 // GOTRACEBACK=none.
 func NoDumps() error {
+	runtime.UnlockOSThread() // a program that calls OverwriteFreed, too, has done so before
 	if err := unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{}); err != nil {
 		return fmt.Errorf("forbid core dumps: %w", err)
 	}

@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"runtime"
 	"testing"
+	"time"
 	"unsafe"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -27,6 +28,10 @@ const lockEnv = "LOCKDOWN_TEST"
 func TestMain(m *testing.M) {
 	if os.Getenv(overwriteEnv) != "" {
 		freeSelf()
+		return
+	}
+	if os.Getenv(deathEnv) != "" {
+		sayDeathSignal()
 		return
 	}
 	if os.Getenv(lockEnv) != "" {
@@ -69,6 +74,26 @@ func freeSelf() {
 	}
 	runtime.KeepAlive(&kept)
 	fmt.Printf("%d of %d %q", left, len(objects), os.Getenv("GODEBUG"))
+}
+
+// deathEnv turns the test binary into a process that has its memory overwritten, and
+// says which signal it gets when its parent dies.
+const deathEnv = "LOCKDOWN_TEST_DEATH"
+
+func sayDeathSignal() {
+	for range 200 { // main goes to another thread meanwhile, if it may
+		time.Sleep(time.Millisecond)
+	}
+	if err := lockdown.OverwriteFreed(); err != nil {
+		fmt.Println(err)
+		return
+	}
+	runtime.LockOSThread()
+	var signal int32
+	if err := unix.Prctl(unix.PR_GET_PDEATHSIG, uintptr(unsafe.Pointer(&signal)), 0, 0, 0); err != nil {
+		fmt.Println(err)
+	}
+	fmt.Print(unix.Signal(signal))
 }
 
 const prompt = "a prompt"
@@ -119,6 +144,19 @@ var _ = Describe("Memory that is freed", func() {
 
 	It("is overwritten, where the program asks for it", func(ctx SpecContext) {
 		Expect(freed(ctx, "overwrite", "")).To(Equal(`0 of 64 "clobberfree=1"`))
+	})
+
+	It("is overwritten in a process that is still told of its parent's death", func(ctx SpecContext) {
+		self, err := os.Executable()
+		Expect(err).NotTo(HaveOccurred())
+		cmd := exec.CommandContext(ctx, self)
+		cmd.Env = append(os.Environ(), deathEnv+"=1", "GODEBUG=")
+		cmd.SysProcAttr = &unix.SysProcAttr{Pdeathsig: unix.SIGTERM}
+		runtime.LockOSThread() // whose end is the parent's
+		defer runtime.UnlockOSThread()
+		output, err := cmd.CombinedOutput()
+		Expect(err).NotTo(HaveOccurred())
+		Expect(string(output)).To(Equal("terminated"))
 	})
 
 	It("is overwritten beside what else the environment asks for", func(ctx SpecContext) {

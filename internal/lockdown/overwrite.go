@@ -3,6 +3,7 @@ package lockdown
 import (
 	"fmt"
 	"os"
+	"runtime"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -12,6 +13,13 @@ import (
 // overwrites what it frees (package runtime, "GODEBUG").
 const overwriteFreed = "clobberfree=1"
 
+// init keeps main in the process's first thread until [OverwriteFreed] or [NoDumps] has
+// been called. Of a program that is replaced by itself the thread that asks for it is
+// left, and the signal for a parent's death is the first one's alone (execve(2),
+// prctl(2), PR_SET_PDEATHSIG): an enclave that was started anew from another thread
+// outlives its parent.
+func init() { runtime.LockOSThread() }
+
 // OverwriteFreed has the garbage collector overwrite each object that it frees.
 // The runtime takes that from the environment as it starts, so when it is not
 // there the program is replaced by itself with it: call it first. It does nothing
@@ -20,6 +28,7 @@ func OverwriteFreed() error {
 	settings := os.Getenv("GODEBUG")
 	for setting := range strings.SplitSeq(settings, ",") {
 		if setting == overwriteFreed {
+			runtime.UnlockOSThread()
 			return nil
 		}
 	}
