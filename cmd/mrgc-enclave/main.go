@@ -34,10 +34,6 @@ import (
 	"github.com/mrgc/mrgc/internal/vsock"
 )
 
-// endWithin is how long an enclave that is told to end may take. What it holds must not
-// outlive its instance by a call that hangs, and whoever told it may be gone himself.
-const endWithin = 3 * time.Second
-
 // cleanWithin is how long a request's copies may stay in the memory of libraries.
 const cleanWithin = 500 * time.Millisecond
 
@@ -48,11 +44,6 @@ func main() {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	context.AfterFunc(ctx, func() {
-		time.Sleep(endWithin)
-		fmt.Fprintln(os.Stderr, "mrgc-enclave: told to end, and did not within", endWithin)
-		os.Exit(1)
-	})
 	if err := run(ctx, os.Args[1:], os.Getenv, os.Stderr); err != nil && !errors.Is(err, flag.ErrHelp) {
 		fmt.Fprintln(os.Stderr, "mrgc-enclave:", err)
 		os.Exit(1)
