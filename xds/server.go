@@ -244,12 +244,11 @@ func (s *Server) publish(weigh bool, now time.Time) (published bool, leave time.
 		fresh.sets[region] = set.after(before.sets[region])
 		changed = changed || !fresh.sets[region].equal(before.sets[region])
 	}
-	if !changed {
-		return false, before.leave()
+	if changed {
+		s.offer(fresh)
+		s.config.Logger.Debug("published", "instances", len(in.snapshot.Instances))
 	}
-	s.offer(fresh)
-	s.config.Logger.Debug("published", "instances", len(in.snapshot.Instances))
-	return true, fresh.leave()
+	return changed, fresh.leave()
 }
 
 // offer publishes: each region's Envoys get it one after the other, see stage.
