@@ -43,6 +43,20 @@ func startRestarting(ctx context.Context, options ...func(*washing, *parent.Conf
 // leaseOfM is the name of the lease of model m in the region: it has the SHA-256 of m.
 const leaseOfM = "wash/use1/62c66a7a5dd70c31"
 
+// checksUntil has the model checked until goOn is closed, and says when that begins.
+func checksUntil(goOn <-chan struct{}, begins chan<- struct{}) func(*washing, *parent.Config) {
+	return func(_ *washing, c *parent.Config) {
+		c.Wash.CheckModel = func(ctx context.Context, _ bool) (string, error) {
+			begins <- struct{}{}
+			select {
+			case <-goOn:
+			case <-ctx.Done():
+			}
+			return "1 file", nil
+		}
+	}
+}
+
 // goneRecords are of a store that is away when it is said to be.
 type goneRecords struct {
 	state.Store
@@ -287,16 +301,8 @@ var _ = Describe("A full wash that restarts the engine", func() {
 	It("does not step aside when its turn was lost meanwhile, but waits for it again", func(ctx SpecContext) {
 		var away atomic.Bool
 		checking, checked := make(chan struct{}, 8), make(chan struct{})
-		in, _ := startRestarting(ctx, func(in *washing, c *parent.Config) {
+		in, _ := startRestarting(ctx, checksUntil(checked, checking), func(in *washing, c *parent.Config) {
 			c.Wash.Records = &goneRecords{Store: in.records, away: &away}
-			c.Wash.CheckModel = func(ctx context.Context, _ bool) (string, error) {
-				checking <- struct{}{}
-				select {
-				case <-checked:
-				case <-ctx.Done():
-				}
-				return "1 file", nil
-			}
 		})
 		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
 		Eventually(ctx, checking).Should(Receive())

@@ -115,19 +115,10 @@ var _ = Describe("A start of the parent while the state store is away", func() {
 	}, NodeTimeout(specTimeout))
 
 	It("goes on to wait, in service, where the wash waits again", func(ctx SpecContext) {
-		checking, goOn := make(chan struct{}), make(chan struct{})
-		in, _ := startRestarting(ctx, func(_ *washing, c *parent.Config) {
-			c.Wash.CheckModel = func(ctx context.Context, _ bool) (string, error) {
-				close(checking)
-				select {
-				case <-goOn:
-				case <-ctx.Done():
-				}
-				return "1 file", nil
-			}
-		})
+		checking, goOn := make(chan struct{}, 8), make(chan struct{})
+		in, _ := startRestarting(ctx, checksUntil(goOn, checking))
 		Expect(in.order(in.client(routerID))).To(HaveHTTPStatus(http.StatusAccepted))
-		Eventually(ctx, checking).Should(BeClosed())
+		Eventually(ctx, checking).Should(Receive())
 		in.peer(ctx, "use1-1", fleet.Load{}, false, elsewhere)
 		close(goOn)
 		Eventually(ctx, in.newest).Should(And(HaveField("Open", state.WashWaiting), HaveField("Reason", ContainSubstring("no other instance"))))

@@ -386,34 +386,36 @@ func (w *washer) audit(ctx context.Context, a wash.Action) {
 	if a.Row.Reason != "" {
 		about["reason"] = a.Row.Reason
 	}
-	for {
+	w.untilDone(ctx, func() bool {
 		err := w.p.config.Audit.Append(time.Now(), audit.Event{Name: audit.Washed, About: about})
-		if err == nil {
-			return
+		if err != nil {
+			w.p.log.Error("AUDIT LOG FAILS; trying again", "wash", a.Wash, "error", err)
 		}
-		w.p.log.Error("AUDIT LOG FAILS; trying again", "wash", a.Wash, "error", err)
-		select {
-		case <-ctx.Done():
-			return
-		case <-time.After(recordAgain):
-		}
-	}
+		return err == nil
+	})
 }
 
 // record writes a wash's row, however long the store is away, until ctx ends. One that
 // is not whole is refused for ever, and in the log alone: the note that has it, too, keeps
 // the instance in quarantine after the next start.
 func (w *washer) record(ctx context.Context, a wash.Action) {
-	for {
+	w.untilDone(ctx, func() bool {
 		err := errors.Join(w.note(a), w.write(ctx, a.Row))
 		switch {
 		case err == nil:
-			return
+			return true
 		case errors.Is(err, state.ErrNotWhole):
 			w.p.log.Error("A WASH'S RECORD IS REFUSED", "wash", a.Wash, "error", err)
-			return
+			return true
 		}
 		w.p.log.Warn("a wash could not be recorded; trying again", "wash", a.Wash, "error", err)
+		return false
+	})
+}
+
+// untilDone tries something again and again, until it is done or ctx ends.
+func (w *washer) untilDone(ctx context.Context, try func() (done bool)) {
+	for !try() {
 		select {
 		case <-ctx.Done():
 			return

@@ -13,8 +13,8 @@ import (
 )
 
 // serveWash passes an operator's order of a full wash to the instance's parent, and the
-// wash's id back. It
-// wants JSON's content type, which a page of another site cannot send unasked.
+// wash's id back. It wants JSON's content type, which a page of another site cannot send
+// unasked.
 func (r *Router) serveWash(w http.ResponseWriter, req *http.Request) {
 	if req.Header.Get("Content-Type") != "application/json" {
 		api.Errorf(http.StatusUnsupportedMediaType, "invalid_request", "want the content type application/json").Write(w)

@@ -15,6 +15,7 @@ import (
 
 	"github.com/mrgc/mrgc/internal/api"
 	"github.com/mrgc/mrgc/internal/state"
+	"github.com/mrgc/mrgc/internal/state/memory"
 	"github.com/mrgc/mrgc/internal/state/open"
 	"github.com/mrgc/mrgc/internal/state/schema"
 )
@@ -27,6 +28,21 @@ func wholeSteps(first, last state.WashStep) (steps []state.WashStep) {
 	first.Name, last.Name = steps[0].Name, steps[len(steps)-1].Name
 	steps[0], steps[len(steps)-1] = first, last
 	return steps
+}
+
+// looked is a store of which something is done before each look at a row, by its number.
+type looked struct {
+	state.Store
+	before func(look int) error
+	looks  int
+}
+
+func (s *looked) Get(ctx context.Context, table schema.Table, key state.Key) (state.Item, error) {
+	s.looks++
+	if err := s.before(s.looks); err != nil {
+		return state.Item{}, err
+	}
+	return s.Store.Get(ctx, table, key)
 }
 
 var _ = Describe("mrgc wash show", func() {
@@ -163,20 +179,13 @@ var _ = Describe("mrgc wash now", func() {
 		}
 
 		It("shows the wash that was ordered, and no other", func() {
-			record(at.Add(2*time.Hour), failed)
-			ended := make(chan struct{})
 			ordered = func() time.Time {
-				go func() {
-					defer GinkgoRecover()
-					defer close(ended)
-					record(at, failed)                 // one that was under way
-					time.Sleep(300 * time.Millisecond) // longer than it is between two looks
-					record(at.Add(time.Hour), passed)
-				}()
+				record(at, failed) // one that was under way
+				record(at.Add(time.Hour), passed)
+				record(at.Add(2*time.Hour), failed)
 				return at.Add(time.Hour)
 			}
 			got := wait()
-			<-ended
 			Expect(got.err).NotTo(HaveOccurred())
 			Expect(got.stdout).To(And(MatchRegexp(`T10:26:53.* passed`), MatchRegexp(`check_canary +1s +true +gone`), Not(ContainSubstring("T09:26:53")), Not(ContainSubstring("T11:26:53"))))
 		})
@@ -188,25 +197,43 @@ var _ = Describe("mrgc wash now", func() {
 			Expect(got.stdout).To(ContainSubstring(`"name": "check_model"`))
 		})
 
-		It("waits while it cannot begin yet, and while it is under way", func() {
-			ended := make(chan struct{})
-			ordered = func() time.Time {
-				record(at, state.Wash{Open: state.WashWaiting, Reason: "no turn"})
-				go func() {
-					defer GinkgoRecover()
-					defer close(ended)
-					time.Sleep(300 * time.Millisecond)
-					record(at, state.Wash{Open: state.WashUnderWay})
-					time.Sleep(300 * time.Millisecond)
-					record(at, passed)
-				}()
-				return at
+		It("waits while it is not recorded, cannot begin yet, is under way, and while the store is away", func(ctx SpecContext) {
+			store := &looked{Store: memory.New(nil).Open()}
+			key := state.WashKey("use1-0", at)
+			var version int64
+			put := func(w state.Wash) {
+				GinkgoHelper()
+				w.Region, w.Trigger, w.StartedAt = "use1", "operator", at
+				stored, err := state.WashTable(store.Store).Put(ctx, state.Record[state.Wash]{Key: key, Version: version, Value: w})
+				Expect(err).NotTo(HaveOccurred())
+				version = stored.Version
 			}
-			got := wait()
-			<-ended
-			Expect(got.err).NotTo(HaveOccurred())
-			Expect(got.stdout).To(MatchRegexp(`T09:26:53.* passed`))
-		})
+			store.before = func(look int) error {
+				switch look {
+				case 2:
+					put(state.Wash{Open: state.WashWaiting, Reason: "no turn"})
+				case 3:
+					return errors.New("the store is away")
+				case 4:
+					put(state.Wash{Open: state.WashUnderWay})
+				case 5:
+					put(passed)
+				}
+				return nil
+			}
+			wash, err := awaitWash(ctx, state.WashTable(store), key.Partition+"/"+key.Sort, &progressLine{})
+			Expect(err).NotTo(HaveOccurred())
+			Expect(wash.Passed).To(BeTrue())
+			Expect(store.looks).To(Equal(5))
+		}, NodeTimeout(20*time.Second))
+
+		It("says that the store is away when it is until the end", func(ctx SpecContext) {
+			store := &looked{Store: memory.New(nil).Open(), before: func(int) error { return errors.New("connection refused") }}
+			short, cancel := context.WithTimeout(ctx, 50*time.Millisecond)
+			defer cancel()
+			_, err := awaitWash(short, state.WashTable(store), "use1-0/2026-03-14T09:26:53.589000Z", &progressLine{})
+			Expect(err).To(MatchError(And(ContainSubstring("deadline exceeded"), ContainSubstring("the state store does not answer"), ContainSubstring("connection refused"))))
+		}, NodeTimeout(20*time.Second))
 
 		It("waits no longer than it is told, and says that the wash goes on", func() {
 			ordered = func() time.Time { return at }
