@@ -11,7 +11,6 @@ import (
 	"os/exec"
 	"runtime"
 	"testing"
-	"time"
 	"unsafe"
 
 	. "github.com/onsi/ginkgo/v2"
@@ -81,8 +80,18 @@ func freeSelf() {
 const deathEnv = "LOCKDOWN_TEST_DEATH"
 
 func sayDeathSignal() {
-	for range 200 { // main goes to another thread meanwhile, if it may
-		time.Sleep(time.Millisecond)
+	// Goroutines that keep threads to themselves, the first one, too, unless it is main's:
+	// main goes on in another one then.
+	held := make(chan struct{})
+	for range 32 {
+		go func() {
+			runtime.LockOSThread()
+			held <- struct{}{}
+			select {}
+		}()
+	}
+	for range 32 {
+		<-held
 	}
 	if err := lockdown.OverwriteFreed(); err != nil {
 		fmt.Println(err)
